@@ -1,0 +1,46 @@
+"""What the two networks of the challenges share: features, a logits layer, a pixel range."""
+
+import keras
+import tensorflow as tf
+
+from madry_models.errors import UserError
+
+
+def wide_dtype(dtype: str) -> str:
+    """The dtype for statistics and logits: float64 stays, anything narrower becomes float32."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def leaky_relu(h: tf.Tensor) -> tf.Tensor:
+    """max(h, 0.1 h), which is exact in float64: the fused kernel keeps its slope in float32."""
+    return tf.maximum(h, 0.1 * h) if h.dtype == tf.float64 else tf.nn.leaky_relu(h, alpha=0.1)
+
+
+class Network(keras.Model):
+    """logits = logits_layer(features(x)).
+
+    Subclasses set `pixel_max` (x lies in 0..pixel_max), make `logits_layer` and define `build`,
+    which creates every variable, `features`, and `kernels`, the variables under weight decay.
+    Images are cast here, not by Keras, so that pixels keep their precision under mixed policies.
+    """
+
+    pixel_max: float
+    logits_layer: keras.layers.Dense
+
+    def __init__(self, num_classes: int, **kwargs):
+        if num_classes < 1:
+            raise UserError(f"num_classes must be at least 1. Received: {num_classes}.")
+        super().__init__(autocast=False, **kwargs)
+        self.num_classes = num_classes
+
+    def features(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Images [B,H,W,C] in 0..pixel_max -> the activations the logits layer reads, [B,F]."""
+        raise NotImplementedError
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Images [B,H,W,C] in 0..pixel_max -> logits [B,num_classes], float32 or float64."""
+        return self.logits_layer(self.features(x, training=training))
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "num_classes": self.num_classes}
