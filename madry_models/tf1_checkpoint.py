@@ -135,9 +135,10 @@ def from_tf1_checkpoint(
         )
         model.build((None, 32, 32, 3))
     else:
+        received = ", ".join(sorted(shapes)[:5]) or "no variables"
         raise UserError(
             f"checkpoint {prefix} holds neither network of the challenges: expected Variable_6 "
-            f"(MNIST) or logit/DW (CIFAR-10). Received: {', '.join(sorted(shapes)[:5]) or 'no variables'}."
+            f"(MNIST) or logit/DW (CIFAR-10). Received: {received}."
         )
     load_tf1_checkpoint(model, prefix)
     return model

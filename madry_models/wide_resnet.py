@@ -105,7 +105,8 @@ class WideResNet(Network):
     """Pre-activation ResNet of `depth` = 6n+2 with filters 16, then 16, 32 and 64 times `width`.
 
     (32, 10) is the challenge's network, 45.9 M parameters. Any image size, pixels in 0..255. The
-    `training` argument alone chooses between batch statistics and moving averages.
+    `training` argument chooses between batch statistics and moving averages; Keras's `trainable`
+    would interfere with that, so freeze by not applying gradients.
 
     Args:
         depth: 6n+2 for n units in each of the three groups.

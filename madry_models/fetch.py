@@ -1,0 +1,189 @@
+"""Downloads the checkpoints that the MadryLab challenges published (method.md, section 4).
+
+    python -m madry_models.fetch --model=mnist --name=adv_trained [--dest=models/mnist]
+
+The archive's digest is enforced where one is published. `<dest>/<name>` appears whole or never.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import shutil
+import stat
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from madry_models.errors import UserError, run_entry_point
+
+TIMEOUT = 15.0  # seconds without a byte
+MAX_UNPACKED = 4 * 2**30  # bytes; the largest checkpoint, weights and momentum, takes 0.4 GB
+NAMES = ("natural", "adv_trained", "secret")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an archive is, and its published digests."""
+
+    url: str
+    git_blob_sha1: str | None = None
+    sha256: str | None = None
+
+
+_MNIST = "https://github.com/MadryLab/mnist_challenge_models/raw/master"
+_CIFAR10 = "https://www.dropbox.com/s"
+SOURCES = {
+    ("mnist", "natural"): Source(
+        f"{_MNIST}/natural.zip", "464dce662b07446b47bcef3f93245afebdb4e197"
+    ),
+    ("mnist", "adv_trained"): Source(
+        f"{_MNIST}/adv_trained.zip", "5522769558a570818f3e79bf465dd7f094f5783a"
+    ),
+    ("mnist", "secret"): Source(
+        f"{_MNIST}/secret.zip",
+        "d8c1cbea2b5ddd98fbe8b870b00865c60d51f316",
+        "14eea09c72092db5c2eb5e34cd105974f42569281d2f34826316e356d057f96d",
+    ),
+    ("cifar10", "natural"): Source(f"{_CIFAR10}/cgzd5odqoojvxzk/natural.zip?dl=1"),
+    ("cifar10", "adv_trained"): Source(f"{_CIFAR10}/g4b6ntrp8zrudbz/adv_trained.zip?dl=1"),
+    ("cifar10", "secret"): Source(
+        f"{_CIFAR10}/ywc0hg8lr5ba8zd/secret.zip?dl=1",
+        sha256="555be6e892372599380c9da5d5f9802f9cbd098be8a47d24d96937a002305fd4",
+    ),
+}
+
+
+def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
+    """Downloads, checks and unpacks one published checkpoint; does nothing if it is there already.
+
+    Args:
+        model: "mnist" or "cifar10".
+        name: "natural", "adv_trained" or "secret".
+        dest: folder to put it in; by default models/<model> below the current one.
+
+    Returns:
+        The checkpoint's folder, `<dest>/<name>`.
+
+    Raises:
+        UserError: unknown names, no network, a wrong digest, or an archive that is none or unsafe.
+    """
+    if (model, name) not in SOURCES:
+        known = ", ".join("/".join(key) for key in SOURCES)
+        raise UserError(f"unknown checkpoint {model}/{name}: expected one of {known}.")
+    target = Path(dest or Path("models") / model).expanduser() / name
+    if any(target.glob("*.index")):
+        print(f"{target} is already there.")
+        return target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is in the way: expected a checkpoint or nothing; remove it.")
+
+    source = SOURCES[model, name]
+    partial = target.with_name(f".{name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    try:
+        partial.mkdir(parents=True)
+        archive = partial / "archive.zip"
+        print(f"downloading {source.url}")
+        _download(source.url, archive)
+        print(_check_digest(archive, source))
+        _unpack(archive, partial / "unpacked")
+        os.replace(_checkpoint_folder(partial / "unpacked"), target)
+    except (UserError, OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"cannot fetch {source.url}: {str(error).strip('.<>') or type(error).__name__}; put its "
+            f"files into {target} by hand, or name a folder that has them (--teacher_checkpoint)."
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"unpacked to {target}")
+    return target
+
+
+def _download(url: str, path: Path) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as out:
+        length = int(response.headers.get("Content-Length") or 0)
+        with tqdm(total=length or None, unit="B", unit_scale=True, disable=None) as bar:
+            while block := response.read(1 << 20):
+                bar.update(out.write(block))
+        if out.tell() < length:
+            raise UserError(f"the connection broke after {out.tell()} of {length} bytes")
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as downloaded:
+            head = downloaded.read(60)
+        raise UserError(f"expected a zip archive. Received data that begin with {head!r}")
+
+
+def _check_digest(path: Path, source: Source) -> str:
+    """One line on the archive's digest; UserError if it is not the published one."""
+    header = b"blob %d\0" % path.stat().st_size  # git's, in front of a file's bytes
+    with path.open("rb") as archive:
+        sha1 = hashlib.file_digest(archive, lambda: hashlib.sha1(header)).hexdigest()
+        archive.seek(0)
+        sha256 = hashlib.file_digest(archive, "sha256").hexdigest()
+    pairs = (("git blob SHA-1", source.git_blob_sha1, sha1), ("SHA-256", source.sha256, sha256))
+    published = [pair for pair in pairs if pair[1]]
+    for kind, expected, received in published:
+        if received != expected:
+            raise UserError(f"expected {kind} {expected}. Received: {received}")
+    if not published:
+        return f"no digest is published for this file, so it is unverified; its SHA-256: {sha256}"
+    return f"{' and '.join(kind for kind, _, _ in published)} as published"
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks an archive; refuses it whole if an entry is a link or would leave `folder`."""
+    with _archive_errors(), zipfile.ZipFile(archive) as bundle:
+        entries = bundle.infolist()
+        if unsafe := next((e.filename for e in entries if not _is_safe(e)), None):
+            raise UserError(f"unsafe archive: {unsafe!r} is a link or leaves its folder")
+        unpacked = sum(entry.file_size for entry in entries)  # zipfile never writes more than that
+        if unpacked > MAX_UNPACKED:
+            raise UserError(
+                f"unsafe archive: expected at most {MAX_UNPACKED} bytes. Received: {unpacked}"
+            )
+        bundle.extractall(folder)
+
+
+def _is_safe(entry: zipfile.ZipInfo) -> bool:
+    name = entry.filename.replace("\\", "/")
+    path = PurePosixPath(name)
+    leaves = path.is_absolute() or ".." in path.parts or ":" in name
+    return not leaves and not stat.S_ISLNK(entry.external_attr >> 16)
+
+
+@contextlib.contextmanager
+def _archive_errors() -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"damaged or unsupported archive: {error}") from None
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    """The one folder with a checkpoint; its path inside the archives is not quite uniform."""
+    found = {p.parent for p in folder.rglob("*.index") if not p.name.startswith("._")}
+    if len(found) != 1:
+        raise UserError(f"expected one checkpoint in the archive. Received: {len(found)}")
+    return found.pop()
+
+
+def _main(argv: list[str]) -> None:
+    from absl import flags
+
+    fetch(flags.FLAGS.model, flags.FLAGS.name, dest=flags.FLAGS.dest)
+
+
+if __name__ == "__main__":
+    # Flags are defined here because other entry points import this module.
+    from absl import flags
+
+    flags.DEFINE_enum("model", None, ("mnist", "cifar10"), "Which challenge.", required=True)
+    flags.DEFINE_enum("name", "adv_trained", NAMES, "Which of its models.")
+    flags.DEFINE_string("dest", None, "Folder to put <name> in; default models/<model>.")
+    run_entry_point(_main)
