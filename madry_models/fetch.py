@@ -11,6 +11,7 @@ import http.client
 import os
 import shutil
 import stat
+import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -95,9 +96,12 @@ def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
         _unpack(archive, partial / "unpacked")
         os.replace(_checkpoint_folder(partial / "unpacked"), target)
     except (UserError, OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is an open connection, too
+        reason = str(error).strip(".<>") or type(error).__name__
         raise UserError(
-            f"cannot fetch {source.url}: {str(error).strip('.<>') or type(error).__name__}; put its "
-            f"files into {target} by hand, or name a folder that has them (--teacher_checkpoint)."
+            f"cannot fetch {source.url}: {reason}; put its files into {target} by hand, "
+            f"or name a folder that has them (--teacher_checkpoint)."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

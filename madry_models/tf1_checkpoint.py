@@ -12,6 +12,7 @@ from madry_models.network import Network
 from madry_models.wide_resnet import NormReLU, WideResNet
 
 _IGNORED = re.compile(r"global_step|beta[12]_power|.*/(Adam|Adam_1|Momentum)")
+_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 
 
 def tf1_names(model: Network, prefix: str = "", *, moving_averages: bool = True) -> dict:
@@ -171,7 +172,7 @@ def _open(path: str | Path):
     prefix = checkpoint_prefix(path)
     try:
         return prefix, tf.train.load_checkpoint(str(prefix))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except _READ_ERRORS as error:
         raise UserError(_unreadable(prefix, error)) from None
 
 
@@ -183,7 +184,7 @@ def _shapes(reader) -> dict[str, tuple[int, ...]]:
 def _read(reader, name: str, prefix: Path) -> np.ndarray:
     try:
         return reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except _READ_ERRORS as error:
         raise UserError(_unreadable(prefix, error, name)) from None
 
 
