@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main` under absl with its flags parsed; a `UserError` ends it with status 1, in one line.
+    """Runs `main` under absl, flags parsed; a `UserError` ends it with status 1, in one line.
 
     absl itself answers a wrong flag with one line and status 1.
     """

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from madry_models.batch_norm import BatchNormalization
 from madry_models.errors import UserError
 from madry_models.network import Network, leaky_relu, wide_dtype
 
@@ -44,7 +45,7 @@ class NormReLU(keras.layers.Layer):
 
     def __init__(self, synchronized: bool, **kwargs):
         super().__init__(**kwargs)
-        self.norm = keras.layers.BatchNormalization(
+        self.norm = BatchNormalization(
             momentum=0.9, epsilon=1e-3, synchronized=synchronized, dtype=self.dtype_policy
         )
 

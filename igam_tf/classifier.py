@@ -1,0 +1,85 @@
+"""Plain training of a classifier, and what every trainer here shares: one step, one reduction.
+
+A trainer is a keras.Model around the network it trains, so `fit` and `igam_tf.loop` drive it alike.
+Losses come one per example; `mean` and `total` below reduce them by the *global* batch, so that the
+sum over replicas which `optimizer.apply` takes is the gradient of the global mean, however unevenly
+a batch is split.
+"""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from igam_tf import losses
+
+
+def replicas() -> int:
+    """Number of replicas that run the current step."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Number of examples of the current step over all replicas, from this replica's batch x."""
+    n = tf.cast(tf.shape(x)[0], dtype)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, n)
+
+
+class Classifier(keras.Model):
+    """Trains `network` on L_xent + weight_decay * half the squared kernels (eq. 7).
+
+    Args:
+        network: model with `call(x, training)` -> logits [B,K] and `kernels`; x in its pixel range.
+        weight_decay: factor of half the summed squares of `network.kernels` (method of Madry's code).
+    """
+
+    def __init__(self, network: keras.Model, *, weight_decay: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.network, self.weight_decay = network, weight_decay
+        self._means: dict[str, keras.metrics.Mean] = {}
+        for name in self.logged:
+            self._means[name] = keras.metrics.Mean(name)
+
+    # Names of the per-example terms that a step reports.
+    logged: Sequence[str] = ("L_xent", "accuracy")
+    # Whether the network's batch norm runs on batch statistics while it is trained.
+    batch_statistics = True
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Running means of the logged terms; Keras resets them at each epoch."""
+        return list(self._means.values())
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits of the network, [B,K]."""
+        return self.network(x, training=training)
+
+    @property
+    def trained(self) -> list:
+        """The variables that `optimizer` updates."""
+        return self.network.trainable_variables
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
+        """One update on natural images; data = (x [B,H,W,C], y [B])."""
+        x, y = data
+        with tf.GradientTape() as tape:
+            logits = self.network(x, training=self.batch_statistics)
+            terms = {"L_xent": losses.xent(logits, y)}
+            total = self.mean(terms["L_xent"]) + self.decay(self.network.kernels)
+        self.optimizer.apply(tape.gradient(total, self.trained), self.trained)
+        return self.log(terms, logits, y)
+
+    def mean(self, per_example: tf.Tensor) -> tf.Tensor:
+        """This replica's share of the mean over the global batch. [B] -> []."""
+        return tf.reduce_sum(per_example) / global_size(per_example, per_example.dtype)
+
+    def decay(self, kernels: list) -> tf.Tensor:
+        """This replica's share of the weight decay term of the loss."""
+        return self.weight_decay * losses.l2(kernels) / replicas()
+
+    def log(self, terms: dict[str, tf.Tensor], logits: tf.Tensor, y: tf.Tensor) -> dict:
+        """Adds per-example terms to the running means; a term that is not finite stops the step."""
+        hits = tf.cast(tf.argmax(logits, 1) == tf.cast(y, tf.int64), tf.float32)
+        for name, value in (terms | {"accuracy": hits}).items():
+            self._means[name].update_state(tf.debugging.check_numerics(value, name))
+        return {name: mean.result() for name, mean in self._means.items()}

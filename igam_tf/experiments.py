@@ -1,0 +1,216 @@
+"""Every setting of a run in one place: its default, its presets, its rows of the paper.
+
+`resolve` puts them together, the later winning:
+
+    Config's defaults < row of the paper (source, target) < fidelity < preset < what the user says
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from igam_tf.datasets import SPECS, DatasetSpec
+from igam_tf.igam import Settings
+from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Identity, Scale
+from madry_models.errors import UserError
+
+
+def _scale(source: DatasetSpec, target: DatasetSpec) -> list[Identity]:
+    """The target's pixel unit to the source's, where they differ."""
+    return (
+        [] if source.pixel_max == target.pixel_max else [Scale(source.pixel_max / target.pixel_max)]
+    )
+
+
+# Maps to the teacher's input (§4.3): (source, target) -> layer.
+MAPS: dict[str, Callable[[DatasetSpec, DatasetSpec], Identity]] = {
+    "identity": lambda source, target: Compose(_scale(source, target)),
+    "grey_crop": lambda source, target: Compose(
+        [ChannelMean(), CenterCrop(source.image_shape[0]), *_scale(source, target)]
+    ),
+}
+
+
+def _setting(default: Any, doc: str, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one run; `igam_tf.train` makes one flag of each field."""
+
+    # What is transferred to what
+    source: str = _setting("mnist", "task of the teacher", tuple(SPECS))
+    target: str = _setting("cifar10", "task of the student", tuple(SPECS))
+    method: str = _setting("igam", "how the student is trained", ("igam", "standard", "pgd"))
+    fidelity: str = _setting("paper", "objective of the paper or the release", ("paper", "release"))
+    preset: str = _setting("paper", "size and budget", ("paper", "cpu", "smoke"))
+    data: str = _setting("tfds", "real data, or the built-in synthetic pair", ("tfds", "builtin"))
+    data_dir: str = _setting("", "tensorflow-datasets folder; empty: its own default")
+    data_seed: int = _setting(0, "of the drawing of the built-in data")
+    seed: int = _setting(0, "of data order, augmentation, weights and attacks")
+
+    # Stage 0 and 1: the teacher
+    teacher: str = _setting("load", "load a MadryLab checkpoint, or train one", ("load", "train"))
+    teacher_checkpoint: str = _setting(
+        "adv_trained", "MadryLab checkpoint folder, or natural, adv_trained, secret (fetched)"
+    )
+    teacher_steps: int = _setting(100_000, "--teacher=train: steps")
+    teacher_batch_size: int = _setting(50, "--teacher=train: global batch")
+    teacher_learning_rate: float = _setting(1e-4, "--teacher=train: of Adam")
+    teacher_attack_steps: int = _setting(40, "--teacher=train: PGD steps")
+    transform: str = _setting("grey_crop", "map to the teacher's input", tuple(MAPS))
+    finetune_steps: int = _setting(4700, "stage 1: steps")
+    finetune_learning_rate: float = _setting(1e-3, "stage 1: of Adam (R11)")
+    finetune_weight_decay: float = _setting(2e-4, "stage 1 (R11)")
+
+    # Stage 2: the student
+    student: str = _setting("wrn-32-10", "wrn-<depth>-<width>, depth = 6n + 2")
+    student_input: str = _setting("standardize", "input layer (R5)", ("standardize", "unit_norm"))
+    precision: str = _setting(
+        "float32",
+        "of the student's layers; J and losses stay float32",
+        ("float32", "mixed_bfloat16"),
+    )
+    batch_size: int = _setting(128, "global batch of stages 1 and 2")
+    train_steps: int = _setting(78_200, "student steps; 200 epochs of 391")
+    learning_rate: float = _setting(0.1, "of the student, at its highest")
+    lr_schedule: str = _setting("step", "see optimizers.schedule", ("constant", "step", "cosine"))
+    momentum: float = _setting(0.9, "of student and discriminator")
+    weight_decay: float = _setting(2e-4, "of student and discriminator kernels")
+    pixel_noise: float = _setting(
+        0.0, "half-width of uniform noise on training images, 0..255 (R10)"
+    )
+
+    # The objective; see igam_tf.igam.Settings
+    lambda_adv: float = _setting(1.0, "weight of L_adv (eq. 14)")
+    lambda_diff: float = _setting(
+        100.0, "weight of L_diff (eq. 14), in the unit of J and its reduction"
+    )
+    disc_every: int = _setting(10, "k: student steps for each discriminator step")
+    igam_start: int = _setting(0, "plain steps before both terms are switched on (R8)")
+    input_gradient: str = _setting("xent", "J is the gradient of (R1)", ("xent", "softmax"))
+    gradient_pixel_max: float = _setting(1.0, "J is per unit of pixels in 0..this")
+    diff_reduction: str = _setting("mean", "of L_diff over the batch (R2)", ("mean", "sum"))
+    adv_reduction: str = _setting(
+        "sum_of_means", "of L_adv (eq. 10, R3)", ("sum_of_means", "mean_of_both")
+    )
+    disc_view: str = _setting("teacher", "what f_disc sees of J (§4.3.2)", ("teacher", "all"))
+    disc_gradients: str = _setting("same", "J_s of f_disc's step (R9)", ("same", "recomputed"))
+    teacher_batch_norm: str = _setting("inference", "of f_t in J_t (R6)", ("inference", "batch"))
+    disc_channels: tuple[int, ...] = _setting((16, 32, 64, 128, 256), "of f_disc's convolutions")
+    disc_outputs: int = _setting(1, "1: sigmoid (eq. 10); 2: two-class softmax (R3)")
+    disc_learning_rate: float = _setting(0.1, "of the discriminator, at its highest")
+
+    # PGD-trained students
+    pgd_steps: int = _setting(7, "--method=pgd: attack steps, of 2/255 inside 8/255 for CIFAR-10")
+
+    # Stage 3 and reporting
+    num_validation: int = _setting(1000, "training images held out for validation")
+    eval_examples: int = _setting(1000, "test images of stage 3")
+    eval_attacks: str = _setting("clean,fgsm,pgd20", "attacks of stage 3")
+    log_every: int = _setting(50, "steps between metrics")
+    validate_every: int = _setting(500, "steps between validations and pictures")
+    checkpoint_every: int = _setting(250, "steps between checkpoints")
+
+    def objective(self) -> Settings:
+        """The part of the settings that IGAM's step reads."""
+        names = [field.name for field in dataclasses.fields(Settings)]
+        return Settings(**{name: getattr(self, name) for name in names})
+
+
+# Rows of the paper: (source, target) -> settings of Appendix A.1; lambda_diff as published.
+ROWS: dict[tuple[str, str], dict[str, Any]] = {
+    ("mnist", "cifar10"): {
+        "transform": "grey_crop",
+        "finetune_steps": 10 * 391,
+        "lambda_adv": 1.0,
+        "lambda_diff": 100.0,
+        "disc_channels": (16, 32, 64, 128, 256),
+        "disc_every": 10,
+    },
+}
+
+# The published lambda_diff weighs a sum over 32 images of J in 0..255 pixels (R1, R2). On a mean
+# over the batch of J in 0..1 pixels the same weight is smaller by this factor.
+PUBLISHED_TO_MEAN_UNIT = 32 / 255**2
+
+RELEASE: dict[str, Any] = {
+    "input_gradient": "softmax",  # R1
+    "gradient_pixel_max": 255.0,  # R1
+    "diff_reduction": "sum",  # R2
+    "adv_reduction": "mean_of_both",  # R3
+    "disc_outputs": 2,  # R3, R4
+    "disc_view": "all",
+    "student_input": "unit_norm",  # R5
+    "teacher_batch_norm": "batch",  # R6
+    "batch_size": 32,  # R7
+    "train_steps": 320_000,  # R7
+    "igam_start": 280_000,  # R8
+    "disc_gradients": "recomputed",  # R9
+    "disc_every": 5,  # R9
+    "finetune_steps": 4700,  # R11
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # Two cores, half an hour; how it was chosen is in the flagfile's header.
+    "cpu": {
+        "student": "wrn-8-2",
+        "batch_size": 128,
+        "finetune_steps": 800,
+        "train_steps": 4000,
+        "igam_start": 400,
+        "lr_schedule": "cosine",
+        "learning_rate": 0.05,
+    },
+    # Seconds: every stage runs, nothing is learnt.
+    "smoke": {
+        "student": "wrn-8-1",
+        "batch_size": 16,
+        "teacher_steps": 4,
+        "teacher_batch_size": 8,
+        "teacher_attack_steps": 2,
+        "finetune_steps": 4,
+        "train_steps": 8,
+        "igam_start": 2,
+        "disc_channels": (4, 8),
+        "disc_every": 2,
+        "learning_rate": 0.01,
+        "pgd_steps": 2,
+        "num_validation": 32,
+        "eval_examples": 32,
+        "eval_attacks": "clean,fgsm,pgd2",
+        "log_every": 2,
+        "validate_every": 4,
+        "checkpoint_every": 2,
+    },
+}
+
+
+def resolve(chosen: dict[str, Any]) -> Config:
+    """All settings of a run from those the user chose (None: not chosen).
+
+    Raises:
+        UserError: no such row of the paper, or settings that contradict each other.
+    """
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    base = Config(**chosen)
+    row = ROWS.get((base.source, base.target))
+    if row is None:
+        known = ", ".join(f"--source={s} --target={t}" for s, t in ROWS)
+        raise UserError(
+            f"expected one of the transfers {known}; received --source={base.source} "
+            f"--target={base.target}"
+        )
+    if base.fidelity == "release":
+        row = row | RELEASE
+    else:
+        row = row | {"lambda_diff": row["lambda_diff"] * PUBLISHED_TO_MEAN_UNIT}
+    config = Config(**(row | PRESETS[base.preset] | chosen))
+    if not 0 <= config.igam_start <= config.train_steps:
+        raise UserError(
+            f"expected --igam_start within the {config.train_steps} training steps; "
+            f"received {config.igam_start}"
+        )
+    return config

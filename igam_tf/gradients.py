@@ -1,0 +1,47 @@
+"""Input gradients: the one place where a tape watches x."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+def input_gradient(
+    per_example: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """J = d(sum over the batch of per_example(x)) / dx (paper eq. 8, 9 and 17).
+
+    Without batch statistics each image's J is the gradient of its own value alone. Under an outer
+    tape the result can be differentiated again, which is how the student's update sees J_s.
+
+    Args:
+        per_example: maps x to (values [B], logits [B,K]).
+        x: images [B,H,W,C], float32 or float64, in any pixel unit.
+
+    Returns:
+        (J [B,H,W,C] per pixel unit of x, values [B], logits [B,K]), J in the dtype of x.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        values, logits = per_example(x)
+    return tape.gradient(values, x), values, logits
+
+
+def flatten(j: tf.Tensor) -> tf.Tensor:
+    """[B, ...] -> [B, everything else]."""
+    return tf.reshape(j, [tf.shape(j)[0], -1])
+
+
+def cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Cosine between two gradients of one image; 0 where one of them is 0. [B,...] x 2 -> [B].
+
+    Example:
+        >>> cosine(tf.constant([[3.0, 4.0], [0.0, 0.0]]), tf.constant([[4.0, 3.0], [1.0, 1.0]])).numpy()
+        array([0.96, 0.  ], dtype=float32)
+    """
+    a, b = flatten(a), flatten(b)
+    return tf.math.divide_no_nan(tf.reduce_sum(a * b, 1), tf.norm(a, axis=1) * tf.norm(b, axis=1))
+
+
+def norm_ratio(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """l2 norm of a over that of b for each image; 0 where b is 0. [B,...] x 2 -> [B]."""
+    return tf.math.divide_no_nan(tf.norm(flatten(a), axis=1), tf.norm(flatten(b), axis=1))

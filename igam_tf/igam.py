@@ -1,0 +1,217 @@
+"""IGAM: one `train_step` (paper Algorithm 1, eq. 7-14).
+
+J_t  input gradient of the frozen teacher, through the affine map          (eq. 17)
+J_s  input gradient of the student                                         (eq. 8)
+student        L_xent + lambda_adv L_adv + lambda_diff L_diff -> min       (eq. 14)
+discriminator  L_adv -> max, every `disc_every`-th step                    (eq. 12)
+"""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from igam_tf import gradients, losses
+from igam_tf.classifier import Classifier, replicas
+
+PHASES = ("plain", "student", "both")  # the kinds of step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the objective leaves open; `--fidelity=paper|release` are two presets of it.
+
+    Attributes:
+        lambda_adv, lambda_diff: weights of eq. 14; lambda_diff belongs to the unit and the
+            reduction below.
+        disc_every: k, student steps for each discriminator step.
+        igam_start: steps of plain training before the two terms are switched on (R8).
+        input_gradient: "xent" (eq. 8-9) or "softmax", the true class's probability (R1).
+        gradient_pixel_max: J is per unit of pixels in 0..gradient_pixel_max; 255 in the release.
+        diff_reduction: L_diff's "mean" or "sum" (R2) over the global batch.
+        adv_reduction: "sum_of_means", eq. 10; or "mean_of_both", the mean cross-entropy over the 2B
+            gradients, which is half of it (R3).
+        disc_view: f_disc sees "all" of J or only what the "teacher" can see (§4.3.2).
+        disc_gradients: "same" J_s as the student's update (Algorithm 1) or "recomputed" after it (R9).
+        teacher_batch_norm: "inference", or "batch" statistics (R6).
+    """
+
+    lambda_adv: float
+    lambda_diff: float
+    disc_every: int
+    igam_start: int = 0
+    input_gradient: str = "xent"
+    gradient_pixel_max: float = 1.0
+    diff_reduction: str = "mean"
+    adv_reduction: str = "sum_of_means"
+    disc_view: str = "teacher"
+    disc_gradients: str = "same"
+    teacher_batch_norm: str = "inference"
+
+
+class IGAM(Classifier):
+    """Student, teacher and discriminator, trained by `fit`, `igam_tf.loop` or `train_step` itself.
+
+    Args:
+        student: network to train; its `pixel_max` says the pixel range of x.
+        teacher: frozen model from x to logits of the target classes, `igam_tf.teacher.Teacher`.
+        discriminator: maps J to the logit that it is the teacher's.
+        settings: see `Settings`.
+        weight_decay: of student and discriminator alike (R7).
+    """
+
+    logged = ("L_xent", "L_adv", "L_diff", "accuracy", "disc_accuracy", "cosine", "norm_ratio")
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model,
+        discriminator: keras.Model,
+        *,
+        settings: Settings,
+        weight_decay: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(student, weight_decay=weight_decay, **kwargs)
+        self.teacher, self.discriminator, self.settings = teacher, discriminator, settings
+        self._unit = student.pixel_max / settings.gradient_pixel_max
+        self._phase: str | None = None  # of the step being run or traced, where the host knows it
+
+    def compile(self, optimizer, discriminator_optimizer, **kwargs):
+        """Takes one optimizer for each of the two players; their variables are made at once."""
+        super().compile(optimizer=optimizer, **kwargs)
+        self.discriminator_optimizer = discriminator_optimizer
+        optimizer.build(self.trained)
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    # --- the schedule: which of the three kinds of step comes next -----------------------------
+
+    def phase(self, step: int) -> str:
+        """Kind of step number `step`: "plain", "student", or "both" (the discriminator's turn)."""
+        since = step - self.settings.igam_start
+        if since < 0:
+            return "plain"
+        return "both" if since % self.settings.disc_every == 0 else "student"
+
+    def make_train_function(self, force: bool = False):
+        """One compiled function for each kind of step, chosen on the host.
+
+        A discriminator update inside `tf.cond` is not possible under MirroredStrategy.
+        """
+        compiled, step = {}, int(self.optimizer.iterations.numpy())
+
+        def train_function(iterator):
+            nonlocal step
+            self._phase = self.phase(step)
+            if self._phase not in compiled:
+                super(IGAM, self).make_train_function(force=True)
+                compiled[self._phase] = self.train_function
+                self.train_function = train_function
+            step += self.steps_per_execution
+            try:
+                return compiled[self._phase](iterator)
+            finally:
+                self._phase = None
+
+        if self.steps_per_execution != 1:
+            raise ValueError(
+                "IGAM chooses each step's kind on the host: steps_per_execution must be 1. "
+                f"Received: {self.steps_per_execution}"
+            )
+        self.train_function = train_function
+        return train_function
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
+        """One step on (x [B,H,W,C] in the student's pixel range, y [B]); returns running means."""
+        if self._phase is not None:
+            return self.step_of_kind(data, self._phase)
+        if tf.executing_eagerly():
+            return self.step_of_kind(data, self.phase(int(self.optimizer.iterations.numpy())))
+        if replicas() > 1:
+            raise ValueError(
+                "under several replicas the host must choose each step's kind: use `fit`, "
+                "`make_train_function`, or `step_of_kind(data, phase)` with `phase(step)`."
+            )
+        since = tf.cast(self.optimizer.iterations, tf.int64) - self.settings.igam_start
+        turn = tf.cast(since % self.settings.disc_every == 0, tf.int32)
+        kind = tf.where(since < 0, 0, 1 + turn)
+        return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in PHASES])
+
+    def step_of_kind(self, data: tuple[tf.Tensor, tf.Tensor], phase: str) -> dict:
+        """One step of the given kind; see `phase`."""
+        if phase == "plain":
+            return super().train_step(data)
+        x, y = data
+        grads, terms, logits, (j_s, j_t) = self.student_gradients(x, y)
+        self.optimizer.apply(grads, self.trained)
+        if phase == "both":
+            if self.settings.disc_gradients == "recomputed":
+                j_s, _, _ = self.input_gradient(self.network, x, y, training=True)
+            grads, _ = self.discriminator_gradients(j_s, j_t)
+            self.discriminator_optimizer.apply(grads, self.discriminator.trainable_variables)
+        return self.log(terms, logits, y)
+
+    # --- the method --------------------------------------------------------------------------------
+
+    def input_gradient(self, model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, training: bool):
+        """(J, values [B], logits [B,K]) of `model` at x; J [B,H,W,C] in `gradient_pixel_max` unit."""
+        of = losses.GRADIENT_OF[self.settings.input_gradient]
+
+        def values(x):
+            logits = model(x, training=training)
+            return of(logits, y), logits
+
+        j, values, logits = gradients.input_gradient(values, x)
+        return j * self._unit, values, logits
+
+    def student_gradients(self, x: tf.Tensor, y: tf.Tensor):
+        """Gradient of eq. 14 with respect to theta, through J_s.
+
+        Returns:
+            (gradients of this replica's share of the loss, per-example terms, logits, (J_s, J_t)).
+        """
+        s = self.settings
+        batch_norm = s.teacher_batch_norm == "batch"
+        j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
+        with tf.GradientTape() as tape:
+            j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
+            d_s, d_t = self.judge(j_s, j_t)
+            terms = {
+                "L_xent": losses.xent(logits, y),
+                "L_adv": losses.l_adv(d_s, d_t),
+                "L_diff": losses.l_diff(j_s, j_t),
+            }
+            total = (
+                self.mean(terms["L_xent"])
+                + s.lambda_adv * self.adversarial(terms["L_adv"])
+                + s.lambda_diff * self.difference(terms["L_diff"])
+                + self.decay(self.network.kernels)
+            )
+        terms |= {
+            "disc_accuracy": losses.discriminator_accuracy(d_s, d_t),
+            "cosine": gradients.cosine(j_s, j_t),
+            "norm_ratio": gradients.norm_ratio(j_s, j_t),
+        }
+        return tape.gradient(total, self.trained), terms, logits, (j_s, j_t)
+
+    def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
+        """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example)."""
+        phi = self.discriminator.trainable_variables
+        with tf.GradientTape() as tape:
+            l_adv = losses.l_adv(*self.judge(tf.stop_gradient(j_s), j_t))
+            total = self.decay(self.discriminator.kernels) - self.adversarial(l_adv)
+        return tape.gradient(total, phi), l_adv
+
+    def judge(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """f_disc's logits (d_s, d_t), [B] each, from one batch that holds both gradients (R4)."""
+        if self.settings.disc_view == "teacher":
+            j_s, j_t = self.teacher.transform.visible(j_s), self.teacher.transform.visible(j_t)
+        return tf.split(self.discriminator(tf.concat([j_s, j_t], axis=0)), 2)
+
+    def adversarial(self, l_adv: tf.Tensor) -> tf.Tensor:
+        """This replica's share of L_adv over the global batch."""
+        return self.mean(l_adv) / (2 if self.settings.adv_reduction == "mean_of_both" else 1)
+
+    def difference(self, l_diff: tf.Tensor) -> tf.Tensor:
+        """This replica's share of L_diff over the global batch."""
+        return tf.reduce_sum(l_diff) if self.settings.diff_reduction == "sum" else self.mean(l_diff)

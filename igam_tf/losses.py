@@ -1,0 +1,78 @@
+"""The formulas of IGAM: pure functions, one value per example, computed in at least float32.
+
+    student        min over theta of  L_xent + lambda_adv L_adv + lambda_diff L_diff    (eq. 14)
+    discriminator  max over phi   of  L_adv                                             (eq. 12)
+
+The step reduces once, in sight, by the global batch (`igam_tf/classifier.py`).
+"""
+
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+LOG_4 = 1.3862943611198906  # L_adv = -log 4 where f_disc cannot tell J_s from J_t (Theorem 6.1)
+
+
+def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
+    return tf.cast(t, tf.float32) if t.dtype.size < 4 else t
+
+
+def xent(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """L_xent = -log softmax(logits)[y] (eq. 7). logits [B,K], y [B] int -> [B].
+
+    Example:
+        >>> xent(tf.constant([[0.0, 0.0]]), tf.constant([1])).numpy()
+        array([0.6931472], dtype=float32)
+    """
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=y, logits=_at_least_float32(logits)
+    )
+
+
+def true_class_probability(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """softmax(logits)[y], whose gradient the release calls J (R1). logits [B,K], y [B] -> [B]."""
+    return tf.gather(tf.nn.softmax(_at_least_float32(logits)), y, axis=1, batch_dims=1)
+
+
+# What J is the input gradient of; the key is the setting `input_gradient`.
+GRADIENT_OF = {"xent": xent, "softmax": true_class_probability}
+
+
+def l_adv(d_s: tf.Tensor, d_t: tf.Tensor) -> tf.Tensor:
+    """L_adv = log f_disc(J_t) + log(1 - f_disc(J_s)) (eq. 10), from logits: no log of 0.
+
+    Args:
+        d_s, d_t: f_disc's logit that J is the teacher's, for J_s and J_t of the same images, [B].
+
+    Returns:
+        [B], each at most 0; -log 4 where f_disc answers one half to both.
+
+    Example:
+        >>> l_adv(tf.zeros([1]), tf.zeros([1])).numpy()
+        array([-1.3862944], dtype=float32)
+    """
+    d_s, d_t = _at_least_float32(d_s), _at_least_float32(d_t)
+    return -tf.nn.softplus(-d_t) - tf.nn.softplus(d_s)
+
+
+def discriminator_accuracy(d_s: tf.Tensor, d_t: tf.Tensor) -> tf.Tensor:
+    """Share of the pair (J_s, J_t) that f_disc names rightly: 0, 1/2 or 1. [B] x 2 -> [B]."""
+    return (tf.cast(d_s < 0, tf.float32) + tf.cast(d_t > 0, tf.float32)) / 2
+
+
+def l_diff(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
+    """L_diff = squared l2 norm of J_s - J_t per image (eq. 13), in J's unit squared. -> [B].
+
+    Example:
+        >>> l_diff(tf.constant([[3.0, 0.0]]), tf.constant([[0.0, 4.0]])).numpy()
+        array([25.], dtype=float32)
+    """
+    return tf.reduce_sum(
+        tf.math.squared_difference(_at_least_float32(j_s), _at_least_float32(j_t)),
+        axis=tf.range(1, tf.rank(j_s)),
+    )
+
+
+def l2(kernels: Iterable[tf.Variable]) -> tf.Tensor:
+    """Half the summed squares of the kernels, which weight_decay multiplies (method of Madry's code)."""
+    return tf.add_n([tf.nn.l2_loss(_at_least_float32(tf.convert_to_tensor(k))) for k in kernels])

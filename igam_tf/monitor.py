@@ -1,0 +1,76 @@
+"""What TensorBoard shows of a training run beside its losses: validation and pictures of J."""
+
+import keras
+import tensorflow as tf
+
+from igam_tf import losses
+from igam_tf.attacks import pgd
+from igam_tf.datasets import Split
+from igam_tf.igam import IGAM
+from igam_tf.loop import Log
+
+QUICK_STEPS = 5  # a quick look while training, not an evaluation
+
+
+def picture(j: tf.Tensor) -> tf.Tensor:
+    """Gradients [B,H,W,C] as images in [0,1]: 0 is mid-grey, each scaled by its own largest entry."""
+    largest = tf.reduce_max(tf.abs(j), axis=(1, 2, 3), keepdims=True)
+    return 0.5 + 0.5 * tf.math.divide_no_nan(j, largest)
+
+
+def grid(x: tf.Tensor, *js: tf.Tensor) -> tf.Tensor:
+    """One image [1, B H, columns W, C]: each row an image in [0,1] and its gradients."""
+    columns = tf.concat([x, *map(picture, js)], axis=2)
+    return tf.concat(tf.unstack(columns), axis=0)[None]
+
+
+class Monitor:
+    """Called every `validate_every` steps: clean and quick-PGD validation accuracy, grids of J.
+
+    Args:
+        network: the network being trained, scored in inference mode.
+        split: validation images.
+        eps, step_size: of the quick PGD, in the network's pixel unit.
+        num_examples: of `split`, from its beginning.
+        igam: where given, J_s and J_t are drawn beside the first images.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        split: Split,
+        *,
+        eps: float,
+        step_size: float,
+        num_examples: int = 250,
+        igam: IGAM | None = None,
+    ):
+        self.network, self.igam = network, igam
+        images = split.images[:num_examples].astype("float32") / 255 * split.spec.pixel_max
+        self.x, self.y = tf.constant(images), tf.constant(split.labels[:num_examples])
+        self._attack = dict(eps=eps, step_size=step_size, steps=QUICK_STEPS, loss=losses.xent)
+        self._accuracies = tf.function(self._accuracies)
+
+    def _logits(self, x: tf.Tensor) -> tf.Tensor:
+        return self.network(x, training=False)
+
+    def _accuracies(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        bounds = (0.0, self.network.pixel_max)
+        x_adv = pgd(self._logits, x, y, bounds=bounds, **self._attack)
+        right = tf.argmax(self._logits(x), 1) == y
+        still = right & (tf.argmax(self._logits(x_adv), 1) == y)
+        return tuple(100 * tf.reduce_mean(tf.cast(hits, tf.float32)) for hits in (right, still))
+
+    def __call__(self, step: int, log: Log) -> dict[str, float]:
+        """Scalars of one step, in percent; draws the grid on the way."""
+        clean, robust = self._accuracies(self.x, self.y)
+        if self.igam:
+            x, y = self.x[:8], self.y[:8]
+            j_s, _, _ = self.igam.input_gradient(self.network, x, y, training=False)
+            j_t, _, _ = self.igam.input_gradient(self.igam.teacher, x, y, training=False)
+            with log.tensorboard.as_default(step=step):
+                tf.summary.image("x, J_s, J_t", grid(x / self.network.pixel_max, j_s, j_t))
+        return {
+            "validation/clean_percent": float(clean),
+            f"validation/quick_pgd{QUICK_STEPS}_percent": float(robust),
+        }

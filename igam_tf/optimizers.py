@@ -1,0 +1,45 @@
+"""Momentum as TensorFlow 1 has it, and the learning-rate schedules of the recipes."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("igam_tf")
+class Momentum(keras.optimizers.SGD):
+    """a <- momentum a + g; w <- w - learning_rate a (the rule of the challenge code and the release).
+
+    Keras's SGD folds the learning rate into a, so the two differ for some 1 / (1 - momentum) steps
+    after the learning rate drops.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's update."""
+        a = self.momentums[self._get_variable_index(variable)]
+        self.assign(a, a * ops.cast(self.momentum, a.dtype) + ops.cast(gradient, a.dtype))
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * a)
+
+
+def schedule(
+    name: str, learning_rate: float, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Learning rate over `steps` steps.
+
+    Args:
+        name: "constant"; "step", a tenth after 1/2 and a hundredth after 3/4 of the steps (method of
+            the challenge code, 40 000 and 60 000 of 80 000, and of the release); or "cosine", a
+            linear warm-up over a tenth of the steps and a half cosine to 0.
+        learning_rate: its highest value.
+        steps: length of the schedule.
+    """
+    if name == "constant":
+        return learning_rate
+    if name == "step":
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [steps // 2, steps * 3 // 4], [learning_rate, learning_rate / 10, learning_rate / 100]
+        )
+    if name == "cosine":
+        warmup = steps // 10
+        return keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
+        )
+    raise ValueError(f"schedule must be constant, step or cosine. Received: {name!r}")

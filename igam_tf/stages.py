@@ -1,0 +1,257 @@
+"""The stages of a run: (0) robust teacher, (1) its new logits, (2) student, (3) evaluation.
+
+Each stage leaves one product in the run folder; a product that is there is not made again.
+"""
+
+import dataclasses
+import re
+
+import keras
+import tensorflow as tf
+from absl import logging
+from tensorboard.plugins.hparams import api as hparams
+
+from igam_tf import datasets
+from igam_tf.adversarial import PGDTraining
+from igam_tf.classifier import Classifier
+from igam_tf.discriminator import Discriminator
+from igam_tf.experiments import MAPS, Config
+from igam_tf.igam import IGAM
+from igam_tf.loop import train
+from igam_tf.monitor import Monitor
+from igam_tf.optimizers import Momentum, schedule
+from igam_tf.runs import RunFolder, load_model, save_model
+from igam_tf.teacher import FineTune, Teacher
+from madry_models import MnistCNN, WideResNet
+from madry_models.errors import UserError
+from madry_models.network import Network
+
+
+def student_size(name: str) -> tuple[int, int]:
+    """(depth, width) of "wrn-<depth>-<width>".
+
+    Raises:
+        UserError: another name, or a depth that is not 6n + 2.
+    """
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if not match or (int(match[1]) - 2) % 6 or int(match[1]) < 8 or int(match[2]) < 1:
+        raise UserError(
+            f"expected --student=wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; "
+            f"received {name!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+class Run:
+    """One run in its folder, under the current `tf.distribute` strategy.
+
+    Args:
+        config: all settings.
+        folder: the run folder, already this process's own.
+        teacher_checkpoint: folder of a MadryLab checkpoint; None with `--teacher=train` or where
+            the method has no teacher.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, teacher_checkpoint: str | None = None):
+        self.config, self.folder, self.teacher_checkpoint = config, folder, teacher_checkpoint
+        self.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        self._target = None
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def load(self, name: str, split: str) -> datasets.Split:
+        """A split of a data set of this run."""
+        c = self.config
+        return datasets.load(
+            name, split, source=c.data, data_dir=c.data_dir or None, seed=c.data_seed
+        )
+
+    @property
+    def target(self) -> tuple[datasets.Split, datasets.Split]:
+        """(training, validation) images of the target task, read once."""
+        if self._target is None:
+            everything = self.load(self.config.target, "train")
+            self._target = datasets.hold_out(
+                everything, self.config.num_validation, self.config.seed
+            )
+        return self._target
+
+    # --- stages 0 and 1 -------------------------------------------------------------------------
+
+    def source_network(self) -> Network:
+        """Stage 0: the robust network of the source task."""
+        if self.teacher_checkpoint:
+            from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
+            return from_tf1_checkpoint(self.teacher_checkpoint)
+        path = self.folder / "teacher_source.keras"
+        if path.exists():
+            return load_model(path)
+        c, spec = self.config, datasets.SPECS[self.config.source]
+        network = self._new_source_network(spec)
+        trainer = PGDTraining(
+            network,
+            eps=spec.eps * spec.pixel_max,
+            step_size=spec.step_size * spec.pixel_max,
+            steps=c.teacher_attack_steps,
+            seed=c.seed,
+        )
+        self._fit(
+            trainer,
+            [keras.optimizers.Adam(c.teacher_learning_rate)],
+            self.load(c.source, "train"),
+            stage="teacher_source",
+            steps=c.teacher_steps,
+            batch_size=c.teacher_batch_size,
+            augment=datasets.Augment(pad=0, flip=False),
+        )
+        save_model(network, path)
+        return network
+
+    def _new_source_network(self, spec: datasets.DatasetSpec) -> Network:
+        if spec.name == "mnist":
+            network = MnistCNN(spec.num_classes)
+        else:
+            depth, width = student_size(self.config.student)
+            network = WideResNet(
+                depth, width, num_classes=spec.num_classes, synchronized=self.synchronized
+            )
+        network.build((None, *spec.image_shape))
+        return network
+
+    def teacher(self) -> Teacher:
+        """Stage 1: the frozen teacher with logits trained on natural target images (eq. 5-6)."""
+        path = self.folder / "teacher.keras"
+        if path.exists():
+            return load_model(path)
+        c, spec = self.config, datasets.SPECS[self.config.target]
+        transform = MAPS[c.transform](datasets.SPECS[c.source], spec)
+        teacher = Teacher(self.source_network(), transform, num_classes=spec.num_classes)
+        teacher.build((None, *spec.image_shape))
+        self._fit(
+            FineTune(teacher, weight_decay=c.finetune_weight_decay),
+            [keras.optimizers.Adam(c.finetune_learning_rate)],
+            self.target[0],
+            stage="teacher",
+            steps=c.finetune_steps,
+            batch_size=c.batch_size,
+            augment=datasets.Augment(),
+        )
+        save_model(teacher, path)
+        return teacher
+
+    # --- stage 2 ----------------------------------------------------------------------------------
+
+    def student(self) -> Network:
+        """The student, trained by `--method`."""
+        path = self.folder / "student.keras"
+        if path.exists():
+            return load_model(path)
+        c, spec = self.config, datasets.SPECS[self.config.target]
+        teacher = self.teacher() if c.method == "igam" else None
+        depth, width = student_size(c.student)
+        student = WideResNet(
+            depth,
+            width,
+            num_classes=spec.num_classes,
+            input_layer=c.student_input,
+            synchronized=self.synchronized,
+            dtype=c.precision,
+        )
+        student.build((None, *spec.image_shape))
+        eps, step_size = spec.eps * spec.pixel_max, spec.step_size * spec.pixel_max
+        trainer = self._trainer(student, teacher, eps=eps, step_size=step_size)
+        optimizers = [self._momentum(c.learning_rate)]
+        if c.method == "igam":
+            optimizers.append(self._momentum(c.disc_learning_rate))
+        monitor = Monitor(
+            student,
+            self.target[1],
+            eps=eps,
+            step_size=step_size,
+            igam=trainer if c.method == "igam" else None,
+        )
+        self._fit(
+            trainer,
+            optimizers,
+            self.target[0],
+            stage="student",
+            steps=c.train_steps,
+            batch_size=c.batch_size,
+            augment=datasets.Augment(noise=c.pixel_noise),
+            monitor=monitor,
+        )
+        save_model(student, path)
+        return student
+
+    def _momentum(self, learning_rate: float) -> Momentum:
+        c = self.config
+        rate = schedule(c.lr_schedule, learning_rate, c.train_steps)
+        return Momentum(rate, momentum=c.momentum)
+
+    def _trainer(self, student, teacher, *, eps: float, step_size: float) -> Classifier:
+        c = self.config
+        if c.method == "standard":
+            return Classifier(student, weight_decay=c.weight_decay)
+        if c.method == "pgd":
+            attack = {"eps": eps, "step_size": step_size, "steps": c.pgd_steps, "seed": c.seed}
+            return PGDTraining(student, weight_decay=c.weight_decay, **attack)
+        shape = (None, *datasets.SPECS[c.target].image_shape)
+        if c.disc_view == "teacher":
+            shape = teacher.transform.visible(tf.zeros((1, *shape[1:]))).shape
+        disc = Discriminator(
+            c.disc_channels, outputs=c.disc_outputs, synchronized=self.synchronized
+        )
+        disc.build(shape)
+        return IGAM(student, teacher, disc, settings=c.objective(), weight_decay=c.weight_decay)
+
+    def _fit(
+        self,
+        trainer: Classifier,
+        optimizers: list[keras.optimizers.Optimizer],
+        split: datasets.Split,
+        *,
+        stage: str,
+        steps: int,
+        batch_size: int,
+        augment: datasets.Augment,
+        monitor: Monitor | None = None,
+    ) -> None:
+        c = self.config
+        trainer.compile(*optimizers)
+        if not optimizers[0].built:
+            optimizers[0].build(trainer.trained)
+        if stage == "student":
+            writer = tf.summary.create_file_writer(str(self.folder / "tensorboard" / stage))
+            with writer.as_default():
+                hparams.hparams({k: _plain(v) for k, v in dataclasses.asdict(c).items()})
+        logging.info(
+            "stage %s: %d steps of %d images of %s (%s, %d images)",
+            stage, steps, batch_size, split.spec.name, split.source, len(split.labels),
+        )  # fmt: skip
+
+        def batches(done: int) -> tf.data.Dataset:
+            return datasets.train_batches(
+                split,
+                batch_size=batch_size,
+                seed=c.seed,
+                augment=augment,
+                start_step=done,
+                num_steps=steps - done,
+            )
+
+        train(
+            trainer,
+            batches,
+            folder=self.folder,
+            stage=stage,
+            steps=steps,
+            log_every=c.log_every,
+            checkpoint_every=c.checkpoint_every,
+            validate_every=c.validate_every if monitor else 0,
+            validate=monitor,
+        )
+
+
+def _plain(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value

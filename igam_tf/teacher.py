@@ -1,0 +1,70 @@
+"""The teacher: a robust network behind an affine map, with new logits for the target task (§4.1)."""
+
+import keras
+import tensorflow as tf
+
+from igam_tf.classifier import Classifier
+from igam_tf.transforms import Identity
+
+
+@keras.saving.register_keras_serializable("igam_tf")
+class Teacher(keras.Model):
+    """f_t(x) = new logits(features(A x + b)) (eq. 6, 15).
+
+    Args:
+        network: robust source model with `features(x, training)`; all of it stays frozen.
+        transform: the map from the target image to the network's input.
+        num_classes: classes of the target task.
+    """
+
+    def __init__(self, network: keras.Model, transform: Identity, *, num_classes: int, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.network, self.transform, self.num_classes = network, transform, num_classes
+        self.logits_layer = keras.layers.Dense(num_classes, dtype=network.logits_layer.dtype_policy)
+
+    def build(self, input_shape):
+        """Creates the logits layer; input_shape [B,H,W,C] of the target images."""
+        self.logits_layer.build((None, self.network.logits_layer.kernel.shape[0]))
+        self.built = True
+
+    @property
+    def kernels(self) -> list:
+        """The variables under weight decay: the new logits layer's alone."""
+        return [self.logits_layer.kernel]
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Target images [B,H,W,C] in the target's pixel range -> logits [B,num_classes].
+
+        `training` only chooses the frozen network's batch statistics (R6).
+        """
+        features = self.network.features(self.transform(x), training=training)
+        return self.logits_layer(features)
+
+    def get_config(self) -> dict:
+        """Keras configuration."""
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "transform": keras.saving.serialize_keras_object(self.transform),
+            "num_classes": self.num_classes,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Teacher":
+        """Inverse of `get_config`."""
+        parts = {
+            k: keras.saving.deserialize_keras_object(config.pop(k))
+            for k in ("network", "transform")
+        }
+        return cls(**parts, **config)
+
+
+class FineTune(Classifier):
+    """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6)."""
+
+    batch_statistics = False  # the frozen features stay as they are
+
+    @property
+    def trained(self) -> list:
+        """psi_logit alone."""
+        return self.network.logits_layer.trainable_variables

@@ -1,0 +1,123 @@
+"""`python -m igam_tf.train`: one transfer experiment, all stages, from flags to results.json.
+
+Killed at any moment, the same command goes on where it was.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from absl import flags, logging
+
+from igam_tf import datasets, experiments
+from igam_tf.runs import RunFolder
+from igam_tf.stages import Run, student_size
+from madry_models.errors import UserError, run_entry_point
+
+FLAGS = flags.FLAGS
+
+_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+
+
+def define_flags() -> None:
+    """One flag for each setting; unset ones come from row, fidelity and preset."""
+    for field in dataclasses.fields(experiments.Config):
+        doc, choices = field.metadata["doc"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, None, choices, doc)
+        elif field.name == "disc_channels":
+            flags.DEFINE_list(field.name, None, doc)
+        else:
+            _DEFINE[field.type](field.name, None, doc)
+    flags.DEFINE_string("workdir", None, "run folder; default runs/<source>-<target>-<method>-...")
+    flags.DEFINE_integer("replicas", 0, "devices to train on under MirroredStrategy; 0: all")
+
+
+def config_from_flags() -> experiments.Config:
+    """The settings of this command line.
+
+    Raises:
+        UserError: a value that is not of its kind, or settings that contradict each other.
+    """
+    chosen = {f.name: FLAGS[f.name].value for f in dataclasses.fields(experiments.Config)}
+    if chosen["disc_channels"] is not None:
+        try:
+            chosen["disc_channels"] = tuple(map(int, chosen["disc_channels"]))
+        except ValueError as error:
+            raise UserError(
+                f"expected --disc_channels as whole numbers with commas between; "
+                f"received {','.join(chosen['disc_channels'])!r}"
+            ) from error
+    return experiments.resolve(chosen)
+
+
+def default_workdir(config: experiments.Config) -> str:
+    """Folder name that says what the run is."""
+    parts = [config.source, config.target, config.method, config.preset]
+    parts += ["release"] if config.fidelity == "release" else []
+    parts += ["builtin"] if config.data == "builtin" else []
+    return str(Path("runs") / "-".join(parts))
+
+
+def strategy(replicas: int) -> tf.distribute.Strategy:
+    """MirroredStrategy over `replicas` devices (0: all), or the default one for a single device.
+
+    Raises:
+        UserError: more replicas than GPUs; CPUs are divided into as many logical ones.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if replicas < 0 or (gpus and replicas > len(gpus)):
+        raise UserError(f"expected --replicas within 0..{len(gpus)} GPUs; received {replicas}")
+    if not gpus and replicas > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        one = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [one] * replicas)
+    kind = "GPU" if gpus else "CPU"
+    devices = [d.name for d in tf.config.list_logical_devices(kind)][: replicas or None]
+    return (
+        tf.distribute.MirroredStrategy(devices)
+        if len(devices) > 1
+        else tf.distribute.get_strategy()
+    )
+
+
+def teacher_checkpoint(config: experiments.Config) -> str | None:
+    """Folder of the checkpoint the teacher is loaded from, fetched where it is a known name."""
+    if config.method != "igam" or config.teacher == "train":
+        return None
+    from madry_models.fetch import NAMES, fetch
+    from madry_models.tf1_checkpoint import checkpoint_prefix
+
+    if config.teacher_checkpoint in NAMES:
+        return str(fetch(config.source, config.teacher_checkpoint))
+    checkpoint_prefix(config.teacher_checkpoint)
+    return config.teacher_checkpoint
+
+
+def main(_argv: list[str]) -> None:
+    """Runs every stage that is not done yet."""
+    logging.set_verbosity(logging.INFO)
+    started = time.monotonic()
+    config = config_from_flags()
+    student_size(config.student)
+    checkpoint = teacher_checkpoint(config)
+    for name in {config.target} | ({config.source} if config.teacher == "train" else set()):
+        datasets.check_available(name, source=config.data, data_dir=config.data_dir or None)
+    workdir = FLAGS.workdir or default_workdir(config)
+    if config.data == "builtin":
+        logging.warning("data: builtin (synthetic, seed %d): no real images", config.data_seed)
+    chosen = strategy(FLAGS.replicas)
+    folder = RunFolder(workdir, config)
+    keras.utils.set_random_seed(config.seed)
+    with chosen.scope():
+        run = Run(config, folder, checkpoint)
+        run.student()
+    run.evaluate()
+    logging.info("%s: done in %.1f minutes", workdir, (time.monotonic() - started) / 60)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_entry_point(main)

@@ -1,0 +1,106 @@
+"""Batch normalisation whose double back-propagation is one fused kernel and one linear combination.
+
+Back-propagating through J_s differentiates the backward pass of every batch norm. TensorFlow composes
+that second derivative out of many small kernels, and leaves a part of it out (`tf.nn.moments` stops
+the gradient at the mean inside the variance; TensorFlow 1 did the same, so float64, in which the
+original code's own figures are reproduced, keeps it that way). Written out by hand it is exact and
+needs one more call of the fused backward kernel. With x^ = (x - m) / s, a = mean(g), c = mean(g x^),
+
+    dx = gamma / s (g - a - x^ c)
+
+is linear and self-adjoint in g; its derivative with respect to x is in `derivative` below.
+"""
+
+import keras
+import tensorflow as tf
+
+
+def _sum(t: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(t, [0, 1, 2])
+
+
+def normalize(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch norm on batch statistics, differentiable twice.
+
+    Args:
+        x: [B,H,W,C], float32, bfloat16 or float16.
+        gamma, beta: [C], float32.
+        epsilon: added to the variance.
+
+    Returns:
+        (y as x, mean [C], variance [C] without Bessel's correction); the last two carry no gradient.
+    """
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+
+    @tf.custom_gradient
+    def forward(x, gamma, beta):
+        y, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        variance *= (count - 1) / tf.maximum(count, 1)  # the kernel returns Bessel's
+        variance = tf.where(count > 1, variance, 0.0)
+
+        @tf.custom_gradient
+        def backward(g, x, gamma, mean, variance, *reserved):
+            def fused(g):
+                return tf.raw_ops.FusedBatchNormGradV3(
+                    y_backprop=g,
+                    x=x,
+                    scale=gamma,
+                    reserve_space_1=reserved[0],
+                    reserve_space_2=reserved[1],
+                    reserve_space_3=reserved[2],
+                    epsilon=epsilon,
+                    is_training=True,
+                )[:3]
+
+            dx, dgamma, dbeta = fused(g)
+
+            def derivative(u, u_gamma, u_beta):
+                """From the cotangents of (dx, dgamma, dbeta) to those of (g, x, gamma)."""
+                ug, u_sum_x, u_sum = fused(u)
+                a, c = dbeta / count, dgamma / count
+                u_mean, u_c = u_sum / count, u_sum_x / count
+                e = _sum(tf.cast(u, tf.float32) * tf.cast(g, tf.float32)) / count
+                r = tf.math.rsqrt(variance + epsilon)
+                k = gamma * r * r
+                # x's coefficient, u's, g's and the constant, per channel
+                p = r * (-k * (e - u_mean * a - 3 * u_c * c) - u_gamma * r * c)
+                q = -k * c
+                w = u_gamma * r - k * u_c
+                s = k * (c * u_mean + u_c * a) - u_gamma * r * a - p * mean
+                to = lambda t: tf.cast(t, x.dtype)  # noqa: E731
+                of_x = to(p) * x + to(q) * u + to(w) * g + to(s)
+                v = u_gamma * r
+                of_g = ug + to(v) * x + to(u_beta - v * mean)
+                of_gamma = count * r * (e - u_mean * a - u_c * c)
+                return of_g, of_x, of_gamma, *[None] * (2 + len(reserved))
+
+            return (dx, dgamma, dbeta), derivative
+
+        statistics = (mean, variance, *reserved)
+        return (y, mean, variance), lambda g, *_: backward(g, x, gamma, *statistics)
+
+    return forward(x, gamma, beta)
+
+
+@keras.saving.register_keras_serializable(package="madry_models")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's layer, with `normalize` for batch statistics of one replica below float64."""
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B,H,W,C] -> the same; `training` alone chooses batch statistics."""
+        fused = training and not self.synchronized and x.dtype != tf.float64
+        if not fused:
+            return super().call(x, training=training)
+        y, mean, variance = normalize(
+            x,
+            tf.convert_to_tensor(self.gamma),
+            tf.convert_to_tensor(self.beta),
+            epsilon=self.epsilon,
+        )
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(average * self.momentum + value * (1 - self.momentum))
+        return y

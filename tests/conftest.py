@@ -1,0 +1,26 @@
+"""Shared fixtures: where the golden files and the small real data sets are."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = Path(os.environ.get("IGAM_GOLDEN", _SHARED / "golden"))
+DATA = Path(os.environ.get("IGAM_DATA", _SHARED / "data"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    if not GOLDEN.is_dir():
+        pytest.skip(f"no golden files: {GOLDEN} is absent (set IGAM_GOLDEN)")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    if not (DATA / "tensorflow_datasets").is_dir():
+        pytest.skip(f"no real data: {DATA}/tensorflow_datasets is absent (set IGAM_DATA)")
+    return DATA

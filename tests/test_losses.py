@@ -1,0 +1,113 @@
+"""The formulas against hand-computed numbers, and their doctests."""
+
+import doctest
+import math
+
+import pytest
+import tensorflow as tf
+
+from igam_tf import gradients, losses, optimizers
+
+
+@pytest.mark.parametrize("module", [losses, gradients])
+def test_doctests(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_true_class_probability():
+    logits = tf.constant([[0.0, math.log(3.0)]])
+    assert losses.true_class_probability(logits, [1]).numpy() == pytest.approx([0.75])
+
+
+def test_l_adv_is_minus_log_4_where_the_discriminator_is_undecided():
+    assert losses.l_adv(tf.zeros([3]), tf.zeros([3])).numpy() == pytest.approx(-losses.LOG_4)
+
+
+def test_l_adv_by_hand():
+    """f_disc(J_t) = 0.8, f_disc(J_s) = 0.3: log 0.8 + log 0.7."""
+    d_t, d_s = math.log(0.8 / 0.2), math.log(0.3 / 0.7)
+    value = losses.l_adv(tf.constant([d_s]), tf.constant([d_t]))
+    assert value.numpy() == pytest.approx([math.log(0.8) + math.log(0.7)], rel=1e-6)
+
+
+def test_l_adv_has_no_log_of_zero():
+    d = tf.constant([1e4])
+    with tf.GradientTape() as tape:
+        tape.watch(d)
+        value = losses.l_adv(d, -d)
+    assert value.numpy() == pytest.approx([-2e4])
+    assert tape.gradient(value, d).numpy() == pytest.approx([-2.0])
+
+
+def test_discriminator_accuracy_counts_both_sides():
+    d_s, d_t = tf.constant([-1.0, 1.0, -1.0]), tf.constant([1.0, -1.0, -1.0])
+    assert list(losses.discriminator_accuracy(d_s, d_t)) == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("loss", [losses.xent, losses.true_class_probability])
+def test_losses_of_half_precision_logits_are_float32(loss):
+    assert loss(tf.zeros([2, 3], tf.bfloat16), tf.constant([0, 1])).dtype == tf.float32
+
+
+def test_l_diff_of_half_precision_is_float32_and_per_image():
+    j = tf.ones([2, 4, 4, 3], tf.bfloat16)
+    assert losses.l_diff(j, 0 * j).dtype == tf.float32
+    assert losses.l_diff(j, 0 * j).numpy() == pytest.approx([48.0, 48.0])
+
+
+def test_l2_is_half_the_squares():
+    assert float(losses.l2([tf.Variable([3.0]), tf.Variable([4.0])])) == pytest.approx(12.5)
+
+
+def test_input_gradient_of_a_quadratic_eagerly_and_compiled():
+    """d/dx of x^T x is 2x."""
+    x = tf.constant([[1.0, 2.0], [3.0, -4.0]])
+
+    def run(x):
+        return gradients.input_gradient(lambda x: (tf.reduce_sum(x * x, 1), x), x)
+
+    for f in (run, tf.function(run)):
+        j, values, _ = f(x)
+        assert j.numpy().tolist() == [[2.0, 4.0], [6.0, -8.0]]
+        assert values.numpy().tolist() == [5.0, 25.0]
+
+
+def test_norm_ratio():
+    a, b = tf.constant([[3.0, 4.0], [1.0, 0.0]]), tf.constant([[10.0, 0.0], [0.0, 0.0]])
+    assert gradients.norm_ratio(a, b).numpy().tolist() == [0.5, 0.0]
+
+
+def test_momentum_is_tensorflow_1s_when_the_learning_rate_drops():
+    """w = 0, gradient 1: a = 1, 1.9; w = -lr_0 - lr_1 1.9 with lr 0.1, then 0.01."""
+    optimizer = optimizers.Momentum(0.1, momentum=0.9)
+    w = tf.Variable([0.0])
+    optimizer.apply([tf.constant([1.0])], [w])
+    optimizer.learning_rate = 0.01
+    optimizer.apply([tf.constant([1.0])], [w])
+    assert w.numpy() == pytest.approx([-0.1 - 0.01 * 1.9])
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "expected"),
+    [
+        ("constant", 70, 0.1),
+        ("step", 49, 0.1),
+        ("step", 51, 0.01),
+        ("step", 76, 0.001),
+        ("cosine", 5, 0.05),
+        ("cosine", 10, 0.1),
+        ("cosine", 55, 0.05),
+        ("cosine", 100, 0.0),
+    ],
+)
+def test_schedules(name, step, expected):
+    rate = optimizers.schedule(name, 0.1, 100)
+    value = rate if name == "constant" else float(rate(step))
+    assert value == pytest.approx(expected, abs=1e-7)
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="constant, step or cosine"):
+        optimizers.schedule("linear", 0.1, 100)
