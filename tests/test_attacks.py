@@ -1,0 +1,188 @@
+"""PGD against closed forms and brute force; its losses against hand numbers."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igam_tf.attacks import LOSSES, loss_named, pgd
+from igam_tf.attacks.losses import cw_margin, xent
+from madry_models.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def _linear(w: np.ndarray):
+    """Two-class logits (0, w.x), for which the worst l-inf perturbation is known."""
+    w = tf.constant(w)
+
+    def logits_fn(x):
+        z = tf.reduce_sum(x * w, axis=tf.range(1, tf.rank(x)))
+        return tf.stack([tf.zeros_like(z), z], axis=1)
+
+    return logits_fn
+
+
+# --- losses ------------------------------------------------------------------------------------
+
+
+def test_cw_margin_by_hand():
+    logits = tf.constant([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
+    assert cw_margin(logits, tf.constant([0, 1, 2])).numpy().tolist() == [-1.0, 2.0, 0.0]
+
+
+def test_cw_margin_gradient_is_plus_one_minus_one():
+    logits = tf.constant([[3.0, 1.0, 2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        margin = cw_margin(logits, tf.constant([0]))
+    assert tape.gradient(margin, logits).numpy().tolist() == [[-1.0, 0.0, 1.0]]
+
+
+def test_xent_by_hand():
+    values = xent(tf.constant([[0.0, np.log(3.0)], [0.0, 1000.0]], tf.float64), tf.constant([0, 0]))
+    np.testing.assert_allclose(values, [np.log(4.0), 1000.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_losses_are_at_least_float32(name, dtype, wide):
+    values = loss_named(name)(tf.constant([[1.0, 2.0]], dtype), tf.constant([0]))
+    assert values.dtype == wide
+
+
+def test_unknown_loss():
+    with pytest.raises(UserError, match="expected an attack loss among xent, cw; received 'dlr'"):
+        loss_named("dlr")
+
+
+# --- pgd ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_linear_model_in_closed_form(loss, compiled):
+    """The worst point is x -+ eps sign(w), cut at the bounds; PGD gets there from any start."""
+    w = RNG.normal(size=(4, 4, 1))
+    x = RNG.uniform(size=(6, 4, 4, 1))
+    y = tf.constant([0, 1, 0, 1, 1, 0])
+    sign = np.where(y.numpy() == 0, 1, -1)[:, None, None, None] * np.sign(w)
+    noise = tf.constant(RNG.uniform(-0.1, 0.1, x.shape))
+    attack = lambda x, y: pgd(  # noqa: E731
+        _linear(w), x, y,
+        eps=0.1, step_size=0.03, steps=7, loss=loss, bounds=(0.0, 1.0), noise=noise,
+    )  # fmt: skip
+    x_adv = (tf.function(attack) if compiled else attack)(tf.constant(x), y)
+    assert x_adv.dtype == tf.float64
+    np.testing.assert_allclose(x_adv, np.clip(x + 0.1 * sign, 0, 1), atol=1e-12)
+
+
+def test_brute_force_in_two_dimensions():
+    """A quadratic boundary: PGD with restarts breaks exactly the points that a fine grid breaks."""
+
+    def logits_fn(x):
+        z = (x[:, 0] - 0.5) ** 2 + 2 * (x[:, 1] - 0.4) ** 2 - 0.05
+        return tf.stack([tf.zeros_like(z), z], axis=1)
+
+    x = RNG.uniform(size=(200, 2))
+    y = tf.argmax(logits_fn(tf.constant(x)), 1)
+    eps = 0.06
+    offsets = np.stack(np.meshgrid(*[np.linspace(-eps, eps, 41)] * 2), -1).reshape(-1, 2)
+    grid = np.clip(x[:, None] + offsets, 0, 1)
+    labels = tf.argmax(logits_fn(tf.constant(grid.reshape(-1, 2))), 1).numpy().reshape(200, -1)
+    by_grid = (labels != y.numpy()[:, None]).any(1)
+    assert 0.1 < by_grid.mean() < 0.9
+    by_pgd = np.zeros(200, bool)
+    attack = tf.function(
+        lambda noise: pgd(
+            logits_fn, tf.constant(x), y,
+            eps=eps, step_size=eps / 10, steps=40, loss=cw_margin, bounds=(0.0, 1.0), noise=noise,
+        )
+    )  # fmt: skip
+    for _ in range(5):
+        noise = tf.constant(RNG.uniform(-eps, eps, x.shape))
+        x_adv = attack(noise)
+        by_pgd |= tf.argmax(logits_fn(x_adv), 1).numpy() != y.numpy()
+    assert (by_pgd | ~by_grid).all()  # whatever the grid finds
+    assert (by_pgd != by_grid).sum() <= 2  # points nearer to the boundary than the grid is fine
+
+
+@pytest.mark.parametrize(("high", "eps", "step_size"), [(1.0, 0.3, 0.1), (255.0, 8.0, 3.0)])
+def test_stays_within_ball_and_bounds(high, eps, step_size):
+    x = tf.constant(RNG.uniform(0, high, size=(8, 5, 5, 3)), tf.float32)
+    w = tf.constant(RNG.normal(size=(75, 4)), tf.float32)
+    noise = tf.random.stateless_uniform(x.shape, (0, 1), -3 * eps, 3 * eps)  # more than the ball
+    for steps in (0, 1, 10):
+        x_adv = pgd(
+            lambda x: tf.reshape(x, (-1, 75)) @ w, x, tf.zeros(8, tf.int64),
+            eps=eps, step_size=step_size, steps=steps, loss=xent, bounds=(0.0, high), noise=noise,
+        )  # fmt: skip
+        assert tf.reduce_max(tf.abs(x_adv - x)) <= eps * (1 + 1e-4)
+        assert tf.reduce_max(tf.abs(x_adv - x)) > 0.9 * eps  # and uses what it may
+        assert tf.reduce_min(x_adv) >= 0.0
+        assert tf.reduce_max(x_adv) <= high
+
+
+def test_fgsm_is_one_signed_step_that_does_not_wrap():
+    x = tf.constant([[250.0, 3.0, 100.0, 100.0]])
+    w = np.float32([1.0, -1.0, 2.0, 0.0])
+    x_adv = pgd(
+        _linear(w), x, tf.constant([0]), eps=8.0, step_size=8.0, steps=1, loss=xent, bounds=(0, 255)
+    )
+    assert x_adv.numpy().tolist() == [[255.0, 0.0, 108.0, 100.0]]  # no gradient, no step
+
+
+def test_examples_do_not_influence_each_other():
+    w, x = RNG.normal(size=(9, 3)), RNG.uniform(size=(5, 9))
+    attack = lambda x, y: pgd(  # noqa: E731
+        lambda x: tf.tanh(x @ w), tf.constant(x), tf.constant(y),
+        eps=0.1, step_size=0.02, steps=5, loss=xent, bounds=(0.0, 1.0),
+    )  # fmt: skip
+    y = np.array([0, 1, 2, 0, 1])
+    together = attack(x, y)
+    for i in range(5):
+        np.testing.assert_array_equal(attack(x[i : i + 1], y[i : i + 1])[0], together[i])
+
+
+def test_changes_no_variable():
+    model = keras.Sequential(
+        [
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    x = tf.constant(RNG.uniform(size=(4, 6, 6, 1)), tf.float32)
+    model(x, training=False)
+    before = [v.numpy().copy() for v in model.variables]
+    attack = tf.function(
+        lambda x, y: pgd(
+            lambda x: model(x, training=False), x, y,
+            eps=0.3, step_size=0.1, steps=5, loss=xent, bounds=(0.0, 1.0),
+        )
+    )  # fmt: skip
+    assert np.abs(attack(x, tf.constant([0, 1, 2, 0])) - x).max() > 0.29
+    for old, new in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, new.numpy())
+
+
+def test_nothing_flows_back_through_the_attack():
+    x = tf.constant([[0.5, 0.5]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        x_adv = pgd(
+            _linear(np.float32([1, 2])), x, tf.constant([0]),
+            eps=0.1, step_size=0.1, steps=2, loss=xent, bounds=(0.0, 1.0),
+        )  # fmt: skip
+    assert tape.gradient(x_adv, x) is None
+
+
+def test_logits_without_a_gradient_are_refused():
+    with pytest.raises(UserError, match="expected logits that are differentiable in x"):
+        pgd(
+            lambda x: tf.one_hot(tf.argmax(x, 1), 2), tf.zeros((1, 2)), tf.constant([0]),
+            eps=0.1, step_size=0.1, steps=1, loss=xent, bounds=(0.0, 1.0),
+        )  # fmt: skip
