@@ -7,5 +7,6 @@ an attack is a function of its arguments alone; restarts and worst cases are `ig
 
 from igam_tf.attacks.losses import LOSSES, loss_named
 from igam_tf.attacks.pgd import pgd
+from igam_tf.attacks.spec import AttackSpec, attack_names, attack_specs
 
-__all__ = ["LOSSES", "loss_named", "pgd"]
+__all__ = ["LOSSES", "AttackSpec", "attack_names", "attack_specs", "loss_named", "pgd"]

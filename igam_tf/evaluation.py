@@ -1,0 +1,352 @@
+"""Accuracy under attack: per example, worst case over restarts and attacks, with its interval.
+
+An attack's row counts the examples that are right clean and stay right under each of its restarts,
+out of all n. Rows are each attack's own, so that a one-step attack stronger than an iterative one,
+a symptom of masked gradients, stays visible; the row `worst_case` joins them, example by example.
+
+    model_report -> evaluate -> survivors -> igam_tf.attacks.pgd
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from igam_tf.attacks import AttackSpec, attack_specs, loss_named, pgd
+from igam_tf.datasets import DatasetSpec, Split
+from madry_models.errors import UserError
+
+WORST_CASE = "worst_case"
+EPS_UNIT = "l-inf, fraction of the pixel range"
+BATCH_NORMS = ("inference", "batch")
+_Z95 = 1.959963984540054  # normal quantile of 0.975
+_NOT_FINITE = -1
+
+LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n trials (Wilson 1927), which holds near 0 and 1 as well.
+
+    Raises:
+        ValueError: not 0 <= successes <= n, or n = 0.
+
+    Example:
+        >>> [round(bound, 4) for bound in wilson_interval(5, 10)]
+        [0.2366, 0.7634]
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"expected 0 <= successes <= n and n > 0; received {successes} of {n}")
+    share, z2 = successes / n, _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
+    """x [B,H,W,C] -> logits [B,K] of a Keras model, none of whose variables it changes.
+
+    Args:
+        model: called with `training=`.
+        batch_norm: "inference", by the moving averages; or "batch", `training=True`, by the
+            statistics of whatever batch comes, as the release attacks its students (R6).
+
+    Raises:
+        UserError: another `batch_norm`.
+    """
+    if batch_norm not in BATCH_NORMS:
+        raise UserError(f"expected batch norm {' or '.join(BATCH_NORMS)}; received {batch_norm!r}")
+    if batch_norm == "inference":
+        return lambda x: model(x, training=False)
+
+    def on_batch_statistics(x: tf.Tensor) -> tf.Tensor:
+        # The moving averages that this call would leave behind come back as values, unassigned.
+        logits, _ = model.stateless_call(
+            model.trainable_variables, model.non_trainable_variables, x, training=True
+        )
+        return logits
+
+    return on_batch_statistics
+
+
+def random_start(
+    shape: tuple[int, ...], indices: Sequence[int], *, eps: float, seed: int, restart: int, dtype
+) -> np.ndarray:
+    """Uniform noise in +-eps, [len(indices), *shape]: a function of seed, restart and index alone.
+
+    So neither the batch size nor the examples left out change anybody's start.
+    """
+    unit = [
+        np.random.Generator(
+            np.random.Philox(key=[seed, restart], counter=[0, 0, 0, int(index)])
+        ).random(shape, dtype)
+        for index in indices
+    ]
+    return ((2 * np.stack(unit) - 1) * eps).astype(dtype)
+
+
+def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
+    """uint8 images -> float32 in 0..pixel_max; floats stay as they are, at least float32."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255 / pixel_max)  # exact for 0..255
+    return images.astype(np.result_type(images.dtype, np.float32), copy=False)
+
+
+def survivors(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    attacks: Sequence[AttackSpec],
+    pixel_max: float,
+    seed: int,
+    batch_size: int,
+    batch_norm: str,
+    progress: bool,
+) -> dict[str, np.ndarray]:
+    """Name of each attack -> [n] bool, the examples it leaves standing; arguments as `evaluate`."""
+    if len(labels) == 0 or len(images) != len(labels):
+        raise UserError(
+            f"expected as many images as labels; received {len(images)} and {len(labels)}"
+        )
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= pixel_max):
+        raise UserError(
+            f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
+        )
+    dtype = in_pixel_range(images[:1], pixel_max).dtype.type
+    shape, y = images.shape[1:], labels.astype(np.int64)
+    losses = {spec.loss for spec in attacks} | {None}
+    compiled = {loss: _attack(logits_fn, loss, shape, dtype, pixel_max) for loss in losses}
+
+    def right(spec: AttackSpec, restart: int, indices: np.ndarray) -> np.ndarray:
+        """Whether each of these examples is right under one restart, [len(indices)] bool."""
+        eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
+        title = f"{spec.name} {restart + 1}/{spec.restarts}" if spec.restarts > 1 else spec.name
+        hits = np.zeros(len(indices), bool)
+        with tqdm(total=len(indices), desc=title, unit="image", disable=not progress) as bar:
+            for begin in range(0, len(indices), batch_size):
+                batch = indices[begin : begin + batch_size]
+                x = in_pixel_range(images[batch], pixel_max)
+                noise = np.zeros_like(x)
+                if spec.random_start:
+                    noise = random_start(
+                        shape, batch, eps=eps, seed=seed, restart=restart, dtype=dtype
+                    )
+                attack = compiled[spec.loss]
+                predicted = attack(x, y[batch], noise, eps, step_size, np.int32(spec.steps)).numpy()
+                if (predicted == _NOT_FINITE).any():
+                    raise UserError(
+                        f"expected finite logits; under {spec.name} the model's are NaN or infinite "
+                        f"for {(predicted == _NOT_FINITE).sum()} of {len(batch)} images, which "
+                        "cannot be scored"
+                    )
+                hits[begin : begin + len(batch)] = predicted == y[batch]
+                bar.update(len(batch))
+        return hits
+
+    everything = np.arange(len(labels))
+    clean = right(AttackSpec(name="clean"), 0, everything)
+    robust = {}
+    for spec in attacks:
+        standing = clean.copy()
+        for restart in range(spec.restarts):
+            left = everything if batch_norm == "batch" else np.flatnonzero(standing)
+            standing[left] &= right(spec, restart, left)
+        robust[spec.name] = standing
+    return robust
+
+
+def _attack(logits_fn: LogitsFn, loss: str | None, shape, dtype, pixel_max: float):
+    """One trace for every attack of a loss and every batch size: -> predicted classes [B].
+
+    Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images.
+    """
+    image, scalar = tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((), dtype)
+    label, count = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int32)
+
+    @tf.function(input_signature=[image, label, image, scalar, scalar, count])
+    def predicted(x, y, noise, eps, step_size, steps):
+        if loss is not None:
+            settings = {"eps": eps, "step_size": step_size, "steps": steps, "noise": noise}
+            bounds = (0.0, pixel_max)
+            x = pgd(logits_fn, x, y, loss=loss_named(loss), bounds=bounds, **settings)
+        logits = logits_fn(x)
+        finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
+        return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
+
+    return predicted
+
+
+def evaluate(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    attacks: Sequence[AttackSpec],
+    pixel_max: float,
+    seed: int,
+    batch_size: int,
+    batch_norm: str = "inference",
+    progress: bool = True,
+) -> dict[str, dict]:
+    """Every attack on every example that the model gets right, and the worst of them all.
+
+    Examples that are broken already, clean or by an earlier restart of the same attack, are passed
+    over. With `batch_norm="batch"` every example goes on influencing its neighbours, so there the
+    batches stay whole and in order, and figures depend on `batch_size`.
+
+    Args:
+        logits_fn: x [B,...] in 0..pixel_max -> logits [B,K]; see `logits_function`.
+        images: [n,...], uint8 in 0..255, or float in 0..pixel_max, which keeps its precision.
+        labels: [n], int.
+        attacks: see `attack_specs`.
+        pixel_max: highest pixel value of the model's input.
+        seed: of the random starts; with the same seed attacks start from the same points.
+        batch_size: examples attacked at once.
+        batch_norm: how `logits_fn` normalises.
+        progress: shows bars with rate and time left.
+
+    Returns:
+        For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting.
+
+    Raises:
+        UserError: no images, float pixels out of range, or logits that are not finite.
+    """
+    common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
+    robust = survivors(
+        logits_fn, images, labels,
+        attacks=attacks, pixel_max=pixel_max, progress=progress, **common,
+    )  # fmt: skip
+    results = {}
+    for spec in attacks:
+        settings = {"eps": spec.eps, "eps_unit": EPS_UNIT, "step_size": spec.step_size}
+        settings |= {"steps": spec.steps, "restarts": spec.restarts, "loss": spec.loss}
+        results[spec.name] = _figures(robust[spec.name]) | settings | common
+    over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks), "eps_unit": EPS_UNIT}
+    worst = np.logical_and.reduce(list(robust.values()))
+    return results | {WORST_CASE: _figures(worst) | over | common}
+
+
+def _figures(robust: np.ndarray) -> dict:
+    hits, n = int(robust.sum()), len(robust)
+    interval = [round(100 * bound, 4) for bound in wilson_interval(hits, n)]
+    return {"accuracy": 100 * hits / n, "n": n, "ci95": interval}
+
+
+def model_report(
+    model: keras.Model,
+    split: Split,
+    *,
+    attacks: Sequence[str],
+    eps: float | None = None,
+    step_size: float | None = None,
+    restarts: int = 1,
+    loss: str = "xent",
+    num_examples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    batch_norm: str = "inference",
+    progress: bool = True,
+) -> dict:
+    """`evaluate` for a model on a data set, with what `table` needs beside the results.
+
+    Args:
+        model: sees pixels in 0..model.pixel_max, or in the data set's range if it does not tell.
+        split: images and labels.
+        attacks: names, see `igam_tf.attacks.attack_names`.
+        eps: l-inf radius as a fraction of the pixel range; None: the data set's threat model.
+        step_size: of PGD, likewise; None: in the data set's ratio to eps.
+        num_examples: the first so many; None: all.
+        restarts, loss, seed, batch_size, batch_norm, progress: see `attack_specs` and `evaluate`.
+
+    Raises:
+        UserError: more examples asked for than there are, a model that is not for such images, or
+            as `evaluate`.
+    """
+    spec, available = split.spec, len(split.labels)
+    n = available if num_examples is None else num_examples
+    if not 1 <= n <= available:
+        raise UserError(
+            f"expected a number of examples within 1..{available}, the size of {spec.name} "
+            f"{split.name}; received {n}"
+        )
+    pixel_max = getattr(model, "pixel_max", spec.pixel_max)
+    logits_fn = logits_function(model, batch_norm)
+    _check_fits(logits_fn, in_pixel_range(split.images[:1], pixel_max), spec)
+    eps = spec.eps if eps is None else eps
+    step_size = spec.step_size / spec.eps * eps if step_size is None else step_size
+    results = evaluate(
+        logits_fn,
+        split.images[:n],
+        split.labels[:n],
+        attacks=attack_specs(attacks, eps=eps, step_size=step_size, restarts=restarts, loss=loss),
+        pixel_max=pixel_max,
+        seed=seed,
+        batch_size=batch_size,
+        batch_norm=batch_norm,
+        progress=progress,
+    )
+    return {
+        "dataset": spec.name,
+        "split": split.name,
+        "data": split.source,
+        "pixel_max": pixel_max,
+        "results": results,
+    }
+
+
+def _check_fits(logits_fn: LogitsFn, x: np.ndarray, spec: DatasetSpec) -> None:
+    try:
+        shape = tuple(logits_fn(tf.constant(x)).shape)
+    except Exception as error:  # a model may fail in any way on images it was not made for
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"expected a model for {spec.name} images {list(spec.image_shape)}; this one fails on "
+            f"them: {reason}"
+        ) from error
+    if shape != (1, spec.num_classes):
+        raise UserError(
+            f"expected {spec.num_classes} logits for an image of {spec.name}; this model returns "
+            f"the shape {list(shape)}"
+        )
+
+
+def fraction_text(value: float) -> str:
+    """A fraction of the pixel range as people write it.
+
+    Example:
+        >>> fraction_text(8 / 255), fraction_text(0.3)
+        ('8/255', '0.3')
+    """
+    if float(f"{value:g}") != value and abs(value * 255 - round(value * 255)) < 1e-9:
+        return f"{round(value * 255)}/255"
+    return f"{value:g}"
+
+
+def table(report: dict) -> str:
+    """A report of `model_report` as plain text."""
+    results, highest = report["results"], report["pixel_max"]
+    worst = results[WORST_CASE]
+    losses = {row["loss"] for row in results.values() if row.get("loss")}
+    data = "builtin (synthetic)" if report["data"] == "builtin" else report["data"]
+    lines = [
+        f"{report['dataset']} {report['split']}, data {data}: first n = {worst['n']} images",
+        f"l-inf eps {fraction_text(worst['eps'])} of the pixel range "
+        f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
+        f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}",
+        "",
+    ]
+    cells = [("attack", "accuracy %", "95 % interval", "steps", "step size", "restarts")]
+    for name, row in results.items():
+        settings = ("", "", "")
+        if row.get("steps"):
+            settings = (str(row["steps"]), fraction_text(row["step_size"]), str(row["restarts"]))
+        low, high = row["ci95"]
+        cells.append((name, f"{row['accuracy']:.2f}", f"{low:.2f} - {high:.2f}", *settings))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *rest in cells:
+        padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return "\n".join(lines)
