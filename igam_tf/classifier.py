@@ -59,6 +59,11 @@ class Classifier(keras.Model):
         """The variables that `optimizer` updates."""
         return self.network.trainable_variables
 
+    @property
+    def state(self) -> list:
+        """Everything that training changes, in a fixed order; the optimizer must be built."""
+        return self.network.variables + self.optimizer.variables
+
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
         """One update on natural images; data = (x [B,H,W,C], y [B])."""
         x, y = data

@@ -84,6 +84,12 @@ class IGAM(Classifier):
         optimizer.build(self.trained)
         discriminator_optimizer.build(self.discriminator.trainable_variables)
 
+    @property
+    def state(self) -> list:
+        """Everything that training changes: both players and both optimizers."""
+        disc = self.discriminator.variables + self.discriminator_optimizer.variables
+        return super().state + disc
+
     # --- the schedule: which of the three kinds of step comes next -----------------------------
 
     def phase(self, step: int) -> str:

@@ -8,7 +8,6 @@ checkpoint computes what it would have computed without the interruption, bit fo
 import json
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import tensorflow as tf
 from absl import logging
@@ -73,11 +72,6 @@ class SaturationWatch:
             )
 
 
-def _check(optimizers: list) -> None:
-    if not all(optimizer.built for optimizer in optimizers):
-        raise ValueError("every optimizer must be built before the loop starts")
-
-
 def train(
     trainer: Classifier,
     batches: Callable[[int], tf.data.Dataset],
@@ -104,15 +98,11 @@ def train(
         UserError: a loss is NaN or infinite; what was saved stays.
         SystemExit: SIGTERM came; the state is saved.
     """
-    state = {"trainer": trainer, "optimizer": trainer.optimizer}
-    if hasattr(trainer, "discriminator_optimizer"):
-        state["discriminator_optimizer"] = trainer.discriminator_optimizer
-    _check([value for name, value in state.items() if name.endswith("optimizer")])
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(**state), str(folder / "checkpoints" / stage), max_to_keep=2
-    )
+    # Keras 3 keeps layers in lists that tf.train.Checkpoint cannot see: name every variable to it.
+    state = tf.train.Checkpoint(variables=[variable.value for variable in trainer.state])
+    manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / stage), max_to_keep=2)
     if manager.latest_checkpoint:
-        manager.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+        state.restore(manager.latest_checkpoint).assert_consumed()
     done = int(trainer.optimizer.iterations.numpy())
     log, watch = Log(folder, stage), SaturationWatch()
     log.forget_after(done)
@@ -172,8 +162,3 @@ class _SigtermFlag:
 
     def __exit__(self, *_):
         signal.signal(signal.SIGTERM, self._before)
-
-
-def unfinished(path: Path) -> bool:
-    """Whether a stage's product is still to be made."""
-    return not path.exists()

@@ -4,6 +4,7 @@ Each stage leaves one product in the run folder; a product that is there is not 
 """
 
 import dataclasses
+import json
 import re
 
 import keras
@@ -13,14 +14,16 @@ from tensorboard.plugins.hparams import api as hparams
 
 from igam_tf import datasets
 from igam_tf.adversarial import PGDTraining
+from igam_tf.attacks import attack_names
 from igam_tf.classifier import Classifier
 from igam_tf.discriminator import Discriminator
+from igam_tf.evaluation import model_report, table
 from igam_tf.experiments import MAPS, Config
 from igam_tf.igam import IGAM
 from igam_tf.loop import train
 from igam_tf.monitor import Monitor
 from igam_tf.optimizers import Momentum, schedule
-from igam_tf.runs import RunFolder, load_model, save_model
+from igam_tf.runs import RunFolder, load_model, save_model, write_json
 from igam_tf.teacher import FineTune, Teacher
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -183,6 +186,33 @@ class Run:
         )
         save_model(student, path)
         return student
+
+    # --- stage 3 ----------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict:
+        """Scores the student, and the fine-tuned teacher as a classifier, on test images."""
+        path = self.folder / "results.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        c = self.config
+        test = self.load(c.target, "test")
+        models = {c.method: self.student()}
+        if c.method == "igam":
+            models["teacher"] = self.teacher()
+        reports = {}
+        for name, model in models.items():
+            reports[name] = model_report(
+                model,
+                test,
+                attacks=attack_names(c.eval_attacks),
+                num_examples=c.eval_examples,
+                seed=c.seed,
+            )
+            print(f"\n{name}, {self.folder.path}\n{table(reports[name])}")
+        write_json(path, reports)
+        return reports
+
+    # --- parts ------------------------------------------------------------------------------------
 
     def _momentum(self, learning_rate: float) -> Momentum:
         c = self.config

@@ -68,3 +68,8 @@ class FineTune(Classifier):
     def trained(self) -> list:
         """psi_logit alone."""
         return self.network.logits_layer.trainable_variables
+
+    @property
+    def state(self) -> list:
+        """The new logits and their optimizer; everything else is frozen."""
+        return self.trained + self.optimizer.variables

@@ -19,6 +19,10 @@ def _sum(t: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(t, [0, 1, 2])
 
 
+def _count(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+
+
 def normalize(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -32,13 +36,12 @@ def normalize(
     Returns:
         (y as x, mean [C], variance [C] without Bessel's correction); the last two carry no gradient.
     """
-    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-
     @tf.custom_gradient
     def forward(x, gamma, beta):
         y, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
+        count = _count(x)
         variance *= (count - 1) / tf.maximum(count, 1)  # the kernel returns Bessel's
         variance = tf.where(count > 1, variance, 0.0)
 
@@ -61,6 +64,7 @@ def normalize(
             def derivative(u, u_gamma, u_beta):
                 """From the cotangents of (dx, dgamma, dbeta) to those of (g, x, gamma)."""
                 ug, u_sum_x, u_sum = fused(u)
+                count = _count(x)
                 a, c = dbeta / count, dgamma / count
                 u_mean, u_c = u_sum / count, u_sum_x / count
                 e = _sum(tf.cast(u, tf.float32) * tf.cast(g, tf.float32)) / count

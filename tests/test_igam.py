@@ -1,0 +1,266 @@
+"""IGAM's step: its gradients, its schedule, its drivers, and replicas that agree."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igam_tf import losses
+from igam_tf.discriminator import Discriminator, normalize
+from igam_tf.experiments import RELEASE
+from igam_tf.igam import IGAM, Settings
+from igam_tf.optimizers import Momentum
+from igam_tf.teacher import FineTune, Teacher
+from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Scale
+from madry_models import MnistCNN, WideResNet
+
+SHAPE = (12, 12, 3)
+PAPER = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=2)
+RELEASE_SETTINGS = Settings(
+    **{k: v for k, v in RELEASE.items() if k in Settings.__dataclass_fields__ and k != "igam_start"}
+    | {"lambda_adv": 0.5, "lambda_diff": 0.3, "disc_every": 2}
+)
+BOTH = pytest.mark.parametrize("settings", [PAPER, RELEASE_SETTINGS], ids=["paper", "release"])
+
+
+def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32") -> IGAM:
+    """A small IGAM that is the same at every call."""
+    keras.utils.set_random_seed(3)
+    release = settings.disc_view == "all"
+    student = WideResNet(
+        8, 1, input_layer="unit_norm" if release else "standardize",
+        synchronized=synchronized, dtype=dtype,
+    )  # fmt: skip
+    student.build((None, *SHAPE))
+    source = MnistCNN(dtype=dtype)
+    source.build((None, 8, 8, 1))
+    teacher = Teacher(
+        source, Compose([ChannelMean(), CenterCrop(8), Scale(1 / 255)]), num_classes=10
+    )
+    teacher.build((None, *SHAPE))
+    disc = Discriminator(
+        (4, 8), outputs=2 if release else 1, synchronized=synchronized, dtype=dtype
+    )
+    disc.build((None, *(SHAPE if release else (8, 8, 1))))
+    igam = IGAM(student, teacher, disc, settings=settings, weight_decay=2e-4)
+    igam.compile(Momentum(0.01, momentum=0.9), Momentum(0.01, momentum=0.9))
+    return igam
+
+
+def batch(n: int = 8, step: int = 0, dtype=np.float32) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([n, step])
+    return rng.uniform(0, 255, (n, *SHAPE)).astype(dtype), rng.integers(0, 10, n)
+
+
+def weights(igam: IGAM) -> list[np.ndarray]:
+    return [v.numpy() for v in igam.state]
+
+
+def total(igam: IGAM, x, y) -> float:
+    _, terms, _, _ = igam.student_gradients(x, y)
+    s = igam.settings
+    value = igam.mean(terms["L_xent"]) + s.lambda_adv * igam.adversarial(terms["L_adv"])
+    value += s.lambda_diff * igam.difference(terms["L_diff"])
+    return float(value + igam.decay(igam.network.kernels))
+
+
+@BOTH
+def test_student_gradient_is_that_of_equation_14(settings):
+    """Against central differences along a random direction, in float64, batch norm in inference.
+
+    A step of 1e-8, for J_s jumps where a leaky ReLU flips.
+    (TensorFlow's own batch norm leaves a part of its second derivative out, see batch_norm.py.)
+    """
+    igam = make(settings, dtype="float64")
+    frozen = igam.input_gradient
+    igam.input_gradient = lambda model, x, y, *, training: frozen(model, x, y, training=False)
+    x, y = batch(4, dtype=np.float64)
+    x, y = tf.constant(x), tf.constant(y)
+    grads, *_ = igam.student_gradients(x, y)
+    rng, h = np.random.default_rng(0), 1e-8
+    direction = [rng.normal(size=v.shape) for v in igam.trained]
+    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
+    values = []
+    for sign in (1, -2):
+        for v, d in zip(igam.trained, direction, strict=True):
+            v.assign_add(sign * h * d)
+        values.append(total(igam, x, y))
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+
+
+def test_the_objective_is_smaller_after_a_step():
+    igam = make(dataclasses.replace(PAPER, disc_every=1000))
+    data = batch()
+    before = total(igam, *map(tf.constant, data))
+    for _ in range(3):
+        igam.step_of_kind(tuple(map(tf.constant, data)), "student")
+    assert total(igam, *map(tf.constant, data)) < before
+
+
+def test_discriminator_maximises_l_adv():
+    igam = make()
+    x, y = map(tf.constant, batch(16))
+    _, _, _, (j_s, j_t) = igam.student_gradients(x, y)
+    values = []
+    for _ in range(10):
+        grads, l_adv = igam.discriminator_gradients(j_s, j_t)
+        igam.discriminator_optimizer.apply(grads, igam.discriminator.trainable_variables)
+        values.append(float(tf.reduce_mean(l_adv)))
+    assert values[-1] > values[0]
+    assert values[-1] < 0
+
+
+@BOTH
+def test_each_player_moves_its_own_weights_alone(settings):
+    igam = make(settings)
+    data = tuple(map(tf.constant, batch()))
+    frozen = [v.numpy() for v in igam.teacher.trainable_variables]
+    disc = lambda: [v.numpy() for v in igam.discriminator.trainable_variables]  # noqa: E731
+    before, students = disc(), [v.numpy() for v in igam.trained]
+    igam.step_of_kind(data, "student")
+    assert all(map(np.array_equal, before, disc()))
+    assert not any(
+        np.array_equal(a, v.numpy()) for a, v in zip(students, igam.trained, strict=True)
+    )
+    igam.step_of_kind(data, "both")
+    assert not all(map(np.array_equal, before, disc()))
+    assert all(map(np.array_equal, frozen, [v.numpy() for v in igam.teacher.trainable_variables]))
+
+
+def test_schedule():
+    igam = make(dataclasses.replace(PAPER, igam_start=3, disc_every=2))
+    phases = [igam.phase(step) for step in range(7)]
+    assert phases == ["plain"] * 3 + ["both", "student", "both", "student"]
+
+
+def _run_fit(igam, batches):
+    x, y = map(np.concatenate, zip(*batches, strict=True))
+    igam.fit(x, y, batch_size=len(batches[0][0]), shuffle=False, verbose=0)
+
+
+def _run_eager(igam, batches):
+    for data in batches:
+        igam.train_step(tuple(map(tf.constant, data)))
+
+
+def _run_function(igam, batches):
+    step = tf.function(igam.train_step)
+    for data in batches:
+        step(tuple(map(tf.constant, data)))
+
+
+@BOTH
+def test_fit_eager_and_tf_function_agree_on_any_batch_size(settings):
+    """Plain steps, both kinds of IGAM step and a last, smaller batch."""
+    settings = dataclasses.replace(settings, igam_start=1)
+    batches = [batch(6, 0), batch(6, 1), batch(6, 2), batch(5, 3)]
+    results = []
+    for run in (_run_fit, _run_eager, _run_function):
+        igam = make(settings)
+        run(igam, batches)
+        assert int(igam.optimizer.iterations) == 4
+        assert int(igam.discriminator_optimizer.iterations) == 2
+        results.append(weights(igam))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_several_steps_per_execution_are_refused():
+    igam = make()
+    igam.compile(Momentum(0.01, momentum=0.9), Momentum(0.01, momentum=0.9), steps_per_execution=2)
+    with pytest.raises(ValueError, match=r"steps_per_execution must be 1. Received: 2"):
+        igam.make_train_function()
+
+
+@BOTH
+@pytest.mark.parametrize("n", [8, 7], ids=["even", "uneven"])
+def test_two_replicas_give_the_weights_of_one(settings, n):
+    """Student, discriminator and both optimizers, batch norm synchronised, in float64."""
+    batches = [batch(n, step, np.float64) for step in range(3)]
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        results = [_train_on(replicas, settings, batches) for replicas in (1, 2)]
+    finally:
+        keras.config.set_floatx(before)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * max(1, np.abs(a).max()))
+
+
+def _train_on(replicas: int, settings: Settings, batches) -> list[np.ndarray]:
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices)
+    assert strategy.num_replicas_in_sync == replicas
+    with strategy.scope():
+        igam = make(settings, synchronized=True, dtype="float64")
+        steps = igam.make_train_function()
+        for x, y in batches:
+            share = -(-len(x) // replicas)
+            split = (
+                lambda c, x=x, y=y, share=share: tuple(  # noqa: E731
+                    tf.constant(t[c.replica_id_in_sync_group * share :][:share]) for t in (x, y)
+                )
+            )
+            per_replica = strategy.experimental_distribute_values_from_function(split)
+            steps(iter([per_replica]))
+    return weights(igam)
+
+
+def test_a_symbolic_step_on_two_replicas_is_refused():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        igam = make(synchronized=True)
+    data = tuple(map(tf.constant, batch()))
+    with pytest.raises(ValueError, match="the host must choose each step's kind"):
+        tf.function(lambda: strategy.run(igam.train_step, args=(data,)))()
+
+
+def test_a_loss_that_is_not_finite_stops_the_step():
+    igam = make()
+    igam.trained[0].assign(igam.trained[0] * np.nan)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="L_xent"):
+        igam.train_step(tuple(map(tf.constant, batch())))
+
+
+def test_l_adv_of_a_student_that_is_the_teacher():
+    """J_s = J_t: whatever f_disc, d_s = d_t, and the best f_disc has L_adv = -log 4 (Theorem 6.1)."""
+    igam = make()
+    _, j_t = (tf.random.stateless_normal((8, *SHAPE), (0, s)) for s in range(2))
+    d_s, d_t = igam.judge(j_t, j_t)
+    np.testing.assert_allclose(d_s, d_t, atol=1e-5)
+    assert np.all(losses.l_adv(d_s, d_t) <= -losses.LOG_4 + 1e-5)
+
+
+def test_discriminator_does_not_see_size_and_survives_a_gradient_of_zeros():
+    j = tf.random.stateless_normal((4, 8, 8, 1), (0, 1))
+    np.testing.assert_allclose(normalize(j), normalize(1e-4 * j + 3e-5), atol=1e-4)
+    zeros = tf.zeros((2, 8, 8, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(zeros)
+        value = tf.reduce_sum(normalize(zeros) ** 2)
+    assert np.isfinite(tape.gradient(value, zeros)).all()
+
+
+def test_fine_tuning_moves_the_new_logits_alone_and_learns():
+    igam = make()
+    teacher = igam.teacher
+    tuner = FineTune(teacher, weight_decay=2e-4)
+    tuner.compile(optimizer=keras.optimizers.Adam(1e-2))
+    x, y = batch(32)
+    before = [v.numpy() for v in teacher.network.variables]
+    loss = lambda: float(tf.reduce_mean(losses.xent(teacher(x, training=False), y)))  # noqa: E731
+    first = loss()
+    tuner.fit(x, y, batch_size=16, epochs=10, verbose=0)
+    assert loss() < 0.7 * first
+    assert all(map(np.array_equal, before, [v.numpy() for v in teacher.network.variables]))
+
+
+def test_teacher_round_trip(tmp_path):
+    teacher = make().teacher
+    teacher.save(tmp_path / "teacher.keras")
+    again = keras.saving.load_model(tmp_path / "teacher.keras", compile=False)
+    x, _ = batch(3)
+    np.testing.assert_array_equal(teacher(x, training=False), again(x, training=False))
