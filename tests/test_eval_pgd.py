@@ -1,0 +1,292 @@
+"""The command: every way of naming a model, every wrong input, its JSON, and the golden figures."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+from igam_tf import eval_pgd
+from igam_tf.datasets import SPECS, Split
+from madry_models import MnistCNN, WideResNet
+from madry_models.errors import UserError
+
+RNG = np.random.default_rng(0)
+ROW = {"accuracy", "n", "ci95", "eps", "eps_unit", "step_size", "steps", "restarts", "loss"}
+ROW |= {"batch_norm", "batch_size", "seed"}
+
+
+@pytest.fixture
+def command():
+    """Runs `main` on a command line, and leaves no flag behind."""
+    before = set(flags.FLAGS)
+    eval_pgd.define_flags()
+
+    def run(*arguments: str) -> None:
+        eval_pgd.main(flags.FLAGS(["eval_pgd", *arguments]))
+
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list:
+    """Twelve random images instead of every data set; what was asked for."""
+    calls = []
+
+    def load(name, split, *, source, data_dir, seed):
+        calls.append({"name": name, "split": split, "source": source, "data_dir": data_dir})
+        calls[-1]["seed"] = seed
+        spec = SPECS[name]
+        images = RNG.integers(0, 256, (12, *spec.image_shape), np.uint8)
+        return Split(images, np.arange(12) % spec.num_classes, spec, source, split)
+
+    monkeypatch.setattr(eval_pgd.datasets, "load", load)
+    monkeypatch.setattr(eval_pgd.datasets, "check_available", lambda *_, **__: None)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """One `.keras` file each of an MNIST, a CIFAR-10 and a foreign network."""
+    folder = tmp_path_factory.mktemp("models")
+    foreign = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    for name, model, shape in (
+        ("mnist", MnistCNN(), (None, 28, 28, 1)),
+        ("cifar10", WideResNet(8, 1), (None, 32, 32, 3)),
+        ("cifar100", WideResNet(8, 1, num_classes=100), (None, 32, 32, 3)),
+        ("foreign", foreign, (None, 28, 28, 1)),
+    ):
+        model.build(shape)
+        model.save(folder / f"{name}.keras")
+    return folder
+
+
+def _run_folder(path, saved, **settings):
+    path.mkdir()
+    config = {"target": "cifar10", "data": "tfds", "data_dir": "", "data_seed": 0} | settings
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "student.keras").write_bytes((saved / "cifar10.keras").read_bytes())
+    return path
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+def test_table_and_json(command, loaded, saved, tmp_path, capsys):
+    file = tmp_path / "pgd.json"
+    command(
+        f"--model={saved / 'mnist.keras'}", "--attacks=clean,fgsm,pgd2", f"--json={file}",
+        "--loss=cw", "--restarts=2", "--seed=5", "--num_examples=9", "--batch_size=4",
+    )  # fmt: skip
+    assert loaded[0] == {
+        "name": "mnist",
+        "split": "test",
+        "source": "tfds",
+        "data_dir": None,
+        "seed": 0,
+    }
+    report = json.loads(file.read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["pgd.json"]
+    assert report["model"] == str(saved / "mnist.keras")
+    assert (report["dataset"], report["data"], report["split"]) == ("mnist", "tfds", "test")
+    assert "tensorflow" in report["versions"]
+    results = report["results"]
+    assert list(results) == ["clean", "fgsm", "pgd2", "worst_case"]
+    for name in ("clean", "fgsm", "pgd2"):
+        assert set(results[name]) == ROW
+    pgd = results["pgd2"]
+    assert (pgd["loss"], pgd["restarts"], pgd["seed"], pgd["n"]) == ("cw", 2, 5, 9)
+    assert (pgd["eps"], pgd["step_size"], pgd["steps"]) == (0.3, 0.01, 2)
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        f"{saved / 'mnist.keras'}\nmnist test, data tfds: first n = 9 images\n"
+    )
+    assert f"{results['clean']['accuracy']:.2f}" in printed
+
+
+def test_run_folder_brings_its_settings(command, loaded, saved, tmp_path, capsys):
+    run = _run_folder(tmp_path / "run", saved, data="builtin", data_seed=4, data_dir="/data")
+    file = tmp_path / "out.json"
+    command(f"--model={run}", "--attacks=clean", "--batch_norm=batch", f"--json={file}")
+    expected = {"name": "cifar10", "split": "test", "source": "builtin", "data_dir": "/data"}
+    assert loaded == [expected | {"seed": 4}]
+    report = json.loads(file.read_text())
+    assert (report["data"], report["data_seed"], report["pixel_max"]) == ("builtin", 4, 255.0)
+    assert report["results"]["clean"]["batch_norm"] == "batch"
+    assert "data builtin (synthetic)" in capsys.readouterr().out
+
+
+def test_flags_go_before_the_runs_settings(command, loaded, saved, tmp_path):
+    run = _run_folder(tmp_path / "run", saved, data="builtin", data_seed=4)
+    command(
+        f"--model={run}", "--attacks=clean", "--data=tfds", "--data_dir=/other", "--data_seed=0",
+        "--split=train",
+    )  # fmt: skip
+    expected = {"name": "cifar10", "split": "train", "source": "tfds", "data_dir": "/other"}
+    assert loaded == [expected | {"seed": 0}]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "dataset"),
+    [
+        ("mnist", [], "mnist"),
+        ("cifar10", [], "cifar10"),
+        ("cifar100", ["--dataset=cifar100"], "cifar100"),
+        ("foreign", ["--dataset=mnist"], "mnist"),
+    ],
+)
+def test_data_set_of_a_model(command, loaded, saved, name, given, dataset):
+    command(f"--model={saved / name}.keras", "--attacks=clean", *given)
+    assert loaded[0]["name"] == dataset
+
+
+def test_checkpoint_folder_or_prefix(command, loaded, golden_dir, capsys):
+    folder = golden_dir / "cifar10_thin" / "models" / "adv_trained"
+    for path in (folder, folder / "checkpoint-300"):
+        command(f"--model={path}", "--attacks=clean,pgd1", "--num_examples=4", "--eps=4/255")
+        assert "l-inf eps 4/255 of the pixel range (4 in 0..255)" in capsys.readouterr().out
+
+
+# --- wrong input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model="], "expected --model=<run folder"),
+        (["--model=nowhere"], "received 'nowhere', not there"),
+        (["--model=/"], "received '/', a folder without them"),
+        (["--model=/etc/hostname"], "received '/etc/hostname', a file"),
+        (["--attacks=pgd5,apgd"], "received 'apgd' in 'pgd5,apgd'"),
+        (["--attacks="], "fgsm or pgd<number of steps>; received ''"),
+        (["--attacks=clean", "fgsm"], "expected flags alone; received 'fgsm' as well"),
+        (["--eps=8"], "--eps as a fraction .* at most 1, such as 8/255 or 0.3; received '8'"),
+        (["--eps=8/0"], "received '8/0'"),
+        (["--eps=0"], "received '0'"),
+        (["--eps=-8/255"], "received '-8/255'"),
+        (["--eps=nan"], "received 'nan'"),
+        (["--step_size=2px"], "expected --step_size as a fraction .* received '2px'"),
+        (["--json=/no/such/folder/x.json"], "expected --json=/no/such/folder/x.json to be writable; No"),
+        (["--json=/"], "expected --json=/ to be writable; it is a folder"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_end_before_anything_is_loaded(command, loaded, saved, arguments, message):
+    model = [] if arguments[0].startswith("--model") else [f"--model={saved / 'mnist.keras'}"]
+    with pytest.raises(UserError, match=message):
+        command(*model, *arguments)
+    assert not loaded
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--loss=dlr", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
+     "--batch_size=0", "--dataset=svhn", "--split=val", "--data=fake"],
+)  # fmt: skip
+def test_flags_out_of_range(command, argument):
+    with pytest.raises(flags.IllegalFlagValueError):
+        command(argument)
+
+
+@pytest.mark.parametrize("name", ["foreign", "cifar100"])
+def test_data_set_unknown(command, loaded, saved, name):
+    with pytest.raises(UserError, match=r"expected --dataset, one of mnist, cifar10, .* not tell"):
+        command(f"--model={saved / name}.keras")
+
+
+def test_model_and_data_set_that_do_not_go_together(command, loaded, saved):
+    with pytest.raises(
+        UserError, match=r"a model for cifar10 images \[32, 32, 3\]; this one fails"
+    ):
+        command(f"--model={saved / 'mnist.keras'}", "--dataset=cifar10")
+    with pytest.raises(UserError, match=r"expected 100 logits .* returns the shape \[1, 10\]"):
+        command(f"--model={saved / 'cifar10.keras'}", "--dataset=cifar100")
+
+
+def test_more_examples_than_there_are(command, loaded, saved):
+    with pytest.raises(UserError, match=r"within 1\.\.12, the size of mnist test; received 13"):
+        command(f"--model={saved / 'mnist.keras'}", "--num_examples=13")
+
+
+def test_data_set_that_is_not_there(command, saved, monkeypatch):
+    def missing(name, *, source, data_dir):
+        raise UserError(f"no {name} in {data_dir}")
+
+    monkeypatch.setattr(eval_pgd.datasets, "check_available", missing)
+    monkeypatch.setattr(eval_pgd, "load_model", lambda _: pytest.fail("loaded before the check"))
+    with pytest.raises(UserError, match="no mnist in /x"):
+        command(f"--model={saved / 'foreign.keras'}", "--dataset=mnist", "--data_dir=/x")
+
+
+def test_damaged_model(command, loaded, tmp_path):
+    (tmp_path / "x.keras").write_text("<html>")
+    with pytest.raises(UserError, match=r"expected a readable \.keras file"):
+        command(f"--model={tmp_path / 'x.keras'}", "--dataset=mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("student.keras", None, "a finished student in the run folder .* has no student.keras yet"),
+        ("config.json", "{", "expected JSON in .*config.json; it is damaged"),
+        ("config.json", "{}", "settings of a run in .*config.json; it names no target"),
+        ("config.json", "[]", "it names no target"),
+        ("config.json", None, "received '.*run', a folder without them"),
+    ],
+)
+def test_incomplete_run_folder(command, saved, tmp_path, name, content, message):
+    run = _run_folder(tmp_path / "run", saved)
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        command(f"--model={run}")
+
+
+def test_an_error_is_one_line_and_status_1():
+    ended = subprocess.run(
+        [sys.executable, "-m", "igam_tf.eval_pgd", "--model=nowhere"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: expected --model as a run folder")
+
+
+# --- the challenge loop's own figures, over all 10 000 test images ----------------------------------
+
+
+def _mnist_figures(command, golden_dir, data_dir, tmp_path, attacks: str) -> dict:
+    file = tmp_path / "mnist.json"
+    command(
+        f"--model={golden_dir / 'mnist' / 'models' / 'adv_trained'}", f"--attacks={attacks}",
+        f"--data_dir={data_dir / 'tensorflow_datasets'}", f"--json={file}", "--batch_size=200",
+    )  # fmt: skip
+    results = json.loads(file.read_text())["results"]
+    assert all(row["n"] == 10_000 for row in results.values())
+    return {name: row["accuracy"] for name, row in results.items()}
+
+
+def _recorded(golden_dir) -> dict:
+    return json.loads(str(np.load(golden_dir / "mnist" / "golden.npz")["meta"]))
+
+
+def test_golden_mnist_clean_and_fgsm(command, golden_dir, data_dir, tmp_path):
+    meta = _recorded(golden_dir)
+    ours = _mnist_figures(command, golden_dir, data_dir, tmp_path, "clean,fgsm")
+    assert ours["clean"] == pytest.approx(100 * meta["clean_accuracy_10000"], abs=1e-9)
+    assert ours["fgsm"] == pytest.approx(100 * meta["fgsm_accuracy_10000"], abs=0.3)
+
+
+@pytest.mark.slow
+def test_golden_mnist_pgd40(command, golden_dir, data_dir, tmp_path):
+    meta = _recorded(golden_dir)
+    ours = _mnist_figures(command, golden_dir, data_dir, tmp_path, "pgd40")
+    assert ours["pgd40"] == pytest.approx(100 * meta["pgd40_accuracy_10000"], abs=0.3)
