@@ -13,7 +13,8 @@ import tensorflow as tf
 LOG_4 = 1.3862943611198906  # L_adv = -log 4 where f_disc cannot tell J_s from J_t (Theorem 6.1)
 
 
-def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
+def at_least_float32(t: tf.Tensor) -> tf.Tensor:
+    """t, in float32 if it was narrower."""
     return tf.cast(t, tf.float32) if t.dtype.size < 4 else t
 
 
@@ -24,14 +25,12 @@ def xent(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         >>> xent(tf.constant([[0.0, 0.0]]), tf.constant([1])).numpy()
         array([0.6931472], dtype=float32)
     """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=y, logits=_at_least_float32(logits)
-    )
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=at_least_float32(logits))
 
 
 def true_class_probability(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """softmax(logits)[y], whose gradient the release calls J (R1). logits [B,K], y [B] -> [B]."""
-    return tf.gather(tf.nn.softmax(_at_least_float32(logits)), y, axis=1, batch_dims=1)
+    return tf.gather(tf.nn.softmax(at_least_float32(logits)), y, axis=1, batch_dims=1)
 
 
 # What J is the input gradient of; the key is the setting `input_gradient`.
@@ -51,7 +50,7 @@ def l_adv(d_s: tf.Tensor, d_t: tf.Tensor) -> tf.Tensor:
         >>> l_adv(tf.zeros([1]), tf.zeros([1])).numpy()
         array([-1.3862944], dtype=float32)
     """
-    d_s, d_t = _at_least_float32(d_s), _at_least_float32(d_t)
+    d_s, d_t = at_least_float32(d_s), at_least_float32(d_t)
     return -tf.nn.softplus(-d_t) - tf.nn.softplus(d_s)
 
 
@@ -68,11 +67,11 @@ def l_diff(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
         array([25.], dtype=float32)
     """
     return tf.reduce_sum(
-        tf.math.squared_difference(_at_least_float32(j_s), _at_least_float32(j_t)),
+        tf.math.squared_difference(at_least_float32(j_s), at_least_float32(j_t)),
         axis=tf.range(1, tf.rank(j_s)),
     )
 
 
 def l2(kernels: Iterable[tf.Variable]) -> tf.Tensor:
     """Half the summed squares of the kernels, which weight_decay multiplies (method of Madry's code)."""
-    return tf.add_n([tf.nn.l2_loss(_at_least_float32(tf.convert_to_tensor(k))) for k in kernels])
+    return tf.add_n([tf.nn.l2_loss(at_least_float32(tf.convert_to_tensor(k))) for k in kernels])

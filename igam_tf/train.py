@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from igam_tf import datasets, experiments
+from igam_tf.attacks import attack_names
 from igam_tf.runs import RunFolder
 from igam_tf.stages import Run, student_size
 from madry_models.errors import UserError, run_entry_point
@@ -102,6 +103,7 @@ def main(_argv: list[str]) -> None:
     started = time.monotonic()
     config = config_from_flags()
     student_size(config.student)
+    attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
     for name in {config.target} | ({config.source} if config.teacher == "train" else set()):
         datasets.check_available(name, source=config.data, data_dir=config.data_dir or None)

@@ -36,6 +36,7 @@ def normalize(
     Returns:
         (y as x, mean [C], variance [C] without Bessel's correction); the last two carry no gradient.
     """
+
     @tf.custom_gradient
     def forward(x, gamma, beta):
         y, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(

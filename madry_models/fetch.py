@@ -1,4 +1,4 @@
-"""Downloads the checkpoints that the MadryLab challenges published (method.md, section 4).
+"""Downloads the checkpoints that the MadryLab challenges published.
 
     python -m madry_models.fetch --model=mnist --name=adv_trained [--dest=models/mnist]
 

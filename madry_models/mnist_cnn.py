@@ -1,4 +1,4 @@
-"""The network of the MNIST challenge: two convolutions, two dense layers (method.md, section 4)."""
+"""The network of the MNIST challenge: two convolutions, two dense layers (MadryLab/mnist_challenge)."""
 
 import keras
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Reads the MadryLab challenges' TensorFlow 1 checkpoints, strictly (method.md, section 4)."""
+"""Reads the MadryLab challenges' TensorFlow 1 checkpoints, strictly."""
 
 import re
 from pathlib import Path

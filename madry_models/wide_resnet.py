@@ -1,4 +1,4 @@
-"""The network of the CIFAR-10 challenge: a wide pre-activation ResNet (method.md, section 4)."""
+"""The network of the CIFAR-10 challenge: a wide pre-activation ResNet (MadryLab/cifar10_challenge)."""
 
 import keras
 import tensorflow as tf

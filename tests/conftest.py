@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -30,3 +31,12 @@ def data_dir() -> Path:
     if not (DATA / "tensorflow_datasets").is_dir():
         pytest.skip(f"no real data: {DATA}/tensorflow_datasets is absent (set IGAM_DATA)")
     return DATA
+
+
+@pytest.fixture
+def float64():
+    """Keras in float64: what it casts batches to, and what optimizers keep learning rates in."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)

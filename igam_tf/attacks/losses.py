@@ -4,23 +4,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from igam_tf.losses import at_least_float32, xent
 from madry_models.errors import UserError
-
-
-def _at_least_float32(logits: tf.Tensor) -> tf.Tensor:
-    return tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
-
-
-def xent(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy -log softmax(logits)[y], from logits.
-
-    Example:
-        >>> xent(tf.constant([[0.0, 0.0]]), tf.constant([1])).numpy()
-        array([0.6931472], dtype=float32)
-    """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=y, logits=_at_least_float32(logits)
-    )
 
 
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -33,7 +18,7 @@ def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         >>> cw_margin(tf.constant([[3.0, 1.0, 2.0]]), tf.constant([0])).numpy()
         array([-1.], dtype=float32)
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     true = tf.one_hot(y, tf.shape(logits)[1], on_value=True, off_value=False, dtype=tf.bool)
     others = tf.where(true, tf.constant(float("-inf"), logits.dtype), logits)
     return tf.reduce_max(others, axis=1) - tf.gather(logits, y, axis=1, batch_dims=1)

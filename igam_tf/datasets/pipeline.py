@@ -21,7 +21,7 @@ class Augment:
         pad: zero pixels added on every side before a crop of the original size.
         flip: whether half of the images are mirrored.
         noise: half-width of uniform noise per pixel value, in units of 0..255, clipped to the
-            pixel range (method.md R10: 8).
+            pixel range (R10 of the release: 8).
     """
 
     pad: int = 2

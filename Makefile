@@ -1,0 +1,27 @@
+# `make test` and `make demo` need Python 3.11-3.13 and a package index, and set up the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := $(BIN)/python -m igam_tf.train --flagfile=flags/demo.flags
+
+.PHONY: test slow lint demo
+test: lint
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Standard training, then IGAM with a teacher trained on the spot, all on synthetic images.
+demo: $(VENV)/installed
+	$(DEMO) --method=standard --workdir=runs/demo-standard
+	$(DEMO) --workdir=runs/demo-igam
+	$(BIN)/python -m igam_tf.report runs/demo-standard runs/demo-igam
+
+$(VENV)/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[dev]
+	touch $@

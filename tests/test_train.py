@@ -1,0 +1,180 @@
+"""The command line, end to end on built-in data: stages, refusals, and killing it at any moment."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from igam_tf import report
+from igam_tf.loop import SIGTERM_STATUS
+
+SMOKE = ["--preset=smoke", "--data=builtin", "--teacher=train"]
+ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "igam_tf.train", *flags]
+
+
+def train(*flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*flags), capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a .keras file."""
+    arrays = {}
+    with (
+        zipfile.ZipFile(path) as archive,
+        h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file,
+    ):
+        file.visititems(
+            lambda name, d: arrays.update({name: d[()]}) if hasattr(d, "shape") else None
+        )
+    return arrays
+
+
+def logged(folder: Path) -> list[tuple[str, int]]:
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [(row["stage"], row["step"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = train(*SMOKE, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "builtin (synthetic" in done.stderr
+    assert "builtin (synthetic)" in done.stdout
+    return folder
+
+
+def test_run_folder_holds_everything(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["lambda_diff"] == pytest.approx(100 * 32 / 65025)
+    assert config["data"] == "builtin"
+    assert {"tensorflow", "keras", "numpy", "python", "git_commit"} <= config["environment"].keys()
+    for name in ("teacher_source.keras", "teacher.keras", "student.keras", "results.json"):
+        assert (finished / name).exists()
+    results = json.loads((finished / "results.json").read_text())
+    assert results.keys() == {"igam", "teacher"}
+    for r in results.values():
+        assert r["data"] == "builtin"
+        assert {"clean", "fgsm", "pgd2", "worst_case"} == r["results"].keys()
+
+
+def test_metrics_are_logged_one_by_one(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    students = [row for row in rows if row["stage"] == "student"]
+    assert [row["step"] for row in students if "L_xent" in row] == [2, 4, 6, 8]
+    names = {"L_xent", "L_adv", "L_diff", "accuracy", "disc_accuracy", "cosine", "norm_ratio"}
+    assert names | {"learning_rate"} <= students[0].keys()
+    validations = [row for row in students if "validation/clean_percent" in row]
+    assert [row["step"] for row in validations] == [4, 8]
+    events = list((finished / "tensorboard" / "student").glob("events.*"))
+    content = b"".join(path.read_bytes() for path in events)
+    for name in (b"L_diff", b"x, J_s, J_t", b"validation/quick_pgd5_percent", b"hparams"):
+        assert name in content
+
+
+def test_finished_stages_are_not_done_again(finished):
+    before = {p.name: p.stat().st_mtime_ns for p in finished.glob("*.keras")}
+    again = train(*SMOKE, f"--workdir={finished}")
+    assert again.returncode == 0, again.stderr
+    assert {p.name: p.stat().st_mtime_ns for p in finished.glob("*.keras")} == before
+    assert "stage student" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    "moment", [("teacher_source", 2), ("teacher", 4), ("student", 2), ("student", 6)]
+)
+def test_killed_and_resumed_ends_in_the_same_weights(finished, tmp_path, moment):
+    """SIGKILL as soon as the moment is logged; the discriminator's turn comes on steps 2, 4, 6."""
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*SMOKE, f"--workdir={folder}"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while moment not in logged(folder) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before the moment came"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (folder / "results.json").exists()
+    again = train(*SMOKE, f"--workdir={folder}")
+    assert again.returncode == 0, again.stderr
+    for name in ("teacher_source.keras", "teacher.keras", "student.keras"):
+        ours, whole = weights(folder / name), weights(finished / name)
+        assert ours.keys() == whole.keys()
+        for key, value in whole.items():
+            np.testing.assert_array_equal(ours[key], value, err_msg=f"{name} {key}")
+    assert sorted(logged(folder)) == sorted(logged(finished))
+
+
+def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
+    folder = tmp_path / "terminated"
+    process = subprocess.Popen(
+        command(*SMOKE, f"--workdir={folder}"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    while ("student", 4) not in logged(folder):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert process.returncode == SIGTERM_STATUS
+    assert "SIGTERM: student saved at step" in stderr
+    assert "Traceback" not in stderr
+    assert train(*SMOKE, f"--workdir={folder}").returncode == 0
+    for key, value in weights(finished / "student.keras").items():
+        np.testing.assert_array_equal(weights(folder / "student.keras")[key], value)
+
+
+def test_other_settings_are_refused_and_named(finished):
+    done = train(*SMOKE, f"--workdir={finished}", "--lambda_diff=3", "--seed=1")
+    assert done.returncode == 1
+    assert "--lambda_diff was 0.049" in done.stderr
+    assert "--seed was 0, is 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_runs_make_one_table(finished):
+    text = report.report([finished, finished])
+    assert text.count("igam (") == 2
+    assert "builtin (synthetic)" in text
+    assert "eps 8/255" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--student=wrn-9-1"], "expected --student=wrn-<depth>-<width> with depth 6n + 2"),
+        (["--disc_channels=4,x"], "expected --disc_channels as whole numbers"),
+        (["--teacher=load", "--teacher_checkpoint=/nowhere"], "/nowhere"),
+        (["--source=cifar10", "--target=mnist"], "expected one of the transfers"),
+        (["--data=tfds", "--data_dir=/nowhere"], "--data=builtin"),
+        (["--workdir=/proc/none"], "expected a folder to write to in --workdir=/proc/none"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, flags, sentence):
+    done = train(*SMOKE, f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
