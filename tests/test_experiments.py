@@ -38,7 +38,7 @@ def test_the_user_wins_over_every_preset():
 
 
 def test_unknown_transfer():
-    with pytest.raises(UserError, match="--source=mnist --target=cifar10.*--target=mnist"):
+    with pytest.raises(UserError, match=r"--source=mnist --target=cifar10.*--target=mnist"):
         resolve({"target": "mnist"})
 
 

@@ -195,9 +195,11 @@ def _train_on(replicas: int, settings: Settings, batches) -> list[np.ndarray]:
         steps = igam.make_train_function()
         for x, y in batches:
             share = -(-len(x) // replicas)
-            split = lambda c, x=x, y=y, share=share: tuple(
-                tf.constant(t[c.replica_id_in_sync_group * share :][:share]) for t in (x, y)
-            )
+
+            def split(context, x=x, y=y, share=share):
+                start = context.replica_id_in_sync_group * share
+                return tf.constant(x[start : start + share]), tf.constant(y[start : start + share])
+
             per_replica = strategy.experimental_distribute_values_from_function(split)
             steps(iter([per_replica]))
     return weights(igam)

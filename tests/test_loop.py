@@ -78,7 +78,7 @@ def test_two_processes_in_one_folder(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="it holds other files and no config.json"):
+    with pytest.raises(UserError, match=r"it holds other files and no config\.json"):
         RunFolder(tmp_path, Config())
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
@@ -86,5 +86,5 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_an_unreadable_model_is_one_sentence(tmp_path):
     path = tmp_path / "student.keras"
     path.write_bytes(b"PK not really")
-    with pytest.raises(UserError, match="expected a readable .keras file"):
+    with pytest.raises(UserError, match=r"expected a readable \.keras file"):
         load_model(path)
