@@ -47,6 +47,7 @@ class Config:
     preset: str = _setting("paper", "size and budget", ("paper", "cpu", "smoke"))
     data: str = _setting("tfds", "real data, or the built-in synthetic pair", ("tfds", "builtin"))
     data_dir: str = _setting("", "tensorflow-datasets folder; empty: its own default")
+    train_examples: int = _setting(0, "training images, from the beginning of the split; 0: all")
     data_seed: int = _setting(0, "of the drawing of the built-in data")
     seed: int = _setting(0, "of data order, augmentation, weights and attacks")
 
@@ -169,6 +170,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Seconds: every stage runs, nothing is learnt.
     "smoke": {
+        "train_examples": 600,
         "student": "wrn-8-1",
         "batch_size": 16,
         "teacher_steps": 4,

@@ -65,8 +65,14 @@ class Run:
     def load(self, name: str, split: str) -> datasets.Split:
         """A split of a data set of this run."""
         c = self.config
+        num = c.train_examples if split == "train" else 0
         return datasets.load(
-            name, split, source=c.data, data_dir=c.data_dir or None, seed=c.data_seed
+            name,
+            split,
+            source=c.data,
+            data_dir=c.data_dir or None,
+            seed=c.data_seed,
+            num=num or None,
         )
 
     @property
@@ -152,16 +158,7 @@ class Run:
             return load_model(path)
         c, spec = self.config, datasets.SPECS[self.config.target]
         teacher = self.teacher() if c.method == "igam" else None
-        depth, width = student_size(c.student)
-        student = WideResNet(
-            depth,
-            width,
-            num_classes=spec.num_classes,
-            input_layer=c.student_input,
-            synchronized=self.synchronized,
-            dtype=c.precision,
-        )
-        student.build((None, *spec.image_shape))
+        student = self._new_student(c.precision)
         eps, step_size = spec.eps * spec.pixel_max, spec.step_size * spec.pixel_max
         trainer = self._trainer(student, teacher, eps=eps, step_size=step_size)
         optimizers = [self._momentum(c.learning_rate)]
@@ -184,7 +181,24 @@ class Run:
             augment=datasets.Augment(noise=c.pixel_noise),
             monitor=monitor,
         )
-        save_model(student, path)
+        # Attacks need every bit of the gradient: what is kept and scored computes in float32.
+        exact = self._new_student("float32")
+        exact.set_weights(student.get_weights())
+        save_model(exact, path)
+        return exact
+
+    def _new_student(self, precision: str) -> Network:
+        c, spec = self.config, datasets.SPECS[self.config.target]
+        depth, width = student_size(c.student)
+        student = WideResNet(
+            depth,
+            width,
+            num_classes=spec.num_classes,
+            input_layer=c.student_input,
+            synchronized=self.synchronized,
+            dtype=precision,
+        )
+        student.build((None, *spec.image_shape))
         return student
 
     # --- stage 3 ----------------------------------------------------------------------------------

@@ -24,9 +24,15 @@ _PROBE_SECONDS = 5
 
 
 def load(
-    name: str, split: str, *, source: str = "tfds", data_dir: str | None = None, seed: int = 0
+    name: str,
+    split: str,
+    *,
+    source: str = "tfds",
+    data_dir: str | None = None,
+    seed: int = 0,
+    num: int | None = None,
 ) -> Split:
-    """All of a split, in memory.
+    """A split, in memory.
 
     Args:
         name: a key of `SPECS`.
@@ -34,6 +40,7 @@ def load(
         source: "tfds", real images; "builtin", synthetic images of the same shape.
         data_dir: tensorflow-datasets folder; default: its own. Tiny-ImageNet: see `tiny_imagenet`.
         seed: of the synthetic images.
+        num: images, from the beginning of the split; default: all.
 
     Raises:
         UserError: an unknown name, split or source; a data set that is neither prepared nor
@@ -46,9 +53,9 @@ def load(
     if source == "builtin":
         from igam_tf.datasets import builtin
 
-        images, labels = builtin.draw(name, split, seed)
+        images, labels = builtin.draw(name, split, seed, num=num)
     else:
-        images, labels = _read(spec, split, data_dir)
+        images, labels = (array[:num] for array in _read(spec, split, data_dir))
     return Split(images, labels, spec, source, split)
 
 
