@@ -6,6 +6,7 @@ checkpoint computes what it would have computed without the interruption, bit fo
 """
 
 import json
+import re
 import signal
 from collections.abc import Callable
 
@@ -120,13 +121,13 @@ def train(
             try:
                 train_function(data)
             except tf.errors.InvalidArgumentError as error:
-                if "Tensor had" not in error.message:
+                term = re.search(r"(\w+) : Tensor had", error.message)
+                if not term:
                     raise
-                term = error.message.split(":")[0].strip().splitlines()[-1]
                 kept = manager.latest_checkpoint or "none yet"
                 raise UserError(
-                    f"stage {stage}, step {step}: {term} is not finite (NaN or infinite); training "
-                    f"stopped, last good checkpoint: {kept}"
+                    f"stage {stage}, step {step}: {term[1]} is not finite (NaN or infinite); "
+                    f"training stopped, last good checkpoint: {kept}"
                 ) from error
             bar.update()
             if step % log_every == 0 or step == steps:

@@ -95,10 +95,15 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.close()
             raise UserError(
                 f"another process is working in --workdir={path}; wait for it or name another folder"
             ) from error
-        self._settle(json.loads(json.dumps(dataclasses.asdict(config))))
+        try:
+            self._settle(json.loads(json.dumps(dataclasses.asdict(config))))
+        except UserError:
+            self.close()
+            raise
 
     def _settle(self, settings: dict[str, Any]) -> None:
         path = self / "config.json"
