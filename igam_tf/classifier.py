@@ -14,6 +14,18 @@ import tensorflow as tf
 from igam_tf import losses
 
 
+def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """MirroredStrategy that adds up on one device instead of through collective kernels.
+
+    Those are paired by the order in which each replica's tapes happen to create them. In a step with
+    nested tapes and synchronised batch norms that order differed between replicas now and then,
+    which ended in an error or a deadlock.
+    """
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
 def replicas() -> int:
     """Number of replicas that run the current step."""
     return tf.distribute.get_strategy().num_replicas_in_sync

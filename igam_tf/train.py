@@ -13,6 +13,7 @@ from absl import flags, logging
 
 from igam_tf import datasets, experiments
 from igam_tf.attacks import attack_names
+from igam_tf.classifier import mirrored
 from igam_tf.runs import RunFolder
 from igam_tf.stages import Run, student_size
 from madry_models.errors import UserError, run_entry_point
@@ -77,11 +78,7 @@ def strategy(replicas: int) -> tf.distribute.Strategy:
         tf.config.set_logical_device_configuration(cpu, [one] * replicas)
     kind = "GPU" if gpus else "CPU"
     devices = [d.name for d in tf.config.list_logical_devices(kind)][: replicas or None]
-    return (
-        tf.distribute.MirroredStrategy(devices)
-        if len(devices) > 1
-        else tf.distribute.get_strategy()
-    )
+    return mirrored(devices) if len(devices) > 1 else tf.distribute.get_strategy()
 
 
 def teacher_checkpoint(config: experiments.Config) -> str | None:
@@ -111,12 +108,12 @@ def main(_argv: list[str]) -> None:
     if config.data == "builtin":
         logging.warning("data: builtin (synthetic, seed %d): no real images", config.data_seed)
     chosen = strategy(FLAGS.replicas)
-    folder = RunFolder(workdir, config)
-    keras.utils.set_random_seed(config.seed)
-    with chosen.scope():
-        run = Run(config, folder, checkpoint)
-        run.student()
-    run.evaluate()
+    with RunFolder(workdir, config) as folder:
+        keras.utils.set_random_seed(config.seed)
+        with chosen.scope():
+            run = Run(config, folder, checkpoint)
+            run.student()
+        run.evaluate()
     logging.info("%s: done in %.1f minutes", workdir, (time.monotonic() - started) / 60)
 
 

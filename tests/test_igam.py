@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import losses
+from igam_tf.classifier import mirrored
 from igam_tf.discriminator import Discriminator, normalize
 from igam_tf.experiments import RELEASE
 from igam_tf.igam import IGAM, Settings
@@ -187,8 +188,7 @@ def test_two_replicas_give_the_weights_of_one(settings, n, float64):
 
 
 def _train_on(replicas: int, settings: Settings, batches) -> list[np.ndarray]:
-    devices = [f"CPU:{i}" for i in range(replicas)]
-    strategy = tf.distribute.MirroredStrategy(devices)
+    strategy = mirrored([f"CPU:{i}" for i in range(replicas)])
     assert strategy.num_replicas_in_sync == replicas
     with strategy.scope():
         igam = make(settings, synchronized=True, dtype="float64")
@@ -206,7 +206,7 @@ def _train_on(replicas: int, settings: Settings, batches) -> list[np.ndarray]:
 
 
 def test_a_symbolic_step_on_two_replicas_is_refused():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = mirrored(["CPU:0", "CPU:1"])
     with strategy.scope():
         igam = make(synchronized=True)
     data = tuple(map(tf.constant, batch()))

@@ -38,12 +38,12 @@ def _batches(nan_at: int):
 
 
 def test_nan_stops_at_once_names_step_and_term_and_keeps_the_last_good_state(tmp_path):
-    folder = RunFolder(tmp_path / "run", Config())
-    cadence = {"log_every": 2, "checkpoint_every": 2}
-    with pytest.raises(UserError, match=r"stage s, step 6: L_xent is not finite.*ckpt-4"):
-        train(_trainer(), _batches(nan_at=6), folder=folder, stage="s", steps=8, **cadence)
-    trainer = _trainer()
-    train(trainer, _batches(nan_at=0), folder=folder, stage="s", steps=8, **cadence)
+    cadence = {"stage": "s", "steps": 8, "log_every": 2, "checkpoint_every": 2}
+    with RunFolder(tmp_path / "run", Config()) as folder:
+        with pytest.raises(UserError, match=r"stage s, step 6: L_xent is not finite.*ckpt-4"):
+            train(_trainer(), _batches(nan_at=6), folder=folder, **cadence)
+        trainer = _trainer()
+        train(trainer, _batches(nan_at=0), folder=folder, **cadence)
     assert int(trainer.optimizer.iterations) == 8
     assert all(np.isfinite(v.numpy()).all() for v in trainer.state)
 
@@ -69,10 +69,11 @@ def test_a_vanishing_l_adv_is_saturation_and_plain_steps_are_not(caplog):
 
 
 def test_two_processes_in_one_folder(tmp_path):
-    first = RunFolder(tmp_path / "run", Config())
-    with pytest.raises(UserError, match="another process is working in"):
+    with (
+        RunFolder(tmp_path / "run", Config()),
+        pytest.raises(UserError, match="another process is working in"),
+    ):
         RunFolder(tmp_path / "run", Config())
-    first.close()
     RunFolder(tmp_path / "run", Config()).close()
 
 
