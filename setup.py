@@ -13,14 +13,14 @@ setup(
     packages=find_packages(include=["igam_tf*", "madry_models*"]),
     python_requires=">=3.11,<3.14",
     install_requires=[
-        "tensorflow>=2.20,<2.22",
-        "keras>=3.12,<3.16",
-        "tensorflow-datasets>=4.9.9,<4.10",
-        "tensorboard>=2.20,<2.22",  # not pulled in by every TensorFlow wheel
-        "numpy>=1.26,<3",
-        "absl-py>=2.1,<3",
-        "tqdm>=4.66,<5",
-        "pillow>=10",
+        # The ranges are those the test suite has run with.
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.15,<3.16",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "tensorboard>=2.21,<2.22",  # not pulled in by every TensorFlow wheel
+        "numpy>=2.4,<2.5",
+        "absl-py>=2.5,<3",
+        "tqdm>=4.70,<5",
     ],
-    extras_require={"dev": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.8,<1"]},
+    extras_require={"dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.17,<0.18"]},
 )
