@@ -17,6 +17,7 @@ setup(
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",
         "tensorflow-datasets>=4.9.10,<4.10",
+        "importlib_resources>=7,<8",  # tensorflow-datasets needs it and does not say so
         "tensorboard>=2.21,<2.22",  # not pulled in by every TensorFlow wheel
         "numpy>=2.4,<2.5",
         "absl-py>=2.5,<3",

@@ -1,0 +1,131 @@
+"""Tiny-ImageNet for tensorflow-datasets, from the official zip or the folder it unpacks to.
+
+`--data_dir` holds `tiny-imagenet-200.zip` (any `tiny-imagenet-200*.zip`) or `tiny-imagenet-200/`; the
+prepared records are written beside it, once. The zip is read in place. `test` is the official,
+labelled `val`: the labels of the official test images were never published.
+"""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from madry_models.errors import UserError
+
+_ROOT = "tiny-imagenet-200"
+
+
+class Archive:
+    """The files of the data set by their path below `tiny-imagenet-200/`, zipped or not.
+
+    Raises:
+        UserError: a damaged zip, or one without the data set's files.
+    """
+
+    def __init__(self, source: Path):
+        self.source, self._zip = source, None
+        if source.is_dir():
+            paths = (p.relative_to(source) for p in source.rglob("*") if p.is_file())
+            self.names = sorted(path.as_posix() for path in paths)
+        else:
+            try:
+                self._zip = zipfile.ZipFile(source)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise self._damaged(error) from error
+            prefix = f"{_ROOT}/"
+            names = (name for name in self._zip.namelist() if not name.endswith("/"))
+            self.names = sorted(n.removeprefix(prefix) for n in names if n.startswith(prefix))
+        for needed in ("wnids.txt", "val/val_annotations.txt"):
+            if needed not in self.names:
+                raise UserError(f"expected Tiny-ImageNet in {source}; it has no {_ROOT}/{needed}")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        if self._zip is None:
+            return (self.source / name).read_bytes()
+        try:
+            return self._zip.read(f"{_ROOT}/{name}")
+        except (zipfile.BadZipFile, OSError, KeyError, EOFError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"Tiny-ImageNet's archive {self.source} is damaged: {error}")
+
+    def examples(self, split: str) -> Iterator[tuple[str, str]]:
+        """(file, class id) of every image of "train" or "val"."""
+        if split == "train":
+            for name in self.names:
+                if name.startswith("train/") and name.endswith(".JPEG"):
+                    yield name, name.split("/")[1]
+        else:
+            for line in self.read("val/val_annotations.txt").decode().splitlines():
+                file, wnid, *_ = line.split("\t")
+                yield f"val/images/{file}", wnid
+
+
+def find(data_dir: str) -> Path | None:
+    """The unpacked folder or the zip in `data_dir`."""
+    folder = Path(data_dir).expanduser()
+    if (folder / _ROOT).is_dir():
+        return folder / _ROOT
+    return next(iter(sorted(folder.glob(f"{_ROOT}*.zip"))), None)
+
+
+class TinyImagenet(tfds.core.GeneratorBasedBuilder):
+    """64x64x3 images of 200 classes, in the order of `wnids.txt`; grey JPEGs become three channels."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"put {_ROOT}.zip or its unpacked folder into data_dir"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(64, 64, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=200),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        archive = Archive(find(os.fspath(dl_manager.manual_dir)))
+        return {
+            "train": self._generate_examples(archive, "train"),
+            "test": self._generate_examples(archive, "val"),
+        }
+
+    def _generate_examples(self, archive: Archive, split: str) -> Iterator[tuple[str, dict]]:
+        labels = {w: i for i, w in enumerate(archive.read("wnids.txt").decode().split())}
+        for name, wnid in archive.examples(split):
+            yield name, {"image": io.BytesIO(archive.read(name)), "label": labels[wnid]}
+
+
+def prepared_builder(data_dir: str | None) -> TinyImagenet:
+    """The builder, its records written if they were not there yet.
+
+    Raises:
+        UserError: no source in `data_dir`, a damaged one, or a folder that cannot be written to.
+    """
+    builder = TinyImagenet(data_dir=data_dir)
+    if builder.is_prepared():
+        return builder
+    root = data_dir or os.path.dirname(os.path.dirname(os.fspath(builder.data_path)))
+    source = find(root)
+    if source is None:
+        raise UserError(
+            f"data set tiny_imagenet is not prepared in {root}, and there is no {_ROOT}.zip or "
+            f"{_ROOT}/ to prepare it from: put one there, name its folder with --data_dir, or use "
+            "synthetic images of another transfer with --data=builtin"
+        )
+    Archive(source)
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=root, try_download_gcs=False)
+        )
+    except OSError as error:
+        raise UserError(f"tiny_imagenet could not be prepared in {root}: {error}") from error
+    return builder
