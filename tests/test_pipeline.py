@@ -1,7 +1,10 @@
 """Batches: permutations, augmentation, and a start in the middle that changes nothing."""
 
+import types
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from igam_tf import datasets
 from igam_tf.datasets import SPECS, Augment, Split, eval_batches, hold_out, train_batches
@@ -140,3 +143,34 @@ def test_builtin_is_reproducible_and_says_what_it_is():
     assert not np.array_equal(one.images, other.images)
     test = datasets.load("cifar10", "test", source="builtin", num=50)
     assert not np.array_equal(one.images, test.images)
+
+
+@pytest.mark.parametrize("promised", [12, 13])
+def test_cifar100_on_generated_examples(monkeypatch, promised):
+    """There is no copy to read here; tensorflow-datasets' mock draws 12 random examples."""
+    import tensorflow_datasets as tfds
+
+    from igam_tf.datasets import loading
+
+    with tfds.testing.mock_data(num_examples=12):
+        real = tfds.builder("cifar100")
+        builder = types.SimpleNamespace(
+            name=real.name,
+            data_path=real.data_path,
+            info=types.SimpleNamespace(
+                splits={"train": types.SimpleNamespace(num_examples=promised)}
+            ),
+            as_dataset=lambda **settings: {
+                key: tf.stack([example[key] for example in real.as_dataset(split="train")])
+                for key in ("image", "label")
+            },
+        )
+        monkeypatch.setattr(loading, "_prepared_builder", lambda name, data_dir: builder)
+        if promised == 13:
+            with pytest.raises(UserError, match="expected 13 images"):
+                datasets.load("cifar100", "train")
+            return
+        split = datasets.load("cifar100", "train")
+    assert split.images.shape == (12, 32, 32, 3)
+    assert split.spec.num_classes == 100
+    assert 0 <= split.labels.min() <= split.labels.max() < 100
