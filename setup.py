@@ -23,5 +23,9 @@ setup(
         "absl-py>=2.5,<3",
         "tqdm>=4.70,<5",
     ],
-    extras_require={"dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.17,<0.18"]},
+    extras_require={
+        "dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.17,<0.18"],
+        # Other people's attacks, to check ours against.
+        "crosscheck": ["foolbox>=3.3,<4", "adversarial-robustness-toolbox>=1.20,<2"],
+    },
 )

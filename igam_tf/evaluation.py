@@ -4,27 +4,25 @@ An attack's row counts the examples that are right clean and stay right under ea
 out of all n. Rows are each attack's own, so that a one-step attack stronger than an iterative one,
 a symptom of masked gradients, stays visible; the row `worst_case` joins them, example by example.
 
-    model_report -> evaluate -> survivors -> igam_tf.attacks.pgd
+    model_report -> evaluate -> igam_tf.survival.survivors -> igam_tf.attacks
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from igam_tf.attacks import AttackSpec, attack_specs, loss_named, pgd
+from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.journal import Journal
+from igam_tf.survival import LogitsFn, in_pixel_range, survivors
 from madry_models.errors import UserError
 
 WORST_CASE = "worst_case"
 EPS_UNIT = "l-inf, fraction of the pixel range"
 BATCH_NORMS = ("inference", "batch")
 _Z95 = 1.959963984540054  # normal quantile of 0.975
-_NOT_FINITE = -1
-
-LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -71,114 +69,6 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
     return on_batch_statistics
 
 
-def random_start(
-    shape: tuple[int, ...], indices: Sequence[int], *, eps: float, seed: int, restart: int, dtype
-) -> np.ndarray:
-    """Uniform noise in +-eps, [len(indices), *shape]: a function of seed, restart and index alone.
-
-    So neither the batch size nor the examples left out change anybody's start.
-    """
-    unit = [
-        np.random.Generator(
-            np.random.Philox(key=[seed, restart], counter=[0, 0, 0, int(index)])
-        ).random(shape, dtype)
-        for index in indices
-    ]
-    return ((2 * np.stack(unit) - 1) * eps).astype(dtype)
-
-
-def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
-    """uint8 images -> float32 in 0..pixel_max; floats stay as they are, at least float32."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255 / pixel_max)  # exact for 0..255
-    return images.astype(np.result_type(images.dtype, np.float32), copy=False)
-
-
-def survivors(
-    logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    attacks: Sequence[AttackSpec],
-    pixel_max: float,
-    seed: int,
-    batch_size: int,
-    batch_norm: str,
-    progress: bool,
-) -> dict[str, np.ndarray]:
-    """Name of each attack -> [n] bool, the examples it leaves standing; arguments as `evaluate`."""
-    if len(labels) == 0 or len(images) != len(labels):
-        raise UserError(
-            f"expected as many images as labels; received {len(images)} and {len(labels)}"
-        )
-    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= pixel_max):
-        raise UserError(
-            f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
-        )
-    dtype = in_pixel_range(images[:1], pixel_max).dtype.type
-    shape, y = images.shape[1:], labels.astype(np.int64)
-    losses = {spec.loss for spec in attacks} | {None}
-    compiled = {loss: _attack(logits_fn, loss, shape, dtype, pixel_max) for loss in losses}
-
-    def right(spec: AttackSpec, restart: int, indices: np.ndarray) -> np.ndarray:
-        """Whether each of these examples is right under one restart, [len(indices)] bool."""
-        eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
-        title = f"{spec.name} {restart + 1}/{spec.restarts}" if spec.restarts > 1 else spec.name
-        hits = np.zeros(len(indices), bool)
-        with tqdm(total=len(indices), desc=title, unit="image", disable=not progress) as bar:
-            for begin in range(0, len(indices), batch_size):
-                batch = indices[begin : begin + batch_size]
-                x = in_pixel_range(images[batch], pixel_max)
-                noise = np.zeros_like(x)
-                if spec.random_start:
-                    noise = random_start(
-                        shape, batch, eps=eps, seed=seed, restart=restart, dtype=dtype
-                    )
-                attack = compiled[spec.loss]
-                predicted = attack(x, y[batch], noise, eps, step_size, np.int32(spec.steps)).numpy()
-                if (predicted == _NOT_FINITE).any():
-                    raise UserError(
-                        f"expected finite logits; under {spec.name} the model's are NaN or infinite "
-                        f"for {(predicted == _NOT_FINITE).sum()} of {len(batch)} images, which "
-                        "cannot be scored"
-                    )
-                hits[begin : begin + len(batch)] = predicted == y[batch]
-                bar.update(len(batch))
-        return hits
-
-    everything = np.arange(len(labels))
-    clean = right(AttackSpec(name="clean"), 0, everything)
-    robust = {}
-    for spec in attacks:
-        standing = clean.copy()
-        for restart in range(spec.restarts):
-            left = everything if batch_norm == "batch" else np.flatnonzero(standing)
-            standing[left] &= right(spec, restart, left)
-        robust[spec.name] = standing
-    return robust
-
-
-def _attack(logits_fn: LogitsFn, loss: str | None, shape, dtype, pixel_max: float):
-    """One trace for every attack of a loss and every batch size: -> predicted classes [B].
-
-    Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images.
-    """
-    image, scalar = tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((), dtype)
-    label, count = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int32)
-
-    @tf.function(input_signature=[image, label, image, scalar, scalar, count])
-    def predicted(x, y, noise, eps, step_size, steps):
-        if loss is not None:
-            settings = {"eps": eps, "step_size": step_size, "steps": steps, "noise": noise}
-            bounds = (0.0, pixel_max)
-            x = pgd(logits_fn, x, y, loss=loss_named(loss), bounds=bounds, **settings)
-        logits = logits_fn(x)
-        finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
-        return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
-
-    return predicted
-
-
 def evaluate(
     logits_fn: LogitsFn,
     images: np.ndarray,
@@ -190,6 +80,7 @@ def evaluate(
     batch_size: int,
     batch_norm: str = "inference",
     progress: bool = True,
+    journal: Journal | None = None,
 ) -> dict[str, dict]:
     """Every attack on every example that the model gets right, and the worst of them all.
 
@@ -207,6 +98,7 @@ def evaluate(
         batch_size: examples attacked at once.
         batch_norm: how `logits_fn` normalises.
         progress: shows bars with rate and time left.
+        journal: keeps finished batches, and is asked before one is begun.
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting.
@@ -217,12 +109,13 @@ def evaluate(
     common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     robust = survivors(
         logits_fn, images, labels,
-        attacks=attacks, pixel_max=pixel_max, progress=progress, **common,
+        attacks=attacks, pixel_max=pixel_max, progress=progress, journal=journal, **common,
     )  # fmt: skip
     results = {}
     for spec in attacks:
         settings = {"eps": spec.eps, "eps_unit": EPS_UNIT, "step_size": spec.step_size}
         settings |= {"steps": spec.steps, "restarts": spec.restarts, "loss": spec.loss}
+        settings |= {"kind": spec.kind, "targets": spec.targets, "after": spec.after}
         results[spec.name] = _figures(robust[spec.name]) | settings | common
     over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks), "eps_unit": EPS_UNIT}
     worst = np.logical_and.reduce(list(robust.values()))
@@ -249,6 +142,7 @@ def model_report(
     batch_size: int = 100,
     batch_norm: str = "inference",
     progress: bool = True,
+    journal: Journal | None = None,
 ) -> dict:
     """`evaluate` for a model on a data set, with what `table` needs beside the results.
 
@@ -259,7 +153,8 @@ def model_report(
         eps: l-inf radius as a fraction of the pixel range; None: the data set's threat model.
         step_size: of PGD, likewise; None: in the data set's ratio to eps.
         num_examples: the first so many; None: all.
-        restarts, loss, seed, batch_size, batch_norm, progress: see `attack_specs` and `evaluate`.
+        restarts, loss: see `attack_specs`.
+        seed, batch_size, batch_norm, progress, journal: see `evaluate`.
 
     Raises:
         UserError: more examples asked for than there are, a model that is not for such images, or
@@ -281,12 +176,20 @@ def model_report(
         logits_fn,
         split.images[:n],
         split.labels[:n],
-        attacks=attack_specs(attacks, eps=eps, step_size=step_size, restarts=restarts, loss=loss),
+        attacks=attack_specs(
+            attacks,
+            eps=eps,
+            step_size=step_size,
+            restarts=restarts,
+            loss=loss,
+            num_classes=spec.num_classes,
+        ),
         pixel_max=pixel_max,
         seed=seed,
         batch_size=batch_size,
         batch_norm=batch_norm,
         progress=progress,
+        journal=journal,
     )
     return {
         "dataset": spec.name,
@@ -342,7 +245,13 @@ def table(report: dict) -> str:
     for name, row in results.items():
         settings = ("", "", "")
         if row.get("steps"):
-            settings = (str(row["steps"]), fraction_text(row["step_size"]), str(row["restarts"]))
+            step_size = fraction_text(row["step_size"]) if row["step_size"] else "own"
+            runs = (
+                f"{row['restarts']} x {row['targets']} targets"
+                if row["targets"]
+                else row["restarts"]
+            )
+            settings = (str(row["steps"]), step_size, str(runs))
         low, high = row["ci95"]
         cells.append((name, f"{row['accuracy']:.2f}", f"{low:.2f} - {high:.2f}", *settings))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -49,19 +49,21 @@ def test_xent_by_hand():
     ("dtype", "wide"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
 )
 def test_losses_are_at_least_float32(name, dtype, wide):
-    values = loss_named(name)(tf.constant([[1.0, 2.0]], dtype), tf.constant([0]))
+    values = loss_named(name)(tf.constant([[1.0, 2.0, 4.0]], dtype), tf.constant([0]))
     assert values.dtype == wide
 
 
 def test_unknown_loss():
-    with pytest.raises(UserError, match="expected an attack loss among xent, cw; received 'dlr'"):
-        loss_named("dlr")
+    with pytest.raises(
+        UserError, match="expected an attack loss among xent, cw, dlr; received 'l2'"
+    ):
+        loss_named("l2")
 
 
 # --- pgd ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("loss", [xent, cw_margin])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_linear_model_in_closed_form(loss, compiled):
     """The worst point is x -+ eps sign(w), cut at the bounds; PGD gets there from any start."""
@@ -77,6 +79,33 @@ def test_linear_model_in_closed_form(loss, compiled):
     x_adv = (tf.function(attack) if compiled else attack)(tf.constant(x), y)
     assert x_adv.dtype == tf.float64
     np.testing.assert_allclose(x_adv, np.clip(x + 0.1 * sign, 0, 1), atol=1e-12)
+
+
+def test_l2_steps_along_the_gradient():
+    w, x = RNG.normal(size=(4, 4, 1)), RNG.uniform(0.3, 0.7, size=(3, 4, 4, 1))
+    x_adv = pgd(
+        _linear(w), tf.constant(x), tf.constant([0, 0, 1]),
+        eps=0.2, step_size=0.05, steps=6, loss=xent, bounds=(0.0, 1.0), norm="l2",
+    )  # fmt: skip
+    sign = np.array([1, 1, -1])[:, None, None, None]
+    np.testing.assert_allclose(x_adv, x + 0.2 * sign * w / np.linalg.norm(w), atol=1e-9)
+
+
+def test_decaying_steps_add_up():
+    """Steps of 1, 0.75, 0.5, 0.25, 0 times the step size."""
+    x_adv = pgd(
+        _linear(np.float64([1.0])), tf.constant([[0.0]], tf.float64), tf.constant([0]),
+        eps=1.0, step_size=0.1, steps=5, loss=xent, bounds=(-1.0, 1.0), decay=1.0,
+    )  # fmt: skip
+    assert x_adv.numpy()[0, 0] == pytest.approx(0.25, abs=1e-12)
+
+
+def test_unknown_norm():
+    with pytest.raises(UserError, match="expected a norm among linf, l2; received 'l1'"):
+        pgd(
+            _linear(np.float32([1])), tf.zeros((1, 1)), tf.constant([0]),
+            eps=0.1, step_size=0.1, steps=1, loss=xent, bounds=(0.0, 1.0), norm="l1",
+        )  # fmt: skip
 
 
 def test_brute_force_in_two_dimensions():

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from absl import flags
 
-from igam_tf import eval_pgd
+from igam_tf import eval_pgd, models
 from igam_tf.datasets import SPECS, Split
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 ROW = {"accuracy", "n", "ci95", "eps", "eps_unit", "step_size", "steps", "restarts", "loss"}
-ROW |= {"batch_norm", "batch_size", "seed"}
+ROW |= {"batch_norm", "batch_size", "seed", "kind", "targets", "after"}
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_checkpoint_folder_or_prefix(command, loaded, golden_dir, capsys):
         (["--model=/"], "received '/', a folder without them"),
         (["--model=/etc/hostname"], "received '/etc/hostname', a file"),
         (["--attacks=pgd5,apgd"], "received 'apgd' in 'pgd5,apgd'"),
-        (["--attacks="], "fgsm or pgd<number of steps>; received ''"),
+        (["--attacks="], "fgsm, pgd<number of steps>, .*; received ''"),
         (["--attacks=clean", "fgsm"], "expected flags alone; received 'fgsm' as well"),
         (["--eps=8"], "--eps as a fraction .* at most 1, such as 8/255 or 0.3; received '8'"),
         (["--eps=8/0"], "received '8/0'"),
@@ -185,7 +185,7 @@ def test_wrong_flags_end_before_anything_is_loaded(command, loaded, saved, argum
 
 @pytest.mark.parametrize(
     "argument",
-    ["--loss=dlr", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
+    ["--loss=l2", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
      "--batch_size=0", "--dataset=svhn", "--split=val", "--data=fake"],
 )  # fmt: skip
 def test_flags_out_of_range(command, argument):
@@ -218,7 +218,7 @@ def test_data_set_that_is_not_there(command, saved, monkeypatch):
         raise UserError(f"no {name} in {data_dir}")
 
     monkeypatch.setattr(eval_pgd.datasets, "check_available", missing)
-    monkeypatch.setattr(eval_pgd, "load_model", lambda _: pytest.fail("loaded before the check"))
+    monkeypatch.setattr(models, "load_model", lambda _: pytest.fail("loaded before the check"))
     with pytest.raises(UserError, match="no mnist in /x"):
         command(f"--model={saved / 'foreign.keras'}", "--dataset=mnist", "--data_dir=/x")
 

@@ -1,12 +1,23 @@
 """Attacks: pure functions of a `logits_fn` (x -> logits), in any pixel range, that change no variable.
 
 Every attack takes (logits_fn, x, y, *, eps, bounds, ...) in the pixel unit of x and returns x_adv, of
-the shape and dtype of x, within eps of x and within the bounds. Randomness comes in as `noise`, so
+the shape and dtype of x, within eps of x and within the bounds. Randomness comes in as tensors, so
 an attack is a function of its arguments alone; restarts and worst cases are `igam_tf.evaluation`'s.
+
+    pgd     Madry et al. 2018; fgsm is one step of it
+    apgd    Croce and Hein 2020: chooses its own step size
+    fab     Croce and Hein 2020: nearest point, towards a target class
+    square  Andriushchenko et al. 2020: logits alone, no gradient
 """
 
-from igam_tf.attacks.losses import LOSSES, loss_named
+from igam_tf.attacks.apgd import apgd
+from igam_tf.attacks.fab import fab
+from igam_tf.attacks.losses import LOSSES, dlr_targeted, loss_named
 from igam_tf.attacks.pgd import pgd
 from igam_tf.attacks.spec import AttackSpec, attack_names, attack_specs
+from igam_tf.attacks.square import square
 
-__all__ = ["LOSSES", "AttackSpec", "attack_names", "attack_specs", "loss_named", "pgd"]
+__all__ = [
+    "LOSSES", "AttackSpec", "apgd", "attack_names", "attack_specs", "dlr_targeted", "fab",
+    "loss_named", "pgd", "square",
+]  # fmt: skip

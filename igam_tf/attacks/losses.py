@@ -1,4 +1,7 @@
-"""What an attack maximises: (logits [B,K], y [B]) -> one value per example [B], at least float32."""
+"""What an attack maximises: (logits [B,K], y [B]) -> one value per example [B], at least float32.
+
+Targeted ones take the class to be reached as well: (logits, y, target [B]) -> [B].
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +9,18 @@ import tensorflow as tf
 
 from igam_tf.losses import at_least_float32, xent
 from madry_models.errors import UserError
+
+
+def of_class(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """logits[i, y[i]]. logits [B,K], y [B] -> [B]."""
+    return tf.gather(logits, y, axis=1, batch_dims=1)
+
+
+def highest_other(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """The largest logit among the classes that are not y. logits [B,K], y [B] -> [B]."""
+    true = tf.one_hot(y, tf.shape(logits)[1], on_value=True, off_value=False, dtype=tf.bool)
+    others = tf.where(true, tf.constant(float("-inf"), logits.dtype), logits)
+    return tf.reduce_max(others, axis=1)
 
 
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -19,12 +34,61 @@ def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         array([-1.], dtype=float32)
     """
     logits = at_least_float32(logits)
-    true = tf.one_hot(y, tf.shape(logits)[1], on_value=True, off_value=False, dtype=tf.bool)
-    others = tf.where(true, tf.constant(float("-inf"), logits.dtype), logits)
-    return tf.reduce_max(others, axis=1) - tf.gather(logits, y, axis=1, batch_dims=1)
+    return highest_other(logits, y) - of_class(logits, y)
 
 
-LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {"xent": xent, "cw": cw_margin}
+def dlr(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6): the margin, whatever its scale.
+
+    margin / (z_1 - z_3), with z_1 >= z_2 >= ... the sorted logits.
+
+    Raises:
+        UserError: fewer than 3 classes.
+
+    Example:
+        >>> dlr(tf.constant([[4.0, 1.0, 2.0]]), tf.constant([0])).numpy()
+        array([-0.6666667], dtype=float32)
+    """
+    _need_classes(logits, 3, "dlr")
+    logits = at_least_float32(logits)
+    z = tf.math.top_k(logits, 3).values
+    return cw_margin(logits, y) / (z[:, 0] - z[:, 2] + _TINY)
+
+
+def dlr_targeted(logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7).
+
+    (logits_target - logits_y) / (z_1 - (z_3 + z_4) / 2).
+
+    Raises:
+        UserError: fewer than 4 classes.
+
+    Example:
+        >>> dlr_targeted(tf.constant([[4.0, 1.0, 2.0, 0.0]]), tf.constant([0]), tf.constant([1])).numpy()
+        array([-0.85714287], dtype=float32)
+    """
+    _need_classes(logits, 4, "targeted dlr")
+    logits = at_least_float32(logits)
+    z = tf.math.top_k(logits, 4).values
+    gap = of_class(logits, target) - of_class(logits, y)
+    return gap / (z[:, 0] - (z[:, 2] + z[:, 3]) / 2 + _TINY)
+
+
+_TINY = 1e-12  # as in the authors' code, for logits that are all the same
+
+LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "xent": xent,
+    "cw": cw_margin,
+    "dlr": dlr,
+}
+
+
+def _need_classes(logits: tf.Tensor, least: int, name: str) -> None:
+    if logits.shape[1] < least:
+        raise UserError(
+            f"expected at least {least} classes for the {name} loss; received logits of "
+            f"{logits.shape[1]}"
+        )
 
 
 def loss_named(name: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:

@@ -1,10 +1,11 @@
-"""Projected gradient descent inside an l-inf ball (Madry et al. 2018); one step of it is FGSM."""
+"""Projected gradient descent inside an eps-ball (Madry et al. 2018); one step of it is FGSM."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from madry_models.errors import UserError
+from igam_tf.attacks.gradient import ascent
+from igam_tf.attacks.norms import check_norm, project, steepest
 
 
 def pgd(
@@ -18,6 +19,8 @@ def pgd(
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     bounds: tuple[float, float],
     noise: tf.Tensor | None = None,
+    norm: str = "linf",
+    decay: float = 0.0,
 ) -> tf.Tensor:
     """Ascends the sum over the batch of loss(logits, y) in signed steps, projecting after each.
 
@@ -29,38 +32,39 @@ def pgd(
     Args:
         logits_fn: x [B,...] -> logits [B,K].
         x: images [B,...], float32 or float64, within `bounds`.
-        y: labels [B], int.
-        eps, step_size: l-inf radius and step, in the pixel unit of x.
+        y: labels [B], int; with a targeted loss, whatever it takes as y.
+        eps, step_size: radius and step, in the pixel unit of x.
         steps: number of gradient steps.
         loss: (logits, y) -> [B], see `igam_tf.attacks.losses`.
         bounds: lowest and highest pixel value.
         noise: random start, of the shape and dtype of x; None starts at x itself.
+        norm: "linf", or "l2", where the step is along the gradient itself.
+        decay: the step falls linearly to (1 - decay) of itself at the last one.
 
     Returns:
         x_adv, as x; no gradient flows back through it.
 
     Raises:
-        UserError: the logits have no gradient with respect to x.
+        UserError: the logits have no gradient with respect to x, or another norm.
     """
+    check_norm(norm)
     # Not tf.cast, which would round a Python float to float32 first.
-    eps, step_size, floor, ceiling = (
+    eps, step_size, *bounds = (
         tf.convert_to_tensor(value, x.dtype) for value in (eps, step_size, *bounds)
     )
-    low, high = tf.maximum(x - eps, floor), tf.minimum(x + eps, ceiling)
+    threat = {"eps": eps, "bounds": bounds, "norm": norm}
+    last = tf.cast(tf.maximum(steps - 1, 1), x.dtype)
+
+    def values(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        logits = logits_fn(x_adv)
+        return loss(logits, y), logits
 
     def step(t: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x_adv)
-            values = loss(logits_fn(x_adv), y)
-        gradient = tape.gradient(values, x_adv)  # of the sum over the batch
-        if gradient is None:
-            raise UserError(
-                "expected logits that are differentiable in x; received some cut off from it, which "
-                "no gradient attack can judge"
-            )
-        return t + 1, tf.clip_by_value(x_adv + step_size * tf.sign(gradient), low, high)
+        gradient, _, _ = ascent(values, x_adv)
+        size = step_size * (1 - decay * tf.cast(t, x.dtype) / last) if decay else step_size
+        return t + 1, project(x_adv + size * steepest(gradient, norm), x, **threat)
 
-    start = x if noise is None else tf.clip_by_value(x + noise, low, high)
+    start = x if noise is None else project(x + noise, x, **threat)
     _, x_adv = tf.while_loop(
         lambda t, _: t < steps, step, (tf.constant(0), start), parallel_iterations=1
     )

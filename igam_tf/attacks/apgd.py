@@ -1,0 +1,135 @@
+"""Auto-PGD (Croce and Hein 2020, Algorithm 1): PGD with momentum that halves its own step size."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from igam_tf.attacks.gradient import ascent
+from igam_tf.attacks.losses import cw_margin
+from igam_tf.attacks.norms import check_norm, per_example, project, steepest, unit
+from igam_tf.attacks.shrinking import State, shrinking_loop
+
+MOMENTUM = 0.75  # alpha of Algorithm 1: weight of the gradient step against the last move
+RHO = 0.75  # halve the step unless more than this share of the steps since the last check rose
+# p_1, the least decrease between periods and the shortest period, as shares of all steps (§3.1)
+FIRST_PERIOD, PERIOD_DECREASE, SHORTEST_PERIOD = 0.22, 0.03, 0.06
+
+
+def checkpoints(steps: int) -> list[int]:
+    """The steps after which the step size is reviewed (Croce and Hein 2020, §3.1).
+
+    Example:
+        >>> checkpoints(100)
+        [22, 41, 57, 70, 80, 87, 93, 99]
+    """
+    period, decrease, shortest = (
+        max(int(share * steps), 1) for share in (FIRST_PERIOD, PERIOD_DECREASE, SHORTEST_PERIOD)
+    )
+    at, found = period, []
+    while at <= steps:
+        found.append(at)
+        period = max(period - decrease, shortest)
+        at += period
+    return found
+
+
+def apgd(
+    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    y: tf.Tensor,
+    *,
+    eps: float,
+    steps: int,
+    loss: Callable[..., tf.Tensor],
+    bounds: tuple[float, float],
+    noise: tf.Tensor,
+    target: tf.Tensor | None = None,
+    norm: str = "linf",
+) -> tf.Tensor:
+    """Maximises the loss within eps, from a random start on the ball's surface.
+
+    An example leaves at its first misclassified point.
+
+    Args:
+        logits_fn: x [B,...] -> logits [B,K]; each example's alone, without batch statistics.
+        x: images [B,...], float32 or float64, within `bounds`.
+        y: labels [B], int.
+        eps: radius, in the pixel unit of x.
+        steps: gradient steps, at least 1.
+        loss: (logits, y) -> [B], or (logits, y, target) -> [B] where there is a target.
+        bounds: lowest and highest pixel value.
+        noise: direction of the start, of the shape of x: uniform in +-1 for linf, normal for l2.
+        target: classes [B] of a targeted loss.
+        norm: "linf" or "l2".
+
+    Returns:
+        x_adv, as x: misclassified if that was found, else the point of highest loss.
+
+    Raises:
+        UserError: the logits have no gradient with respect to x, or another norm.
+    """
+    check_norm(norm)
+    eps, *bounds = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
+    reviews = checkpoints(steps)
+    first_of_period = tf.constant([0, *reviews[:-1]])
+    reviews = tf.constant(reviews)
+
+    def look(s: State) -> State:
+        """Loss, gradient and verdict at s["x_adv"]."""
+
+        def values(x_adv):
+            logits = logits_fn(x_adv)
+            aim = () if target is None else (s["target"],)
+            return tf.cast(loss(logits, s["y"], *aim), x.dtype), logits
+
+        gradient, value, logits = ascent(values, s["x_adv"])
+        return s | {"gradient": gradient, "loss": value, "done": cw_margin(logits, s["y"]) > 0}
+
+    def into_ball(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        return project(x_adv, x, eps=eps, bounds=bounds, norm=norm)
+
+    def keep_best(s: State) -> State:
+        better = s["loss"] > s["best_loss"]
+        new = s | {"best_loss": tf.where(better, s["loss"], s["best_loss"])}
+        for name in ("x_adv", "gradient"):
+            best = f"best_{name}"
+            new[best] = tf.where(per_example(better, x), s[name], s[best])
+        return new | {"answer": tf.where(per_example(s["done"], x), s["x_adv"], new["best_x_adv"])}
+
+    def review(s: State, period: tf.Tensor) -> State:
+        """Halves the step where the loss oscillated or no longer rose, and restarts from the best."""
+        oscillates = s["rises"] <= RHO * tf.cast(period, x.dtype)
+        stalled = ~s["halved"] & (s["reviewed_loss"] >= s["best_loss"])
+        halve = oscillates | stalled
+        back = per_example(halve, x)
+        return s | {
+            "step_size": tf.where(halve, s["step_size"] / 2, s["step_size"]),
+            "x_adv": tf.where(back, s["best_x_adv"], s["x_adv"]),
+            "gradient": tf.where(back, s["best_gradient"], s["gradient"]),
+            "halved": halve,
+            "reviewed_loss": s["best_loss"],
+            "rises": tf.zeros_like(s["rises"]),
+        }
+
+    def step(t: tf.Tensor, s: State) -> State:
+        x, x_adv, before = s["x"], s["x_adv"], s["loss"]
+        momentum = tf.where(t > 0, tf.constant(MOMENTUM, x.dtype), tf.constant(1, x.dtype))
+        z = into_ball(x_adv + per_example(s["step_size"], x) * steepest(s["gradient"], norm), x)
+        moved = x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - s["last"])
+        s = look(s | {"x_adv": into_ball(moved, x), "last": x_adv})
+        s = keep_best(s | {"rises": s["rises"] + tf.cast(s["loss"] > before, x.dtype)})
+        due = tf.equal(reviews, t + 1)
+        period = t + 1 - tf.reduce_sum(tf.where(due, first_of_period, 0))
+        return tf.cond(tf.reduce_any(due), lambda: review(s, period), lambda: s)
+
+    start = into_ball(x + eps * unit(noise, norm), x)
+    state = {"x": x, "y": y, "x_adv": start, "last": start}
+    if target is not None:
+        state["target"] = target
+    state = look(state)
+    state |= {"best_x_adv": start, "best_gradient": state["gradient"], "answer": start}
+    state |= {"best_loss": state["loss"], "reviewed_loss": state["loss"]}
+    none = tf.zeros_like(state["loss"])
+    # A step of 2 eps reaches any point of the ball; "halved" at first, so that only oscillation counts.
+    state |= {"step_size": none + 2 * eps, "rises": none, "halved": tf.ones_like(y, tf.bool)}
+    return tf.stop_gradient(shrinking_loop(step, state, steps=steps))

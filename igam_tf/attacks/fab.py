@@ -1,0 +1,136 @@
+"""Targeted Fast Adaptive Boundary attack (Croce and Hein 2020, ICML): the nearest adversarial point.
+
+Each step projects the current point and the original image onto the linearised boundary between the
+true class and the target, and goes to a mixture of both projections.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from igam_tf.attacks.gradient import ascent
+from igam_tf.attacks.losses import cw_margin, of_class
+from igam_tf.attacks.norms import check_norm, length, per_example
+from igam_tf.attacks.shrinking import State, shrinking_loop
+from igam_tf.losses import at_least_float32
+
+ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9  # most pull to x, overshoot, backward step (their §3)
+_TINY, _NEAREST = 1e-12, 1e-8
+
+
+def project_to_plane(x: tf.Tensor, w: tf.Tensor, gap: tf.Tensor, *, bounds, norm: str) -> tf.Tensor:
+    """Shortest d with <w, x + d> = <w, x> + gap and x + d within the bounds.
+
+    Where no point of the box fulfils it, every coordinate goes to its end. With r_i the largest
+    multiplier that coordinate i can follow, the constraint on the multiplier m reads
+    sum_i slope_i min(m, r_i) = |gap|, concave and piecewise linear in m: Newton's method from 0
+    rises to the solution and ends there exactly.
+
+    Args:
+        x: points within the bounds [B,n].
+        w: normals of the planes [B,n].
+        gap: how much <w, x> has to rise [B].
+        bounds: lowest and highest pixel value.
+        norm: "linf" or "l2".
+
+    Returns:
+        d, [B,n].
+    """
+    direction = tf.sign(w) * tf.sign(gap)[:, None]
+    room = tf.where(direction > 0, bounds[1] - x, x - bounds[0])
+    size = tf.abs(w)
+    rate = tf.cast(size > 0, x.dtype) if norm == "linf" else size  # |d_i| = rate_i * multiplier
+    slope = size * rate
+    reach = tf.where(rate > 0, room / tf.maximum(rate, tf.constant(_TINY, x.dtype)), 0)
+
+    def newton(_, m: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        full = reach <= m[:, None]
+        behind = tf.reduce_sum(tf.where(full, slope * reach, 0), 1)
+        ahead = tf.reduce_sum(tf.where(full, tf.zeros_like(slope), slope), 1)
+        new = tf.where(ahead > 0, (tf.abs(gap) - behind) / ahead, m)
+        return m, tf.maximum(new, m)
+
+    start = tf.zeros_like(gap)
+    _, multiplier = tf.while_loop(
+        lambda before, m: tf.reduce_any(m > before), newton, newton(start, start)
+    )
+    return direction * rate * tf.minimum(multiplier[:, None], reach)
+
+
+def fab(
+    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    y: tf.Tensor,
+    *,
+    target: tf.Tensor,
+    steps: int,
+    bounds: tuple[float, float],
+    eps: float | None = None,
+    norm: str = "linf",
+) -> tf.Tensor:
+    """Searches the adversarial point nearest to x, towards one target class.
+
+    Args:
+        logits_fn: x [B,...] -> logits [B,K]; each example's alone, without batch statistics.
+        x: images [B,...] that are classified as y, float32 or float64, within `bounds`.
+        y: labels [B], int.
+        target: classes [B]; any misclassified point counts.
+        steps: gradient steps, at least 1.
+        bounds: lowest and highest pixel value.
+        eps: an example leaves once its point is within this radius, in the pixel unit of x; None:
+            each goes on to the end and has its nearest point.
+        norm: "linf" or "l2".
+
+    Returns:
+        The nearest misclassified point that was found, as x; x itself where there was none.
+
+    Raises:
+        UserError: the logits have no gradient with respect to x, or another norm.
+    """
+    check_norm(norm)
+    # The published constants are for pixels in 0..1, which only the smallest distance depends on.
+    low, high = (tf.convert_to_tensor(value, x.dtype) for value in bounds)
+    enough = tf.constant(-1.0, x.dtype) if eps is None else tf.convert_to_tensor(eps, x.dtype)
+    nearest = tf.constant(_NEAREST, x.dtype) * (high - low)
+    flat_shape, shape = [-1, x.shape[1:].num_elements()], [-1, *x.shape[1:]]
+
+    def step(_, s: State) -> State:
+        def gap_to_target(x_adv):
+            logits = at_least_float32(logits_fn(x_adv))
+            return of_class(logits, s["target"]) - of_class(logits, s["y"]), logits
+
+        gradient, gap, _ = ascent(gap_to_target, s["x_adv"])
+        w = tf.reshape(gradient, flat_shape)
+        here, origin = tf.reshape(s["x_adv"], flat_shape), tf.reshape(s["x"], flat_shape)
+        # The plane gap + <w, z - here> = 0, seen from both points.
+        rise = -tf.cast(gap, x.dtype)
+        from_origin = rise - tf.reduce_sum(w * (origin - here), 1)
+        both = project_to_plane(
+            tf.concat([here, origin], 0),
+            tf.concat([w, w], 0),
+            tf.concat([rise, from_origin], 0),
+            bounds=(low, high),
+            norm=norm,
+        )
+        d_here, d_origin = tf.split(both, 2)
+        l_here, l_origin = tf.split(tf.maximum(length(both, norm), nearest), 2)
+        alpha = tf.minimum(l_here / (l_here + l_origin), ALPHA_MAX)[:, None]
+        moved = (here + ETA * d_here) * (1 - alpha) + (origin + ETA * d_origin) * alpha
+        x_adv = tf.reshape(tf.clip_by_value(moved, low, high), shape)
+
+        wrong = cw_margin(logits_fn(x_adv), s["y"]) > 0
+        distance = length(x_adv - s["x"], norm)
+        nearer = wrong & (distance < s["distance"])
+        back = s["x"] + BETA * (x_adv - s["x"])
+        best = tf.where(nearer, distance, s["distance"])
+        return s | {
+            "x_adv": tf.where(per_example(wrong, x), back, x_adv),
+            "answer": tf.where(per_example(nearer, x), x_adv, s["answer"]),
+            "distance": best,
+            "done": best <= enough,
+        }
+
+    far = tf.fill(tf.shape(y), tf.constant(float("inf"), x.dtype))
+    state = {"x": x, "y": y, "target": target, "x_adv": x, "answer": x, "distance": far}
+    state["done"] = tf.zeros_like(y, tf.bool)
+    return tf.stop_gradient(shrinking_loop(step, state, steps=steps))

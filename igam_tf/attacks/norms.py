@@ -1,0 +1,51 @@
+"""What an attack must know of its norm: length, steepest direction, projection into the ball."""
+
+import tensorflow as tf
+
+from madry_models.errors import UserError
+
+_TINY = 1e-12
+NORMS = ("linf", "l2")
+
+
+def check_norm(norm: str) -> None:
+    """Raises a UserError where the norm is not one of NORMS."""
+    if norm not in NORMS:
+        raise UserError(f"expected a norm among {', '.join(NORMS)}; received {norm!r}")
+
+
+def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """[B] -> [B,1,...,1], to be multiplied with x [B,...]."""
+    return tf.reshape(values, tf.concat([tf.shape(values), tf.ones(x.shape.rank - 1, tf.int32)], 0))
+
+
+def length(v: tf.Tensor, norm: str) -> tf.Tensor:
+    """The norm of each example. [B,...] -> [B]."""
+    axes = list(range(1, v.shape.rank))
+    if norm == "linf":
+        return tf.reduce_max(tf.abs(v), axes)
+    return tf.sqrt(tf.reduce_sum(tf.square(v), axes))
+
+
+def unit(v: tf.Tensor, norm: str) -> tf.Tensor:
+    """v scaled to length 1; 0 stays 0. [B,...] -> [B,...]."""
+    return v / per_example(length(v, norm) + tf.constant(_TINY, v.dtype), v)
+
+
+def steepest(gradient: tf.Tensor, norm: str) -> tf.Tensor:
+    """The step of length 1 that raises the linearised loss most: sign, or the unit gradient."""
+    return tf.sign(gradient) if norm == "linf" else unit(gradient, norm)
+
+
+def project(x_adv: tf.Tensor, x: tf.Tensor, *, eps, bounds, norm: str) -> tf.Tensor:
+    """x_adv within eps of x and within the bounds; [B,...] each.
+
+    In l2 the ball comes first, the bounds after it, which lie around x and so only shorten.
+    """
+    if norm == "linf":
+        return tf.clip_by_value(
+            x_adv, tf.maximum(x - eps, bounds[0]), tf.minimum(x + eps, bounds[1])
+        )
+    delta = x_adv - x
+    shorter = tf.minimum(tf.cast(eps, x.dtype), length(delta, norm))
+    return tf.clip_by_value(x + unit(delta, norm) * per_example(shorter, x), bounds[0], bounds[1])

@@ -1,0 +1,100 @@
+"""From what a user names on a command line to a model, a number or a file."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import keras
+
+import igam_tf.teacher  # noqa: F401 (registers its class for .keras files)
+from igam_tf import datasets
+from igam_tf.runs import load_model
+from madry_models import MnistCNN, WideResNet
+from madry_models.errors import UserError
+from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
+
+def parse_fraction(flag: str, text: str | None) -> float | None:
+    """A number above 0 and at most 1 out of "8/255" or "0.3"; None stays None.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UserError(
+            f"expected --{flag} as a fraction of the pixel range, above 0 and at most 1, such as "
+            f"8/255 or 0.3; received {text!r}"
+        )
+    return value
+
+
+def find_model(path: str | None) -> tuple[Callable[[Path], keras.Model], Path, dict]:
+    """(how to load it, from where, settings of its run); nothing is loaded yet.
+
+    Raises:
+        UserError: no model there, or a run that has not come to its student.
+    """
+    if not path:
+        raise UserError("expected --model=<run folder, .keras file or MadryLab checkpoint folder>")
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix == ".keras":
+        return load_model, path, {}
+    if any(path.glob("*.index")) or Path(f"{path}.index").is_file():
+        return from_tf1_checkpoint, path, {}
+    settings, student = path / "config.json", path / "student.keras"
+    if settings.is_file():
+        try:
+            run = json.loads(settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"expected JSON in {settings}; it is damaged: {error}") from error
+        if not isinstance(run, dict) or "target" not in run:
+            raise UserError(f"expected the settings of a run in {settings}; it names no target")
+        if not student.is_file():
+            raise UserError(
+                f"expected a finished student in the run folder {path}; it has no student.keras yet"
+            )
+        return load_model, student, run
+    kind = "a folder without them" if path.is_dir() else "a file" if path.exists() else "not there"
+    raise UserError(
+        "expected --model as a run folder (config.json, student.keras), a .keras file or a MadryLab "
+        f"checkpoint (*.index); received {str(path)!r}, {kind}"
+    )
+
+
+def dataset_of(model: keras.Model) -> str:
+    """The data set that a challenge's network with 10 classes was made for.
+
+    Raises:
+        UserError: any other model.
+    """
+    for network, name in ((MnistCNN, "mnist"), (WideResNet, "cifar10")):
+        if isinstance(model, network) and model.num_classes == datasets.SPECS[name].num_classes:
+            return name
+    raise UserError(
+        f"expected --dataset, one of {', '.join(datasets.SPECS)}: this {type(model).__name__} does "
+        "not tell which it was made for"
+    )
+
+
+def writable(path: str) -> Path:
+    """The path of a file that can be written, checked before the work rather than after it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        tempfile.TemporaryFile(dir=file.absolute().parent).close()
+    except OSError as error:
+        raise UserError(f"expected --json={path} to be writable; {error.strerror}") from error
+    return file

@@ -1,0 +1,407 @@
+"""APGD, FAB, Square and their ensemble: closed forms, brute force, published schedules, resuming."""
+
+import itertools
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igam_tf import survival
+from igam_tf.attacks import apgd, attack_names, attack_specs, dlr_targeted, fab, square
+from igam_tf.attacks.apgd import checkpoints
+from igam_tf.attacks.fab import project_to_plane
+from igam_tf.attacks.losses import cw_margin, dlr, xent
+from igam_tf.attacks.shrinking import shrinking_loop
+from igam_tf.attacks.square import square_side
+from igam_tf.evaluation import evaluate, table
+from igam_tf.journal import Journal, model_identity
+from igam_tf.survival import square_moves, survivors
+from madry_models import MnistCNN
+from madry_models.errors import UserError
+
+RNG = np.random.default_rng(0)
+CLASSES = 5
+W = RNG.normal(size=(27, CLASSES))
+X = RNG.uniform(0.2, 0.8, size=(40, 3, 3, 3))  # eps below meets no bound
+COMPILED = {attack: tf.function(attack) for attack in (apgd, fab)}
+NORM_ORDER = {"linf": 1, "l2": 2}  # of the dual norm
+
+
+def linear(x):
+    """Five classes, for which the distance of each x to each boundary is known."""
+    return tf.reshape(x - 0.5, [-1, 27]) @ tf.constant(W, x.dtype)
+
+
+LOGITS = linear(tf.constant(X)).numpy()
+Y = LOGITS.argmax(1)
+
+
+def distances(norm: str) -> np.ndarray:
+    """Distance of each x to the boundary with each class, [40,5]; inf to its own."""
+    gap = LOGITS[np.arange(40), Y][:, None] - LOGITS
+    normal = np.linalg.norm(W[:, Y].T[:, :, None] - W[None], NORM_ORDER[norm], axis=1)
+    return np.where(np.arange(CLASSES) == Y[:, None], np.inf, gap / np.maximum(normal, 1e-9))
+
+
+def _broken(x_adv) -> np.ndarray:
+    return linear(tf.convert_to_tensor(x_adv)).numpy().argmax(1) != Y
+
+
+def _size(x_adv, norm: str) -> np.ndarray:
+    delta = (np.asarray(x_adv) - X).reshape(40, -1)
+    return np.linalg.norm(delta, np.inf if norm == "linf" else 2, axis=1)
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def test_dlr_by_hand():
+    logits = tf.constant([[4.0, 1.0, 2.0, 0.0], [1.0, 3.0, 2.0, 0.0]])
+    # (2 - 4) / (4 - 1) and (3 - 1) / (3 - 1)
+    np.testing.assert_allclose(dlr(logits, tf.constant([0, 0])), [-2 / 3, 1.0], rtol=1e-6)
+    # (1 - 4) / (4 - (1 + 0) / 2) and (0 - 1) / (3 - (1 + 0) / 2)
+    targeted = dlr_targeted(logits, tf.constant([0, 0]), tf.constant([1, 3]))
+    np.testing.assert_allclose(targeted, [-3 / 3.5, -1 / 2.5], rtol=1e-6)
+
+
+def test_dlr_does_not_see_the_scale_of_the_logits():
+    logits, y = tf.constant(RNG.normal(size=(6, 5))), tf.constant([0, 1, 2, 3, 4, 0])
+    np.testing.assert_allclose(dlr(logits, y), dlr(1e6 * logits, y), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("apgd-dlr", 2), ("apgd-t", 3), ("autoattack", 3)])
+def test_too_few_classes(name, classes):
+    with pytest.raises(UserError, match=f"classes for {name}, .*; received {classes}"):
+        attack_specs([name], eps=0.1, step_size=0.1, restarts=1, loss="xent", num_classes=classes)
+
+
+def test_dlr_refuses_too_few_classes():
+    with pytest.raises(UserError, match="expected at least 3 classes for the dlr loss"):
+        dlr(tf.zeros((1, 2)), tf.constant([0]))
+    with pytest.raises(UserError, match="at least 4 classes for the targeted dlr loss"):
+        dlr_targeted(tf.zeros((1, 3)), tf.constant([0]), tf.constant([1]))
+
+
+# --- apgd ----------------------------------------------------------------------------------------
+
+
+def test_checkpoints_as_published():
+    """p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), times 100."""
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", [xent, dlr])
+def test_apgd_on_a_linear_model(norm, loss):
+    """It reaches the closed form's decision: broken where the nearest boundary is within eps."""
+    nearest = distances(norm).min(1)
+    eps = np.median(nearest)
+    noise = tf.constant(RNG.normal(size=X.shape))
+    targets = np.argsort(distances(norm), 1)
+    broken = np.zeros(40, bool)
+    for rank in range(CLASSES - 1):
+        x_adv = COMPILED[apgd](
+            linear, tf.constant(X), tf.constant(Y), eps=eps, steps=60, bounds=(0.0, 1.0), norm=norm,
+            noise=noise, loss=dlr_targeted, target=tf.constant(targets[:, rank]),
+        )  # fmt: skip
+        broken |= _broken(x_adv)
+        assert (_size(x_adv, norm) <= eps * (1 + 1e-9)).all()
+    clear = np.abs(nearest - eps) > 1e-6 * eps
+    np.testing.assert_array_equal(broken[clear], nearest[clear] < eps)
+    untargeted = COMPILED[apgd](
+        linear, tf.constant(X), tf.constant(Y), eps=eps, steps=60, bounds=(0.0, 1.0), norm=norm,
+        noise=noise, loss=loss,
+    )  # fmt: skip
+    assert not (_broken(untargeted) & (nearest > eps)).any()
+    assert _broken(untargeted).sum() >= 0.8 * (nearest < eps).sum()
+
+
+def test_apgd_halves_its_step_to_reach_a_narrow_peak():
+    """-|x - peak|: signed steps of 2 eps can only oscillate; the halvings converge on the peak."""
+    peak = np.array([[0.013], [-0.057], [0.091]])
+    x, y = tf.zeros((3, 1), tf.float64), tf.zeros(3, tf.int64)
+    x_adv = COMPILED[apgd](
+        lambda x: tf.concat([x, x - 1], 1), x, y, eps=0.1, steps=100, bounds=(-1.0, 1.0),
+        noise=tf.ones((3, 1), tf.float64), target=tf.constant(peak[:, 0]),
+        loss=lambda logits, y, target: -tf.abs(logits[:, 0] - target),
+    )  # fmt: skip
+    np.testing.assert_allclose(x_adv, peak, atol=0.2 / 2**7)
+
+
+def test_apgd_leaves_at_the_first_misclassified_point():
+    """A narrow band inside the ball is passed through, not ended in: a final point would be right."""
+    calls = []
+
+    def logits_fn(x):
+        tf.py_function(lambda n: calls.append(int(n)), [tf.shape(x)[0]], [])
+        z = x[:, 0]
+        wrong = tf.where((z > 0.03) & (z < 0.3), 10 * z, -5 * tf.abs(z))
+        return tf.stack([tf.zeros_like(z), wrong], 1)
+
+    x = tf.constant([[0.0], [-3.0]], tf.float64)
+    x_adv = COMPILED[apgd](
+        logits_fn, x, tf.zeros(2, tf.int64), eps=0.1, steps=10, loss=cw_margin, bounds=(-9.0, 9.0),
+        noise=tf.ones((2, 1), tf.float64),
+    )  # fmt: skip
+    assert float(x_adv[0, 0]) == pytest.approx(0.1)
+    assert calls == [2] + [1] * 10  # the first start is broken; the other example goes on alone
+
+
+# --- fab -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projection_to_a_plane_in_a_box(norm):
+    """On the plane, in the box, and no longer than what bisection on the multiplier finds."""
+    x, w = RNG.uniform(size=(50, 12)), RNG.normal(size=(50, 12))
+    w[:, 3] = 0
+    most = (np.abs(w) * np.where(w > 0, 1 - x, x)).sum(1)
+    gap = most * RNG.uniform(0.05, 0.95, 50)
+    d = project_to_plane(*map(tf.constant, (x, w, gap)), bounds=(0.0, 1.0), norm=norm).numpy()
+    np.testing.assert_allclose((w * d).sum(1), gap, rtol=1e-9)
+    assert (x + d >= -1e-12).all()
+    assert (x + d <= 1 + 1e-12).all()
+    low, high = np.zeros(50), np.full(50, 1e3)
+    for _ in range(100):
+        middle = (low + high) / 2
+        step = middle[:, None] * (np.sign(w) if norm == "linf" else w)
+        reached = (w * (np.clip(x + step, 0, 1) - x)).sum(1) >= gap
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    exact = np.clip(x + high[:, None] * (np.sign(w) if norm == "linf" else w), 0, 1) - x
+    np.testing.assert_allclose(d, exact, atol=1e-9)
+
+
+def test_projection_where_the_plane_misses_the_box():
+    d = project_to_plane(
+        tf.constant([[0.25, 0.5]]), tf.constant([[1.0, -2.0]]), tf.constant([99.0]),
+        bounds=(0.0, 1.0), norm="linf",
+    )  # fmt: skip
+    assert d.numpy().tolist() == [[0.75, -0.5]]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_finds_the_known_distance(norm):
+    known = distances(norm)
+    for target in range(CLASSES):
+        aim = np.where(target == Y, (target + 1) % CLASSES, target)
+        x_adv = COMPILED[fab](
+            linear, tf.constant(X), tf.constant(Y), target=tf.constant(aim), steps=40,
+            bounds=(-9.0, 9.0), norm=norm,
+        )  # fmt: skip
+        assert _broken(x_adv).all()
+        ratio = _size(x_adv, norm) / known[np.arange(40), aim]
+        # another boundary may be crossed on the way, never one nearer than the nearest
+        assert (_size(x_adv, norm) >= known.min(1)).all()
+        assert (ratio <= 1.02).all()
+
+
+def test_fab_stops_within_eps():
+    near = distances("linf").min(1)
+    eps = float(np.median(near))
+    aim = distances("linf").argmin(1)
+    x_adv = COMPILED[fab](
+        linear, tf.constant(X), tf.constant(Y), target=tf.constant(aim), steps=40, eps=eps,
+        bounds=(0.0, 1.0),
+    )  # fmt: skip
+    np.testing.assert_array_equal(_size(x_adv, "linf") <= eps, near * 1.02 < eps)
+
+
+# --- square --------------------------------------------------------------------------------------
+
+
+def test_square_sides_shrink_as_published():
+    """p = 0.8, halved after 10, 50, 200, 500, ... of 10 000 queries; side sqrt(p H W)."""
+    sides = [square_side(q, 10_000, 28, 28) for q in (0, 10, 11, 51, 201, 501, 1001, 2001, 8001)]
+    by_hand = [0.8, 0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.8 / 512]
+    assert sides == [max(round(28 * p**0.5), 1) for p in by_hand]
+    assert square_side(5, 5_000, 28, 28) == square_side(10, 10_000, 28, 28)
+
+
+def test_square_needs_no_gradient():
+    """On a linear model every pixel ends at the sign of its weight, seen through rounded logits."""
+    x = tf.constant(X)
+    w = RNG.normal(size=(3, 3, 3))
+
+    def logits_fn(x):
+        z = tf.round(1000 * tf.reduce_sum(x * w, (1, 2, 3))) / 1000
+        return tf.stack([tf.zeros_like(z) + 99, z], 1)  # never misclassified: all queries are used
+
+    moves = square_moves((3, 3, 3), range(40), queries=600, seed=0, run=0, dtype=np.float64)
+    x_adv = tf.function(square)(
+        logits_fn, x, tf.zeros(40, tf.int64), eps=0.1, bounds=(0.0, 1.0), **moves
+    )
+    reached = ((x_adv.numpy() - X) * w).sum((1, 2, 3)) / (0.1 * np.abs(w).sum())
+    assert reached.min() > 0.9
+    assert np.abs(x_adv - X).max() <= 0.1 + 1e-12
+
+
+# --- the loop, the ensemble, its figures -----------------------------------------------------------
+
+
+def test_shrinking_loop_hands_in_each_answer_once():
+    sizes = []
+
+    def step(t, s):
+        tf.py_function(lambda n: sizes.append(int(n)), [tf.shape(s["value"])[0]], [])
+        value = s["value"] + 1
+        return s | {"value": value, "answer": value, "done": value >= 3}
+
+    value = tf.constant([0.0, 2.0, 1.0, 3.0, -9.0])
+    state = {"value": value, "answer": value, "done": value >= 3}
+    answers = tf.function(lambda s: shrinking_loop(step, s, steps=5))(state)
+    assert answers.numpy().tolist() == [3.0, 3.0, 3.0, 3.0, -4.0]
+    assert sizes == [4, 3, 2, 1, 1]
+
+
+def _survivors(names: str, eps: float, **changed) -> dict[str, np.ndarray]:
+    settings = {"eps": eps, "step_size": eps / 4, "restarts": 1, "loss": "xent"}
+    specs = attack_specs(attack_names(names), num_classes=CLASSES, **settings)
+    how = dict(pixel_max=1.0, seed=0, batch_size=16, batch_norm="inference", progress=False)
+    return survivors(linear, X.astype("float32"), Y, attacks=specs, **(how | changed))
+
+
+def test_each_attack_against_the_closed_form():
+    """Targeted ones and Square decide every example rightly; cross-entropy alone need not."""
+    eps = float(np.median(distances("linf").min(1)))
+    true = distances("linf").min(1) > eps
+    found = _survivors("apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack", eps)
+    for name, standing in found.items():
+        assert not (true & ~standing).any(), name
+        wrong = (standing & ~true).sum()
+        assert wrong <= (4 if name.endswith(("-ce", "-dlr")) else 0), name
+    rows = ["autoattack/apgd-ce", "autoattack/apgd-t", "autoattack/fab-t", "autoattack"]
+    for earlier, later in itertools.pairwise(rows):
+        assert not (found[later] & ~found[earlier]).any()
+
+
+def test_brute_force_in_two_dimensions():
+    """A curved boundary between four classes: AutoAttack breaks exactly what a fine grid breaks."""
+
+    def logits_fn(x):
+        a, b = x[:, 0, 0, 0], x[:, 0, 1, 0]
+        z = [(a - 0.5) ** 2 + (b - 0.4) ** 2 - 0.05, a * b - 0.3, 0 * a, 0.3 - a - b**2]
+        return tf.stack(z, 1)
+
+    x = RNG.uniform(size=(150, 1, 2, 1)).astype("float32")
+    y = tf.argmax(logits_fn(tf.constant(x)), 1).numpy()
+    eps = 0.05
+    offsets = np.stack(np.meshgrid(*[np.linspace(-eps, eps, 41)] * 2), -1).reshape(-1, 1, 2, 1)
+    grid = np.clip(x[:, None] + offsets, 0, 1).astype("float32").reshape(-1, 1, 2, 1)
+    labels = tf.argmax(logits_fn(tf.constant(grid)), 1).numpy().reshape(150, -1)
+    by_grid = (labels != y[:, None]).any(1)
+    assert 0.1 < by_grid.mean() < 0.9
+    specs = attack_specs(
+        ["autoattack"], eps=eps, step_size=eps, restarts=1, loss="xent", num_classes=4
+    )
+    found = survivors(
+        logits_fn, x, y, attacks=specs, pixel_max=1.0, seed=0, batch_size=150,
+        batch_norm="inference", progress=False,
+    )  # fmt: skip
+    broken = ~found["autoattack"]
+    assert (broken | ~by_grid).all()
+    assert (broken != by_grid).sum() <= 2  # points nearer to the boundary than the grid is fine
+
+
+def test_neither_batch_size_nor_neighbours_matter():
+    eps = float(np.median(distances("linf").min(1)))
+    names = "apgd-ce,fab-t,square"
+    together, apart = _survivors(names, eps, batch_size=40), _survivors(names, eps, batch_size=3)
+    for name in together:
+        np.testing.assert_array_equal(together[name], apart[name])
+
+
+def test_batch_statistics_are_refused():
+    with pytest.raises(
+        UserError, match=r"expected clean, fgsm and pgd<steps> alone .* apgd-ce needs"
+    ):
+        _survivors("clean,apgd-ce", 0.1, batch_norm="batch")
+
+
+def test_every_setting_is_in_the_results():
+    specs = attack_specs(
+        ["autoattack"], eps=0.01, step_size=0.1, restarts=3, loss="xent", num_classes=CLASSES
+    )
+    results = evaluate(
+        linear, X.astype("float32")[:8], Y[:8], attacks=specs, pixel_max=1.0, seed=4, batch_size=8,
+        progress=False,
+    )  # fmt: skip
+    row = results["autoattack/apgd-t"]
+    assert (row["kind"], row["steps"], row["targets"], row["loss"]) == (
+        "apgd",
+        100,
+        4,
+        "dlr_targeted",
+    )
+    assert (row["after"], row["restarts"], row["seed"]) == ("autoattack/apgd-ce", 1, 4)
+    assert (results["autoattack"]["kind"], results["autoattack"]["steps"]) == ("square", 5000)
+    shown = table(
+        {"dataset": "d", "split": "test", "data": "tfds", "pixel_max": 1.0, "results": results}
+    )
+    assert "1 x 4 targets" in shown
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_killed_evaluation_resumes_where_it_was(tmp_path, monkeypatch):
+    eps = float(np.median(distances("linf").min(1)))
+    whole = _survivors("pgd5,autoattack", eps)
+    put, lines = Journal.put, []
+
+    def dies(self, key, standing):
+        put(self, key, standing)
+        lines.append(key)
+        if len(lines) == 9:
+            raise _Killed
+
+    monkeypatch.setattr(Journal, "put", dies)
+    with pytest.raises(_Killed):
+        _survivors("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
+    with open(tmp_path / "j", "a") as file:
+        file.write('{"key": "half a li')
+    before = list(lines)
+    monkeypatch.setattr(Journal, "put", lambda self, *a: (put(self, *a), lines.append(a[0])))
+    again = _survivors("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
+    for name in whole:
+        np.testing.assert_array_equal(again[name], whole[name])
+    assert len(set(lines)) == len(lines) > len(before)  # nothing was done twice
+    monkeypatch.setattr(survival, "_compiled", lambda *_: pytest.fail("attacked again"))
+    _survivors("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"identity": "other"}, {"eps": 0.001}])
+def test_a_journal_answers_for_its_own_settings_alone(tmp_path, change):
+    _survivors("apgd-ce", 0.01, journal=Journal(tmp_path / "j", "model"))
+    size = (tmp_path / "j").stat().st_size
+    _survivors("apgd-ce", 0.01, journal=Journal(tmp_path / "j", "model"))
+    assert (tmp_path / "j").stat().st_size == size
+    settings = {"seed": 0, "identity": "model", "eps": 0.01} | change
+    journal = Journal(tmp_path / "j", settings.pop("identity"))
+    _survivors("apgd-ce", settings.pop("eps"), journal=journal, **settings)
+    assert (tmp_path / "j").stat().st_size > size
+
+
+def test_a_file_that_is_no_journal(tmp_path):
+    (tmp_path / "j").write_text(json.dumps({"accuracy": 1}) + "\n")
+    with pytest.raises(UserError, match=r"expected a journal of an evaluation in .*j"):
+        Journal(tmp_path / "j", "model")
+    with pytest.raises(UserError, match="expected to read and write"):
+        Journal(tmp_path / "no" / "j", "model")
+
+
+def test_identity_of_a_model():
+    keras.utils.set_random_seed(0)
+    a, b = MnistCNN(), MnistCNN()
+    for model in (a, b):
+        model.build((None, 28, 28, 1))
+    assert model_identity(a) != model_identity(b)
+    b.set_weights(a.get_weights())
+    assert model_identity(a) == model_identity(b)
+    assert model_identity(a) != model_identity(keras.Sequential([keras.layers.Dense(3)]))

@@ -1,0 +1,141 @@
+"""Our attacks against Foolbox's and the Adversarial Robustness Toolbox's, on the same Keras model."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igam_tf import datasets
+from igam_tf.attacks import attack_names, attack_specs, pgd
+from igam_tf.attacks.losses import xent
+from igam_tf.evaluation import logits_function
+from igam_tf.survival import survivors
+from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
+EPS, STEP_SIZE, STEPS, N = 0.3, 0.02, 20, 60
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries
+
+
+def _import(name: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(
+            name, reason=f"{name} is not installed: pip install -e .[crosscheck]"
+        )
+
+
+@pytest.fixture(scope="module")
+def model(golden_dir) -> keras.Model:
+    """The challenge's robust MNIST network: gradients that lead somewhere."""
+    return from_tf1_checkpoint(golden_dir / "mnist" / "models" / "adv_trained")
+
+
+@pytest.fixture(scope="module")
+def images(data_dir):
+    """The first N test images, float32 in 0..1, and their labels."""
+    folder = str(data_dir / "tensorflow_datasets")
+    split = datasets.load("mnist", "test", source="tfds", data_dir=folder)
+    return split.images[:N].astype("float32") / 255, split.labels[:N].astype("int64")
+
+
+@pytest.fixture(scope="module")
+def ours(model, images) -> np.ndarray:
+    """PGD from the images themselves."""
+    x, y = map(tf.constant, images)
+    attack = tf.function(
+        lambda x, y: pgd(
+            logits_function(model, "inference"), x, y,
+            eps=EPS, step_size=STEP_SIZE, steps=STEPS, loss=xent, bounds=(0.0, 1.0),
+        )
+    )  # fmt: skip
+    return attack(x, y).numpy()
+
+
+def _agree(ours: np.ndarray, theirs: np.ndarray, model, y) -> None:
+    """Same points, image by image, but where the sign of a gradient of rounding size decides."""
+    same = np.isclose(ours, theirs, atol=1e-5).mean((1, 2, 3))
+    assert np.median(same) > 0.999
+    assert same.min() > 0.95
+    labels = [np.argmax(model(tf.constant(x), training=False), 1) for x in (ours, theirs)]
+    np.testing.assert_array_equal(labels[0] == y, labels[1] == y)
+
+
+def test_pgd_is_foolbox_pgd(model, images, ours):
+    foolbox = _import("foolbox")
+    x, y = map(tf.constant, images)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=False)
+    fmodel = foolbox.TensorFlowModel(model, bounds=(0, 1), device="/device:CPU:0")
+    _, theirs, _ = attack(fmodel, x, y, epsilons=EPS)
+    _agree(ours, theirs.numpy(), model, images[1])
+
+
+def _art_classifier(model):
+    estimators = _import("art.estimators.classification")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return estimators.TensorFlowV2Classifier(
+        lambda x, training=False: model(x, training=False),
+        nb_classes=10, input_shape=(28, 28, 1), loss_object=loss, clip_values=(0.0, 1.0),
+    )  # fmt: skip
+
+
+def test_pgd_is_art_pgd(model, images, ours):
+    evasion = _import("art.attacks.evasion")
+    attack = evasion.ProjectedGradientDescentTensorFlowV2(
+        _art_classifier(model), eps=EPS, eps_step=STEP_SIZE, max_iter=STEPS, num_random_init=0,
+        batch_size=N, verbose=False,
+    )  # fmt: skip
+    _agree(ours, attack.generate(images[0], images[1]), model, images[1])
+
+
+def _standing(model, images, name: str) -> int:
+    specs = attack_specs(attack_names(name), eps=EPS, step_size=STEP_SIZE, restarts=1, loss="xent")
+    found = survivors(
+        logits_function(model, "inference"), *images, attacks=specs, pixel_max=1.0, seed=0,
+        batch_size=N, batch_norm="inference", progress=False,
+    )  # fmt: skip
+    return int(found[name].sum())
+
+
+def _art_standing(model, images, attack) -> int:
+    x_adv = attack.generate(images[0], images[1])
+    assert np.abs(x_adv - images[0]).max() <= EPS + 1e-5
+    return int((np.argmax(model(tf.constant(x_adv), training=False), 1) == images[1]).sum())
+
+
+@pytest.mark.slow
+def test_apgd_is_as_strong_as_art_auto_pgd(model, images):
+    evasion = _import("art.attacks.evasion")
+    theirs = evasion.AutoProjectedGradientDescent(
+        _art_classifier(model), norm=np.inf, eps=EPS, eps_step=2 * EPS, max_iter=100,
+        nb_random_init=1, batch_size=N, loss_type="cross_entropy", verbose=False,
+    )  # fmt: skip
+    assert _standing(model, images, "apgd-ce") <= _art_standing(model, images, theirs)
+
+
+@pytest.mark.slow
+def test_square_is_as_strong_as_art_square(model, images):
+    """Both with 5000 queries; one example of luck is allowed."""
+    evasion = _import("art.attacks.evasion")
+    theirs = evasion.SquareAttack(
+        _art_classifier(model), norm=np.inf, eps=EPS, max_iter=5000, p_init=0.8, nb_restarts=1,
+        batch_size=N, verbose=False,
+    )  # fmt: skip
+    assert _standing(model, images, "square") <= _art_standing(model, images, theirs) + 1
+
+
+@pytest.mark.slow
+def test_autoattack_is_as_strong_as_long_pgd_golden(model, data_dir):
+    """At least as strong as 100 steps of PGD from 10 starts, on 200 images."""
+    folder = str(data_dir / "tensorflow_datasets")
+    split = datasets.load("mnist", "test", source="tfds", data_dir=folder)
+    specs = attack_specs(
+        attack_names("pgd100,autoattack"), eps=EPS, step_size=0.01, restarts=10, loss="xent"
+    )
+    found = survivors(
+        logits_function(model, "inference"), split.images[:200], split.labels[:200], attacks=specs,
+        pixel_max=1.0, seed=0, batch_size=200, batch_norm="inference", progress=False,
+    )  # fmt: skip
+    assert found["autoattack"].sum() <= found["pgd100"].sum()
