@@ -76,6 +76,9 @@ class Config:
     batch_size: int = _setting(128, "global batch of stages 1 and 2")
     train_steps: int = _setting(78_200, "student steps; 200 epochs of 391")
     learning_rate: float = _setting(0.1, "of the student, at its highest")
+    igam_learning_rate: float = _setting(
+        0.0, "where above 0, a schedule of its own from --igam_start on, with this highest rate"
+    )
     lr_schedule: str = _setting("step", "see optimizers.schedule", ("constant", "step", "cosine"))
     momentum: float = _setting(0.9, "of student and discriminator")
     weight_decay: float = _setting(2e-4, "of student and discriminator kernels")
@@ -99,6 +102,12 @@ class Config:
     disc_view: str = _setting("teacher", "what f_disc sees of J (§4.3.2)", ("teacher", "all"))
     disc_gradients: str = _setting("same", "J_s of f_disc's step (R9)", ("same", "recomputed"))
     teacher_batch_norm: str = _setting("inference", "of f_t in J_t (R6)", ("inference", "batch"))
+    second_order: str = _setting(
+        "exact", "gradient of the update through J_s", ("exact", "finite_difference")
+    )
+    difference_length: float = _setting(
+        0.1, "--second_order=finite_difference: mean l2 step, in pixels of 0..1"
+    )
     disc_channels: tuple[int, ...] = _setting((16, 32, 64, 128, 256), "of f_disc's convolutions")
     disc_outputs: int = _setting(1, "1: sigmoid (eq. 10); 2: two-class softmax (R3)")
     disc_learning_rate: float = _setting(0.1, "of the discriminator, at its highest")
@@ -160,10 +169,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student": "wrn-8-2",
         "precision": "mixed_bfloat16",
         "finetune_steps": 800,
-        "train_steps": 3000,
-        "igam_start": 300,
+        "train_steps": 4300,
+        "igam_start": 1300,
         "lr_schedule": "cosine",
         "learning_rate": 0.1,
+        "igam_learning_rate": 0.02,
         "batch_size": 128,
         "disc_learning_rate": 0.001,
         "disc_every": 10,

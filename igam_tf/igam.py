@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 
 from igam_tf import gradients, losses
-from igam_tf.classifier import Classifier, replicas
+from igam_tf.classifier import Classifier, global_size, replicas
+from madry_models.errors import UserError
 
 PHASES = ("plain", "student", "both")  # the kinds of step
 
@@ -34,6 +35,9 @@ class Settings:
         disc_view: f_disc sees "all" of J or only what the "teacher" can see (§4.3.2).
         disc_gradients: "same" J_s as the student's update (Algorithm 1) or "recomputed" after it (R9).
         teacher_batch_norm: "inference", or "batch" statistics (R6).
+        second_order: the gradient through J_s, "exact" by double back-propagation, or
+            "finite_difference" of two ordinary gradients, for `input_gradient="xent"` alone.
+        difference_length: of that difference: mean l2 length, in pixels of 0..1, of the step from x.
     """
 
     lambda_adv: float
@@ -47,6 +51,8 @@ class Settings:
     disc_view: str = "teacher"
     disc_gradients: str = "same"
     teacher_batch_norm: str = "inference"
+    second_order: str = "exact"
+    difference_length: float = 0.1
 
 
 class IGAM(Classifier):
@@ -73,6 +79,11 @@ class IGAM(Classifier):
         **kwargs,
     ):
         super().__init__(student, weight_decay=weight_decay, **kwargs)
+        if settings.second_order == "finite_difference" and settings.input_gradient != "xent":
+            raise UserError(
+                "expected --input_gradient=xent with --second_order=finite_difference, which takes J "
+                f"and the update from one loss; received --input_gradient={settings.input_gradient}"
+            )
         self.teacher, self.discriminator, self.settings = teacher, discriminator, settings
         self._unit = student.pixel_max / settings.gradient_pixel_max
         self._phase: str | None = None  # of the step being run or traced, where the host knows it
@@ -80,6 +91,7 @@ class IGAM(Classifier):
     def compile(self, optimizer, discriminator_optimizer, **kwargs):
         """Takes one optimizer for each of the two players; their variables are made at once."""
         super().compile(optimizer=optimizer, **kwargs)
+        self._compiled = {}  # kind of step -> its train function
         self.discriminator_optimizer = discriminator_optimizer
         optimizer.build(self.trained)
         discriminator_optimizer.build(self.discriminator.trainable_variables)
@@ -104,18 +116,20 @@ class IGAM(Classifier):
 
         A discriminator update inside `tf.cond` is not possible under MirroredStrategy.
         """
-        compiled, step = {}, int(self.optimizer.iterations.numpy())
+        step = int(self.optimizer.iterations.numpy())
+        if force:
+            self._compiled.clear()
 
         def train_function(iterator):
             nonlocal step
             self._phase = self.phase(step)
-            if self._phase not in compiled:
+            if self._phase not in self._compiled:
                 super(IGAM, self).make_train_function(force=True)
-                compiled[self._phase] = self.train_function
+                self._compiled[self._phase] = self.train_function
                 self.train_function = train_function
             step += self.steps_per_execution
             try:
-                return compiled[self._phase](iterator)
+                return self._compiled[self._phase](iterator)
             finally:
                 self._phase = None
 
@@ -145,6 +159,8 @@ class IGAM(Classifier):
 
     def step_of_kind(self, data: tuple[tf.Tensor, tf.Tensor], phase: str) -> dict:
         """One step of the given kind; see `phase`."""
+        if phase not in PHASES:
+            raise ValueError(f"expected a phase of {', '.join(PHASES)}. Received: {phase!r}")
         if phase == "plain":
             return super().train_step(data)
         x, y = data
@@ -176,29 +192,65 @@ class IGAM(Classifier):
         Returns:
             (gradients of this replica's share of the loss, per-example terms, logits, (J_s, J_t)).
         """
-        s = self.settings
-        batch_norm = s.teacher_batch_norm == "batch"
+        batch_norm = self.settings.teacher_batch_norm == "batch"
         j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
-        with tf.GradientTape() as tape:
-            j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
-            d_s, d_t = self.judge(j_s, j_t)
-            terms = {
-                "L_xent": losses.xent(logits, y),
-                "L_adv": losses.l_adv(d_s, d_t),
-                "L_diff": losses.l_diff(j_s, j_t),
-            }
-            total = (
-                self.mean(terms["L_xent"])
-                + s.lambda_adv * self.adversarial(terms["L_adv"])
-                + s.lambda_diff * self.difference(terms["L_diff"])
-                + self.decay(self.network.kernels)
-            )
+        if self.settings.second_order == "exact":
+            grads, terms, logits, j_s = self._exact(x, y, j_t)
+        else:
+            grads, terms, logits, j_s = self._finite_difference(x, y, j_t)
         terms |= {
-            "disc_accuracy": losses.discriminator_accuracy(d_s, d_t),
             "cosine": gradients.cosine(j_s, j_t),
             "norm_ratio": gradients.norm_ratio(j_s, j_t),
         }
-        return tape.gradient(total, self.trained), terms, logits, (j_s, j_t)
+        return grads, terms, logits, (j_s, j_t)
+
+    def _exact(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
+        """Double back-propagation: the outer tape differentiates the inner one's J_s."""
+        with tf.GradientTape() as tape:
+            j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
+            l_xent = losses.xent(logits, y)
+            matching, terms = self.matching(j_s, j_t)
+            total = self.mean(l_xent) + matching + self.decay(self.network.kernels)
+        return tape.gradient(total, self.trained), {"L_xent": l_xent} | terms, logits, j_s
+
+    def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
+        """With v = d(matching)/dJ_s held fixed, d<v, J_s>/dtheta = d/dh grad_theta L_xent(x + h v).
+
+        One gradient at x serves L_xent, J_s and the difference; the other is taken at x + h v.
+        """
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logits = self.network(x, training=True)
+            l_xent = losses.xent(logits, y)
+        j_s, *here = tape.gradient(l_xent, [x, *self.trained])  # of the sum over the batch
+        j_s *= self._unit
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(j_s)
+            matching, terms = self.matching(j_s, j_t)
+        v = tape.gradient(matching, j_s) * self._unit
+        length = self.mean(tf.norm(gradients.flatten(v), axis=1))
+        length = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, length)
+        h = self.settings.difference_length * self.network.pixel_max / length
+
+        averages = [v.value + 0 for v in self.network.non_trainable_variables]
+        with tf.GradientTape() as tape:
+            l_there = losses.xent(self.network(x + h * v, training=True), y)
+            there = tf.reduce_sum(l_there) / h + self.decay(self.network.kernels)
+        there = tape.gradient(there, self.trained)
+        for variable, before in zip(self.network.non_trainable_variables, averages, strict=True):
+            variable.assign(before)  # moving averages are those of x
+        share = 1 / global_size(l_xent, l_xent.dtype) - 1 / h
+        grads = [share * a + b for a, b in zip(here, there, strict=True)]
+        return grads, {"L_xent": l_xent} | terms, logits, j_s
+
+    def matching(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """(this replica's share of lambda_adv L_adv + lambda_diff L_diff, both terms per example)."""
+        s = self.settings
+        d_s, d_t = self.judge(j_s, j_t)
+        terms = {"L_adv": losses.l_adv(d_s, d_t), "L_diff": losses.l_diff(j_s, j_t)}
+        share = s.lambda_adv * self.adversarial(terms["L_adv"])
+        share += s.lambda_diff * self.difference(terms["L_diff"])
+        return share, terms | {"disc_accuracy": losses.discriminator_accuracy(d_s, d_t)}
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
         """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example)."""

@@ -43,3 +43,25 @@ def schedule(
             0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
         )
     raise ValueError(f"schedule must be constant, step or cosine. Received: {name!r}")
+
+
+@keras.saving.register_keras_serializable("igam_tf")
+class Then(keras.optimizers.schedules.LearningRateSchedule):
+    """`first` for `steps` steps, then `second` from its own beginning."""
+
+    def __init__(self, first, second, steps: int):
+        self.first, self.second, self.steps = first, second, steps
+
+    def __call__(self, step):
+        """Learning rate of step number `step`."""
+        later = step >= self.steps
+        since = ops.where(later, step - self.steps, 0)
+        return ops.where(later, _rate(self.second, since), _rate(self.first, step))
+
+    def get_config(self) -> dict:
+        """Keras configuration."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+
+def _rate(schedule, step):
+    return schedule(step) if callable(schedule) else schedule

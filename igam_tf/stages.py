@@ -22,7 +22,7 @@ from igam_tf.experiments import MAPS, Config
 from igam_tf.igam import IGAM
 from igam_tf.loop import train
 from igam_tf.monitor import Monitor
-from igam_tf.optimizers import Momentum, schedule
+from igam_tf.optimizers import Momentum, Then, schedule
 from igam_tf.runs import RunFolder, load_model, save_model, write_json
 from igam_tf.teacher import FineTune, Teacher
 from madry_models import MnistCNN, WideResNet
@@ -161,9 +161,7 @@ class Run:
         student = self._new_student(c.precision)
         eps, step_size = spec.eps * spec.pixel_max, spec.step_size * spec.pixel_max
         trainer = self._trainer(student, teacher, eps=eps, step_size=step_size)
-        optimizers = [self._momentum(c.learning_rate)]
-        if c.method == "igam":
-            optimizers.append(self._momentum(c.disc_learning_rate))
+        optimizers = self._optimizers()
         monitor = Monitor(
             student,
             self.target[1],
@@ -228,10 +226,20 @@ class Run:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _momentum(self, learning_rate: float) -> Momentum:
+    def _optimizers(self) -> list[Momentum]:
+        """The student's, and the discriminator's, whose schedule counts its own steps."""
         c = self.config
-        rate = schedule(c.lr_schedule, learning_rate, c.train_steps)
-        return Momentum(rate, momentum=c.momentum)
+        igam_steps = c.train_steps - c.igam_start
+        rate = schedule(c.lr_schedule, c.learning_rate, c.train_steps)
+        if c.method == "igam" and c.igam_learning_rate:
+            plain = schedule(c.lr_schedule, c.learning_rate, c.igam_start)
+            matching = schedule(c.lr_schedule, c.igam_learning_rate, igam_steps)
+            rate = Then(plain, matching, c.igam_start)
+        rates = [rate]
+        if c.method == "igam":
+            turns = -(-igam_steps // c.disc_every)
+            rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
+        return [Momentum(rate, momentum=c.momentum) for rate in rates]
 
     def _trainer(self, student, teacher, *, eps: float, step_size: float) -> Classifier:
         c = self.config

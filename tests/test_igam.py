@@ -16,6 +16,7 @@ from igam_tf.optimizers import Momentum
 from igam_tf.teacher import FineTune, Teacher
 from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Scale
 from madry_models import MnistCNN, WideResNet
+from madry_models.errors import UserError
 
 SHAPE = (12, 12, 3)
 PAPER = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=2)
@@ -89,6 +90,43 @@ def test_student_gradient_is_that_of_equation_14(settings):
             v.assign_add(sign * h * d)
         values.append(total(igam, x, y))
     assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [4, 7])
+def test_finite_difference_is_the_gradient_of_equation_14(n):
+    """Against central differences along a random direction, float64, on batch statistics."""
+    settings = dataclasses.replace(PAPER, second_order="finite_difference", difference_length=1e-6)
+    igam = make(settings, dtype="float64")
+    x, y = map(tf.constant, batch(n, dtype=np.float64))
+    before = [v.numpy() for v in igam.network.non_trainable_variables]
+    grads, *_ = igam.student_gradients(x, y)
+    rng, h = np.random.default_rng(0), 1e-8
+    direction = [rng.normal(size=v.shape) for v in igam.trained]
+    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
+    values = []
+    for sign in (1, -2):
+        for v, d in zip(igam.trained, direction, strict=True):
+            v.assign_add(sign * h * d)
+        values.append(total(igam, x, y))
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+    # The moving averages have seen x, and x alone.
+    for v, old in zip(igam.network.non_trainable_variables, before, strict=True):
+        v.assign(old)
+    igam.network(x, training=True)
+    once = [v.numpy() for v in igam.network.non_trainable_variables]
+    for v, old in zip(igam.network.non_trainable_variables, before, strict=True):
+        v.assign(old)
+    igam.student_gradients(x, y)
+    for v, expected in zip(igam.network.non_trainable_variables, once, strict=True):
+        np.testing.assert_allclose(v, expected, rtol=1e-6)
+
+
+def test_finite_difference_needs_the_gradient_of_the_loss():
+    settings = dataclasses.replace(RELEASE_SETTINGS, second_order="finite_difference")
+    with pytest.raises(
+        UserError, match=r"input_gradient=xent .*; received --input_gradient=softmax"
+    ):
+        make(settings)
 
 
 def test_the_objective_is_smaller_after_a_step():

@@ -111,3 +111,11 @@ def test_schedules(name, step, expected):
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="constant, step or cosine"):
         optimizers.schedule("linear", 0.1, 100)
+
+
+def test_one_schedule_then_another():
+    first = optimizers.schedule("cosine", 0.1, 100)
+    second = optimizers.schedule("constant", 0.02, 50)
+    rate = optimizers.Then(first, second, 100)
+    found = [float(rate(step)) for step in (0, 10, 55, 99, 100, 149)]
+    assert found == pytest.approx([0.0, 0.1, 0.05, float(first(99)), 0.02, 0.02], abs=1e-7)
