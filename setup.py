@@ -11,6 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["igam_tf*", "madry_models*"]),
+    package_data={"igam_tf.audit": ["README.md"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         # The ranges are those the test suite has run with.
@@ -22,6 +23,7 @@ setup(
         "numpy>=2.4,<2.5",
         "absl-py>=2.5,<3",
         "tqdm>=4.70,<5",
+        "matplotlib>=3.11,<3.12",  # the audit's plots
     ],
     extras_require={
         "dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.17,<0.18"],

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
-from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.datasets import Split
 from igam_tf.journal import Journal
 from igam_tf.survival import LogitsFn, in_pixel_range, survivors
 from madry_models.errors import UserError
@@ -169,7 +169,7 @@ def model_report(
         )
     pixel_max = getattr(model, "pixel_max", spec.pixel_max)
     logits_fn = logits_function(model, batch_norm)
-    _check_fits(logits_fn, in_pixel_range(split.images[:1], pixel_max), spec)
+    check_fits(logits_fn, split, pixel_max)
     eps = spec.eps if eps is None else eps
     step_size = spec.step_size / spec.eps * eps if step_size is None else step_size
     results = evaluate(
@@ -200,7 +200,13 @@ def model_report(
     }
 
 
-def _check_fits(logits_fn: LogitsFn, x: np.ndarray, spec: DatasetSpec) -> None:
+def check_fits(logits_fn: LogitsFn, split: Split, pixel_max: float) -> None:
+    """Calls a model on one image of a data set, in 0..pixel_max.
+
+    Raises:
+        UserError: it fails, or returns another number of classes.
+    """
+    spec, x = split.spec, in_pixel_range(split.images[:1], pixel_max)
     try:
         shape = tuple(logits_fn(tf.constant(x)).shape)
     except Exception as error:  # a model may fail in any way on images it was not made for

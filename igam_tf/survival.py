@@ -195,4 +195,6 @@ def _compiled(logits_fn: LogitsFn, spec: AttackSpec, inputs: dict, pixel_max: fl
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
         return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
 
-    return predicted
+    # Called as such: TensorFlow takes many functions of one name for one that is traced over again.
+    traced = predicted.get_concrete_function()
+    return lambda inputs: traced(tf.nest.map_structure(tf.convert_to_tensor, inputs))

@@ -179,13 +179,16 @@ class WideResNet(Network):
 
     def features(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Images [B,H,W,C] in 0..255 -> global means [B,64 width], float32 or float64."""
-        wide = wide_dtype(self.compute_dtype)
-        h = normalize_images(tf.cast(x, wide), self.input_layer)
+        h = normalize_images(tf.cast(x, wide_dtype(self.compute_dtype)), self.input_layer)
+        return self.features_of_normalized(h, training=training)
+
+    def features_of_normalized(self, h: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """What the input layer returns [B,H,W,C] -> as `features`."""
         h = self.first_convolution(tf.cast(h, self.compute_dtype))
         for unit in self.units:
             h = unit(h, training=training)
         h = self.last_activation(h, training=training)
-        return tf.reduce_mean(tf.cast(h, wide), (1, 2))
+        return tf.reduce_mean(tf.cast(h, wide_dtype(self.compute_dtype)), (1, 2))
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

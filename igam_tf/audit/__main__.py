@@ -1,0 +1,194 @@
+"""`python -m igam_tf.audit`: is a network robust, or only hard to attack by gradients?
+
+python -m igam_tf.audit --model=runs/mnist-cifar10 --budget=quick
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+from absl import flags
+
+import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
+from igam_tf import datasets
+from igam_tf.audit.audit import CHECKS, audit, check_names
+from igam_tf.audit.report import html, line_text, markdown, summary
+from igam_tf.audit.subject import BUDGETS, Subject
+from igam_tf.evaluation import check_fits, logits_function
+from igam_tf.journal import Journal, model_identity
+from igam_tf.models import dataset_of, find_model, parse_fraction
+from igam_tf.runs import RunFolder, environment, load_model, write_json
+from madry_models.errors import UserError, run_entry_point
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What decides an audit's figures; a folder holds one audit."""
+
+    model: str
+    identity: str
+    dataset: str
+    split: str
+    images: str
+    budget: str
+    eps: str | None
+    step_size: str | None
+    num_examples: int
+    seed: int
+    batch_size: int
+    transfer_from: dict[str, str]
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    of_range = "fraction of the pixel range, such as 8/255 or 0.3"
+    flags.DEFINE_string(
+        "model",
+        None,
+        "run folder, .keras file, MadryLab checkpoint folder, or module:function of a Keras model",
+    )
+    flags.DEFINE_enum("budget", "quick", tuple(BUDGETS), "how much work")
+    flags.DEFINE_string("lines", "all", f"some of {', '.join(CHECKS)}")
+    flags.DEFINE_list(
+        "transfer_from", [], "models, as --model, whose adversarial examples are tried"
+    )
+    flags.DEFINE_string(
+        "workdir", None, "folder of the audit; default: audits/<model>-<budget>, for a run its own"
+    )
+    flags.DEFINE_string("eps", None, f"headline l-inf radius, {of_range}; default: the data set's")
+    flags.DEFINE_string("step_size", None, f"of PGD, {of_range}; default: by the data set and eps")
+    flags.DEFINE_integer(
+        "num_examples", None, "first so many images; default: by the budget", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0, upper_bound=2**31 - 1)
+    flags.DEFINE_integer("batch_size", 100, "images attacked at once", lower_bound=1)
+    flags.DEFINE_enum("dataset", None, tuple(datasets.SPECS), "default: the model's own")
+    flags.DEFINE_enum("split", "test", ("train", "test"), "of the data set")
+    flags.DEFINE_enum(
+        "data", None, ("tfds", "builtin"), "real or synthetic; default: the run's, else tfds"
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
+    )
+    flags.DEFINE_integer("data_seed", None, "of builtin data; default: the run's, else 0")
+
+
+def find(name: str | None) -> tuple[Callable[[], keras.Model], dict]:
+    """(a function that loads what `--model` names, settings of its run).
+
+    Raises:
+        UserError: no such model, module or function; or not a Keras model.
+    """
+    if name and ":" in name and not Path(name).expanduser().exists():
+        return (lambda: _imported(name)), {}
+    load, path, run = find_model(name)
+    return (lambda: load(path)), run
+
+
+def _imported(name: str) -> keras.Model:
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"expected module:function, a function without arguments; received {name!r}: {error}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise UserError(
+            f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"
+        )
+    return model
+
+
+def main(argv: list[str]) -> None:
+    """Audits one model."""
+    if argv[1:]:
+        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    names = check_names(FLAGS.lines)
+    eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
+    load, run = find(FLAGS.model)
+    transfers = {name: find(name)[0] for name in FLAGS.transfer_from}
+    teacher = Path(FLAGS.model).expanduser() / "teacher.keras"
+    if run and teacher.is_file():
+        transfers["teacher.keras"] = lambda: load_model(teacher)
+    source = FLAGS.data or run.get("data") or "tfds"
+    data_dir = FLAGS.data_dir or run.get("data_dir") or None
+    data_seed = run.get("data_seed", 0) if FLAGS.data_seed is None else FLAGS.data_seed
+    dataset = FLAGS.dataset or run.get("target")
+    if dataset:
+        datasets.check_available(dataset, source=source, data_dir=data_dir)
+    model = load()
+    dataset = dataset or dataset_of(model)
+    budget = BUDGETS[FLAGS.budget]
+    everything = datasets.load(
+        dataset, FLAGS.split, source=source, data_dir=data_dir, seed=data_seed
+    )
+    available = len(everything.labels)
+    n = FLAGS.num_examples or min(budget.num_examples, available)
+    if n > available:
+        raise UserError(
+            f"expected --num_examples within 1..{available}, the size of {dataset} {FLAGS.split}; "
+            f"received {n}"
+        )
+    split = everything.take(slice(n), FLAGS.split)
+    sources = {name: load() for name, load in transfers.items()}
+    for other in sources.values():
+        pixel_max = getattr(other, "pixel_max", split.spec.pixel_max)
+        check_fits(logits_function(other, "inference"), split, pixel_max)
+    config = Config(
+        model=FLAGS.model,
+        identity=model_identity(model),
+        dataset=dataset,
+        split=FLAGS.split,
+        images=split.fingerprint(),
+        budget=FLAGS.budget,
+        eps=FLAGS.eps,
+        step_size=FLAGS.step_size,
+        num_examples=n,
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+        transfer_from={name: model_identity(other) for name, other in sources.items()},
+    )
+    with RunFolder(_workdir(run), config) as folder:
+        subject = Subject(
+            model, split,
+            eps=eps, step_size=step_size, seed=FLAGS.seed, batch_size=FLAGS.batch_size, budget=budget,
+            sources=sources,
+            journal=Journal(folder / "journal.jsonl", f"{FLAGS.model} {config.identity}"),
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        report = audit(
+            subject,
+            names=names,
+            progress_file=folder / "finished.json",
+            show=lambda line: print(line_text(line), flush=True),
+        )
+        report = {"name": FLAGS.model, "budget": FLAGS.budget} | report
+        write_json(folder / "report.json", report | {"versions": environment()})
+        for name, text in (("report.md", markdown(report)), ("report.html", html(report))):
+            temporary = folder / f".{name}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(folder / name)
+        print(f"{summary(report)}\n{folder / 'report.html'}")
+
+
+def _workdir(run: dict) -> Path:
+    if FLAGS.workdir:
+        return Path(FLAGS.workdir).expanduser()
+    if run:
+        return Path(FLAGS.model).expanduser() / f"audit-{FLAGS.budget}"
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in FLAGS.model).strip("-.")
+    return Path("audits") / f"{name}-{FLAGS.budget}"
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_entry_point(main)

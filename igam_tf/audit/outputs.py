@@ -1,0 +1,246 @@
+"""Lines on logits and gradients: what can be said before, and without, any attack.
+
+Every line is a function Subject -> Finding; `CHECKS` names them.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from igam_tf.attacks import AttackSpec
+from igam_tf.audit.lines import (
+    FAIL,
+    LEAST_EXAMPLES,
+    PASS,
+    WARN,
+    Check,
+    Finding,
+    not_applicable,
+    worst,
+)
+from igam_tf.audit.subject import REACH, Subject
+from igam_tf.gradients import cosine, flatten, input_gradient
+from igam_tf.losses import xent
+from madry_models.errors import UserError
+
+# Rows of probabilities that went through float16 still add up to 1 within this.
+SUM_TOLERANCE = 1e-3
+# exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
+LARGEST_MARGIN = 88.0
+# Reductions in another order change float32 logits by some 1e-6 of their size; noise by far more.
+REPEAT_TOLERANCE = 1e-4
+REPEATS = 3
+# Share of an image's gradient that counts as all of it being 0.
+ALL_ZERO = 0.99
+# A few examples without a gradient are a saturated softmax's, as in any well-trained network.
+ZERO_EXAMPLES_WARN, ZERO_EXAMPLES_FAIL = 0.05, 0.25
+# Two unrelated directions in D dimensions have a cosine of 0 +- 1/sqrt(D): FAIL within this many of
+# those; WARN below a value that plainly trained networks pass as well.
+UNRELATED, COSINE_WARN = 2.0, 0.2
+# The first-order change of the loss in the eps-ball is at most eps |J|_1 (Qin et al. 2019 train it to
+# be all of the change); an error of that size means that J says nothing about the ball.
+LINEARITY_WARN = 1.0
+# Logits of an image that change with its company, by more than this share of their spread.
+COMPANY_TOLERANCE = 1e-3
+RANDOM_FACTOR = 2.0
+# Points between moving averages and batch statistics beyond which they are two different networks.
+MODES_WARN = 0.10
+
+
+def _spread(logits: np.ndarray) -> float:
+    """Typical size of differences between an image's logits; never 0."""
+    return float(np.median(np.ptp(logits, axis=1))) or 1.0
+
+
+def _all_logits(s: Subject, batch_size: int | None = None) -> np.ndarray:
+    """Logits of every clean image, [n,K].
+
+    Raises:
+        UserError: some are not finite.
+    """
+    size = s.batch_size if batch_size is None else batch_size
+    z = np.concatenate([s.logits(s.images[i : i + size]) for i in range(0, s.n, size)])
+    if bad := int((~np.isfinite(z).all(1)).sum()):
+        raise UserError(
+            f"expected finite logits; they are NaN or infinite for {bad} of {s.n} images"
+        )
+    return z
+
+
+def logits(s: Subject) -> Finding:
+    """Outputs are logits: finite, not probabilities, of a scale that softmax can take."""
+    z = _all_logits(s).astype(np.float64)
+    total = z.sum(1)
+    if (z >= 0).all() and np.abs(total - 1).max() < SUM_TOLERANCE:
+        return Finding(
+            status=FAIL,
+            figure="every output is positive and each image's add up to 1: these are probabilities",
+        )
+    top = np.sort(z, axis=1)
+    margin = float(np.median(top[:, -1] - top[:, -2]))
+    figure = (
+        f"outputs in {z.min():.3g}..{z.max():.3g}; median distance of the two highest {margin:.3g}"
+    )
+    return Finding(
+        status=FAIL if margin > LARGEST_MARGIN else PASS,
+        figure=figure,
+        data={"median_margin": margin},
+    )
+
+
+def deterministic(s: Subject) -> Finding:
+    """The same image has the same logits, every time."""
+    first = _all_logits(s)
+    others = [_all_logits(s) for _ in range(REPEATS - 1)]
+    change = max(float(np.abs(o - first).max()) for o in others) / _spread(first)
+    flips = int(np.any([o.argmax(1) != first.argmax(1) for o in others], axis=0).sum())
+    return Finding(
+        status=PASS if change <= REPEAT_TOLERANCE else FAIL,
+        figure=f"largest change in {REPEATS} calls {change:.1e} of the logits' spread; "
+        f"{flips} of {s.n} predictions change",
+        data={"relative_change": change},
+    )
+
+
+def _gradients(s: Subject, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(J of xent [B,H,W,C], xent [B]) at x, by a function that is traced once per subject."""
+    if "gradient" not in s.tools:
+
+        @tf.function(reduce_retracing=True)
+        def gradient(x, y):
+            def per_example(x):
+                z = s.logits_fn(x)
+                return xent(z, y), z
+
+            return input_gradient(per_example, x)[:2]
+
+        s.tools["gradient"] = gradient
+    j, values = s.tools["gradient"](x, y)
+    return j.numpy(), values.numpy()
+
+
+def gradients(s: Subject) -> Finding:
+    """Input gradients of the loss are finite, and not 0."""
+    zeros, finite = [], []
+    for batch in s.batches():
+        j, _ = _gradients(s, s.images[batch], s.labels[batch])
+        flat = j.reshape(len(batch), -1)
+        zeros.append((flat == 0).mean(1))
+        finite.append(np.isfinite(flat).all(1))
+    zeros, finite = np.concatenate(zeros), np.concatenate(finite)
+    without, bad = int((zeros >= ALL_ZERO).sum()), int((~finite).sum())
+    status = PASS
+    if without >= max(LEAST_EXAMPLES, ZERO_EXAMPLES_WARN * s.n):
+        status = WARN
+    if bad or without >= max(LEAST_EXAMPLES, ZERO_EXAMPLES_FAIL * s.n):
+        status = FAIL
+    return Finding(
+        status=status,
+        figure=f"{without} of {s.n} examples without a gradient ({100 * ALL_ZERO:g} % of it exactly "
+        f"0), {bad} with NaN or infinity; share of exact zeros per example: median "
+        f"{100 * np.median(zeros):.1f} %, highest {100 * zeros.max():.1f} %",
+        data={"zero_share": [round(float(z), 4) for z in zeros]},
+    )
+
+
+def linearity(s: Subject) -> Finding:
+    """Near an image the loss is close to linear, and its gradient points the same way."""
+    cosines, errors, dimensions = [], [], int(np.prod(s.images.shape[1:]))
+    for batch in s.batches():
+        x, y = s.images[batch], s.labels[batch]
+        near = s.clip(x + s.noise(batch, 1))
+        (j, here), (j_near, there) = _gradients(s, x, y), _gradients(s, near, y)
+        moved = (j * (near - x)).reshape(len(batch), -1).sum(1)
+        most = s.eps_pixels * np.abs(flatten(j)).sum(1)
+        usable = (most > 0) & np.isfinite(most)
+        angle = cosine(tf.constant(j), tf.constant(j_near)).numpy()
+        usable &= np.isfinite(angle) & np.isfinite(there - here)
+        cosines.append(angle[usable])
+        errors.append(np.abs(there - here - moved)[usable] / most[usable])
+    cosines, errors = np.concatenate(cosines), np.concatenate(errors)
+    if len(cosines) < LEAST_EXAMPLES:
+        return not_applicable("no gradients to compare: see the line on gradients")
+    agreement, error = float(np.median(cosines)), float(np.median(errors))
+    unrelated = UNRELATED / np.sqrt(dimensions)
+    status = FAIL if agreement < unrelated else WARN if agreement < COSINE_WARN else PASS
+    return Finding(
+        status=worst([status, WARN if error > LINEARITY_WARN else PASS]),
+        figure=f"median cos(J(x), J(x + d)) {agreement:.3f} (unrelated directions: within "
+        f"+-{unrelated:.3f}); median linearity error {error:.3f} of eps |J|_1; d uniform in the "
+        f"eps-ball, n = {len(cosines)}",
+        data={"cosine": [round(float(c), 4) for c in cosines], "linearity_error": error},
+    )
+
+
+def batch_norm(s: Subject) -> Finding:
+    """An image's logits are its own, and the network is the same one in both batch-norm modes."""
+    together, again, alone = _all_logits(s), _all_logits(s), _all_logits(s, 1)
+    company = float(np.abs(together - alone).max()) / _spread(together)
+    chance = float(np.abs(together - again).max()) / _spread(together)
+    steps = s.budget.batch_norm_steps
+    step_size = max(s.step_size, REACH * s.eps / steps)
+    cells, rows, found = [], [], {}
+    sizes = sorted({1, min(100, s.n), s.n})
+    for mode, size in [("inference", s.batch_size), *(("batch", b) for b in sizes)]:
+        where = mode if mode == "inference" else f"batch statistics of {size}"
+        names = [f"clean, {where}", f"pgd{steps}, {where}"]
+        specs = AttackSpec(name=names[0]), s.pgd(names[1], steps=steps, step_size=step_size)
+        pair = s.attack(*specs, batch_norm=mode, batch_size=size)
+        rows += names
+        found[where] = [row.accuracy for row in pair]
+        cells.append(f"{where} {100 * pair[0].accuracy:.1f} / {100 * pair[1].accuracy:.1f}")
+    apart = max(abs(v[k] - found["inference"][k]) for v in found.values() for k in (0, 1))
+    status = WARN if apart > MODES_WARN else PASS
+    # What the same batch does twice is randomness, a line of its own.
+    if company > max(COMPANY_TOLERANCE, RANDOM_FACTOR * chance):
+        status = FAIL
+    return Finding(
+        status=status,
+        figure=f"logits in inference mode, alone against in company: largest change {company:.1e} of "
+        f"their spread; accuracy in %, clean / pgd{steps}: {'; '.join(cells)}",
+        rows=tuple(rows),
+        data={"modes": found, "company": company},
+    )
+
+
+CHECKS = {
+    "logits": Check(
+        title="Outputs are logits",
+        threshold="finite; not all positive with a sum of 1; the two highest at most "
+        f"{LARGEST_MARGIN:g} apart in the median (float32 softmax underflows there)",
+        advice="Attack what softmax is fed with, divided by a constant if it is that large. A second "
+        "softmax flattens every gradient.",
+        judge=logits,
+    ),
+    "deterministic": Check(
+        title="Outputs are deterministic",
+        threshold=f"change of repeated logits at most {REPEAT_TOLERANCE:g} of their spread",
+        advice="Turn the randomness off, or attack the expectation: average each gradient over many "
+        "draws (EOT; Athalye et al. 2018) and score the average prediction.",
+        judge=deterministic,
+    ),
+    "gradients": Check(
+        title="Gradients are finite and not zero",
+        threshold=f"none with NaN or infinity; examples without a gradient: WARN from "
+        f"{100 * ZERO_EXAMPLES_WARN:g} %, FAIL from {100 * ZERO_EXAMPLES_FAIL:g} % (and "
+        f"{LEAST_EXAMPLES})",
+        advice="Find the operation that stops the gradient (rounding, argmax, saturation) and attack "
+        "through a differentiable stand-in (BPDA; Athalye et al. 2018) or on a margin loss.",
+        judge=gradients,
+    ),
+    "linearity": Check(
+        title="Gradients hold in the neighbourhood",
+        threshold=f"median cosine: WARN below {COSINE_WARN:g}, FAIL below {UNRELATED:g} / "
+        f"sqrt(dimensions); median linearity error: WARN above {LINEARITY_WARN:g} of eps |J|_1",
+        advice="One gradient tells little here: use many small steps, many restarts, gradients "
+        "averaged over the neighbourhood, and believe the black-box lines.",
+        judge=linearity,
+    ),
+    "batch_norm": Check(
+        title="Inference mode, image by image",
+        threshold=f"logits alone and in company within {COMPANY_TOLERANCE:g} of their spread; WARN "
+        f"where accuracies of the modes are more than {100 * MODES_WARN:g} points apart",
+        advice="Evaluate with moving averages (training=False). Figures on batch statistics belong "
+        "to a batch, not to an image: do not quote them as robust accuracy.",
+        judge=batch_norm,
+    ),
+}

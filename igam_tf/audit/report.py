@@ -1,0 +1,137 @@
+"""An audit's report for people: a terminal, a Markdown file and one HTML page with its plots."""
+
+from html import escape
+from typing import Any
+
+from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN
+from igam_tf.audit.plots import plots
+from igam_tf.evaluation import fraction_text
+
+_MARKS = {PASS: "✓", WARN: "!", FAIL: "✗", NOT_APPLICABLE: "–"}
+_COLUMNS = (
+    "attack", "accuracy %", "95 % interval", "n", "eps", "step size", "steps", "restarts", "loss",
+    "gradient", "batch norm", "batch size", "seed",
+)  # fmt: skip
+
+
+def line_text(line: dict[str, Any]) -> str:
+    """A line for the terminal: status and figure, and below what is not a PASS the threshold."""
+    text = f"{line['status']:<4}  {line['title']}: {line['figure']}"
+    if line["status"] in (WARN, FAIL):
+        text += f"\n      threshold: {line['threshold']}\n      what to do: {line['advice']}"
+    return text
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The end of the terminal's output."""
+    return f"\n{facts(report)}\n{report['headline']['text']}\n{report['verdict']}"
+
+
+def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    step = fraction_text(row["step_size"]) if row["step_size"] else "own" if row["steps"] else ""
+    runs = f"{row['restarts']} x {row['targets']} targets" if row["targets"] else row["restarts"]
+    name += f" (after {row['after']})" if row["after"] else ""
+    return (
+        name, f"{row['accuracy']:.2f}", f"{row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}",
+        str(row["n"]), fraction_text(row["eps"]), step, str(row["steps"] or ""), str(runs or ""),
+        row["loss"] or "", row["gradient"] if row["steps"] else "", row["batch_norm"],
+        str(row["batch_size"]), str(row["seed"]),
+    )  # fmt: skip
+
+
+def facts(report: dict[str, Any]) -> str:
+    """Model, data and settings that every figure shares unless it says otherwise."""
+    s = report["subject"]
+    return (
+        f"{report['name']} ({s['model']}) on {s['dataset']} {s['split']}, data {s['data']}, first "
+        f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}; budget {report['budget']}. Unless "
+        f"a name says otherwise: l-inf eps {fraction_text(s['eps'])} of the pixel range, PGD with step "
+        f"size {fraction_text(round(s['step_size'], 12))}, 1 random start, loss xent, batch norm "
+        f"inference, seed {s['seed']}"
+    )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown, without plots."""
+
+    def table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
+        rows = [head, ("---",) * len(head), *body]
+        return ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
+
+    lines = list(report["lines"].values())
+    text = ["# Audit", "", facts(report), "", f"**{report['headline']['text']}**", ""]
+    text += [report["verdict"], "", "## Lines", ""]
+    text += table(
+        ("", "line", "figure", "threshold", "what to do"),
+        [(r["status"], r["title"], r["figure"], r["threshold"], _advice(r)) for r in lines],
+    )
+    text += ["", "## Attacks", "", _UNITS, ""]
+    text += table(_COLUMNS, [_cells(name, row) for name, row in report["rows"].items()])
+    return "\n".join(text) + "\n"
+
+
+def _advice(line: dict[str, Any]) -> str:
+    return line["advice"] if line["status"] in (WARN, FAIL) else ""
+
+
+_UNITS = (
+    "Accuracy is the share of all n examples that is right clean and after every restart. eps and step "
+    "sizes are fractions of the pixel range, in l-inf; an attack that chooses its own step size says so."
+)
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1a1a1a; background: #fff; }
+h1 { margin-bottom: .2rem; } .facts { color: #444; }
+.headline { font-size: 1.15rem;
+  border-left: .4rem solid #0072B2; padding: .4rem 1rem; background: #eef5fa; }
+.verdict { font-weight: 600; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #ddd; }
+.scroll { overflow-x: auto; } .attacks td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.status { white-space: nowrap; font-weight: 700; }
+.PASS { color: #00664a; } .WARN { color: #7a5000; } .FAIL { color: #b03a00; } .NA { color: #555; }
+tr.FAIL-row { background: #fdf1ea; } tr.WARN-row { background: #fdf8e6; }
+details { color: #444; } figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+def html(report: dict[str, Any]) -> str:
+    """The report as one self-contained page: style and plots are in it, nothing is fetched."""
+    rows = []
+    for line in report["lines"].values():
+        status = line["status"]
+        kind = status.replace("/", "")
+        advice = f"<p><b>What to do:</b> {escape(_advice(line))}</p>" if _advice(line) else ""
+        rows.append(
+            f'<tr class="{kind}-row"><td class="status {kind}">{_MARKS[status]} {status}</td>'
+            f"<td>{escape(line['title'])}</td><td>{escape(line['figure'])}{advice}"
+            f"<details><summary>threshold</summary>{escape(line['threshold'])}</details></td></tr>"
+        )
+    attacks = "".join(
+        "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in _cells(name, row)) + "</tr>"
+        for name, row in report["rows"].items()
+    )
+    s = report["subject"]
+    shared = (
+        f"n = {s['n']}, data {s['data']}; other settings: top of the page, and table of attacks"
+    )
+    head = "".join(f"<th>{escape(c)}</th>" for c in _COLUMNS)
+    figures = "".join(
+        f"<figure><figcaption>{escape(title)} <small>({shared})</small></figcaption>{svg}</figure>"
+        for title, svg in plots(report).items()
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Audit of {escape(report['name'])}</title><style>{_STYLE}</style></head><body>"
+        f'<h1>Audit</h1><p class="facts">{escape(facts(report))}</p>'
+        f'<p class="headline">{escape(report["headline"]["text"])}</p>'
+        f'<p class="verdict">{escape(report["verdict"])}</p>'
+        '<h2>Lines</h2><div class="scroll"><table><tr><th>status</th><th>line</th><th>figure</th></tr>'
+        f"{''.join(rows)}</table></div><h2>Plots</h2>{figures}"
+        f'<h2>Attacks</h2><p>{_UNITS}</p><div class="scroll"><table class="attacks"><tr>{head}</tr>'
+        f"{attacks}</table></div></body></html>\n"
+    )

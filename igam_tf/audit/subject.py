@@ -1,0 +1,330 @@
+"""What is audited: a model, its images, the threat model, and what every attack left standing."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from igam_tf.attacks import AttackSpec, attack_specs
+from igam_tf.datasets import Split
+from igam_tf.evaluation import EPS_UNIT, check_fits, logits_function, wilson_interval
+from igam_tf.journal import Journal
+from igam_tf.survival import LogitsFn, in_pixel_range, survivors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much work an audit does; each is stated with the figures it led to.
+
+    Attributes:
+        num_examples: first so many images, unless the user says otherwise.
+        steps: of PGD, each entry a longer attack; the first is the default attack's.
+        restarts: of the attack that is compared with a single start.
+        queries: of Square.
+        random_points: tried per example by the random search.
+        batch_norm_steps: of PGD on batch statistics.
+        inner_points, planted_images: of the planted-boundary test.
+        ensemble: the parameter-free attacks in the headline.
+    """
+
+    num_examples: int
+    steps: tuple[int, ...]
+    restarts: int
+    queries: int
+    random_points: int
+    batch_norm_steps: int
+    inner_points: int
+    planted_images: int
+    ensemble: tuple[str, ...]
+
+
+BUDGETS = {
+    "quick": Budget(
+        num_examples=100, steps=(20, 40), restarts=3, queries=500, random_points=20,
+        batch_norm_steps=5, inner_points=49, planted_images=20, ensemble=("apgd-ce", "apgd-t"),
+    ),
+    "standard": Budget(
+        num_examples=500, steps=(20, 40, 100), restarts=5, queries=5000, random_points=100,
+        batch_norm_steps=10, inner_points=199, planted_images=50, ensemble=("autoattack",),
+    ),
+    "full": Budget(
+        num_examples=1000, steps=(20, 40, 100, 1000), restarts=10, queries=5000,
+        random_points=1000, batch_norm_steps=20, inner_points=999, planted_images=200,
+        ensemble=("autoattack",),
+    ),
+}  # fmt: skip
+# Steps of 2.5 eps / steps reach any point of the ball from any other, with some to spare for turns
+# (Madry et al. 2018, §5.2): an attack whose steps are smaller measures itself.
+REACH = 2.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One attack's outcome: which of the n examples still stand, [n] bool, and every setting."""
+
+    standing: np.ndarray
+    settings: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples left standing."""
+        return float(self.standing.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """Accuracy and 95 % interval in percent, the settings, and one digit for each example."""
+        hits, n = int(self.standing.sum()), len(self.standing)
+        interval = [round(100 * bound, 4) for bound in wilson_interval(hits, n)]
+        digits = "".join("1" if s else "0" for s in self.standing)
+        figures = {"accuracy": round(100 * hits / n, 4), "n": n, "ci95": interval}
+        return figures | self.settings | {"standing": digits}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Row":
+        """Inverse of `to_json`."""
+        digits = np.frombuffer(content["standing"].encode(), np.uint8) == ord("1")
+        own = ("accuracy", "n", "ci95", "standing")
+        return cls(digits, {k: v for k, v in content.items() if k not in own})
+
+
+class Subject:
+    """A model under audit.
+
+    Args:
+        model: called with `training=`; pixels in 0..model.pixel_max, else in the data set's range.
+        split: the images, all of which are used.
+        eps: headline radius, l-inf, as a fraction of the pixel range; None: the data set's.
+        step_size: of PGD, likewise; None: in the data set's ratio to eps, but far enough.
+        seed: of everything random.
+        batch_size: images attacked at once.
+        budget: how much work.
+        sources: name -> model whose adversarial examples are tried on this one.
+        journal: where finished batches are kept; None: nowhere.
+        progress: shows bars.
+
+    Attributes:
+        rows: name of each attack that has run -> its Row.
+        tools: compiled functions, by name, that lines share.
+
+    Raises:
+        UserError: the model does not fit the images.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        split: Split,
+        *,
+        eps: float | None = None,
+        step_size: float | None = None,
+        seed: int = 0,
+        batch_size: int = 100,
+        budget: Budget = BUDGETS["quick"],
+        sources: dict[str, keras.Model] | None = None,
+        journal: Journal | None = None,
+        progress: bool = True,
+    ):
+        spec = split.spec
+        self.model, self.split, self.budget = model, split, budget
+        self.seed, self.batch_size, self.progress = seed, batch_size, progress
+        self.sources, self.journal = sources or {}, journal
+        self.pixel_max = float(getattr(model, "pixel_max", spec.pixel_max))
+        self.eps = spec.eps if eps is None else eps
+        ratio = max(spec.step_size / spec.eps, REACH / budget.steps[0])
+        self.step_size = ratio * self.eps if step_size is None else step_size
+        self.labels = split.labels.astype(np.int64)
+        self.images = in_pixel_range(split.images, self.pixel_max)
+        self.rows: dict[str, Row] = {}
+        self.tools: dict[str, Callable] = {}
+        self._compiled: dict[str, dict] = {}
+        logits_fn = logits_function(model, "inference")
+        check_fits(logits_fn, split, self.pixel_max)
+        self.logits_fn = attached(logits_fn)
+        self.logits = tf.function(self.logits_fn, reduce_retracing=True)
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+    @property
+    def eps_pixels(self) -> np.float32:
+        """The headline radius in the model's pixel unit."""
+        return np.float32(self.eps * self.pixel_max)
+
+    def batches(self, n: int | None = None) -> Iterator[np.ndarray]:
+        """Indices of the first n examples (default: all), batch by batch."""
+        everything = np.arange(self.n if n is None else min(n, self.n))
+        for begin in range(0, len(everything), self.batch_size):
+            yield everything[begin : begin + self.batch_size]
+
+    def noise(self, indices: np.ndarray, *stream: int) -> np.ndarray:
+        """Uniform in the headline's eps-ball, [B,H,W,C], a function of seed, stream and index."""
+        unit = [
+            np.random.default_rng([self.seed, *stream, int(i)]).uniform(-1, 1, self.images[0].shape)
+            for i in indices
+        ]
+        return (np.stack(unit) * self.eps_pixels).astype(np.float32)
+
+    def clip(self, x: np.ndarray) -> np.ndarray:
+        """x within the pixel range."""
+        return np.clip(x, 0, self.pixel_max).astype(np.float32)
+
+    # --- attacks ------------------------------------------------------------------------------
+
+    def pgd(self, name: str, **changes: Any) -> AttackSpec:
+        """The audit's default attack, PGD on xent from one random start, with some settings changed."""
+        settings = dict(
+            eps=self.eps, step_size=self.step_size, steps=self.budget.steps[0], restarts=1,
+            loss="xent", random_start=True,
+        )  # fmt: skip
+        return AttackSpec(name=name, **(settings | changes))
+
+    def named(self, *names: str) -> list[AttackSpec]:
+        """Attacks by their names in `igam_tf.attacks`, at the headline eps."""
+        return attack_specs(
+            names, eps=self.eps, step_size=self.step_size, restarts=1, loss="xent",
+            num_classes=self.split.spec.num_classes,
+        )  # fmt: skip
+
+    def attack(
+        self,
+        *specs: AttackSpec,
+        through: LogitsFn | None = None,
+        variant: str = "",
+        batch_norm: str = "inference",
+        batch_size: int | None = None,
+    ) -> list[Row]:
+        """Rows of these attacks, run unless they are known by name.
+
+        Args:
+            specs: with names that say what sets them apart.
+            through: logits with the model's values and other gradients; default: the model's own.
+            variant: what to call that.
+            batch_norm, batch_size: see `igam_tf.evaluation.evaluate`.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        if any(spec.name not in self.rows for spec in specs):
+            mode = f"{variant} {batch_norm}"
+            logits_fn = through or self.logits_fn
+            if batch_norm == "batch":
+                logits_fn = attached(logits_function(self.model, "batch"))
+            common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": self.seed}
+            standing = survivors(
+                logits_fn, self.split.images, self.labels,
+                attacks=specs, pixel_max=self.pixel_max, progress=self.progress,
+                journal=self._journal(variant), compiled=self._compiled.setdefault(mode, {}),
+                **common,
+            )  # fmt: skip
+            for spec in specs:
+                settings = {
+                    "kind": spec.kind, "eps": spec.eps, "eps_unit": EPS_UNIT,
+                    "step_size": spec.step_size, "steps": spec.steps, "restarts": spec.restarts,
+                    "targets": spec.targets, "loss": spec.loss, "gradient": variant or "exact",
+                    "on": "itself", "after": spec.after,
+                }  # fmt: skip
+                self.rows[spec.name] = Row(standing[spec.name], settings | common)
+        return [self.rows[spec.name] for spec in specs]
+
+    def judged(
+        self,
+        name: str,
+        right: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+        *,
+        identity: str = "",
+        **settings: Any,
+    ) -> Row:
+        """The Row of an attack that `igam_tf.survival` does not know.
+
+        Args:
+            name: of the row.
+            right: (indices [B], x [B,H,W,C], y [B]) -> [B] bool, still right after the attack.
+            identity: of what else it depends on, such as another model's weights.
+            **settings: what the row states; what they leave out does not apply.
+        """
+        if name in self.rows:
+            return self.rows[name]
+        standing, journal = self.clean.standing.copy(), self._journal(identity)
+        blank = {"step_size": 0.0, "steps": 0, "restarts": 0, "targets": 0, "loss": None}
+        blank |= {"gradient": "none", "on": "itself", "after": None}
+        common = {"batch_norm": "inference", "batch_size": self.batch_size, "seed": self.seed}
+        full = {"eps": self.eps, "eps_unit": EPS_UNIT} | blank | settings | common
+        for batch in self.batches():
+            x, y, known = self.images[batch], self.labels[batch], None
+            if journal:
+                key = journal.key("audit", name, full, batch, y, x)
+                known = journal.get(key)
+            if known is None:
+                known = right(batch, x, y)
+                if journal:
+                    journal.put(key, known)
+            standing[batch] &= known
+        self.rows[name] = Row(standing, full)
+        return self.rows[name]
+
+    def _journal(self, variant: str) -> Journal | None:
+        """The same file, under keys of their own for other gradients or other models."""
+        if self.journal is None or not variant:
+            return self.journal
+        other = copy.copy(self.journal)
+        other.identity = f"{self.journal.identity} {variant}"
+        return other
+
+    # --- what several lines share -------------------------------------------------------------
+
+    @property
+    def clean(self) -> Row:
+        """The images as they are."""
+        return self.attack(AttackSpec(name="clean"))[0]
+
+    @property
+    def default(self) -> Row:
+        """The default attack, which the lines vary in one respect each."""
+        return self.attack(self.pgd(f"pgd{self.budget.steps[0]}"))[0]
+
+    def ladder(self) -> dict[str, Row]:
+        """PGD with more and more steps."""
+        specs = [self.pgd(f"pgd{steps}", steps=steps) for steps in self.budget.steps]
+        return dict(zip((s.name for s in specs), self.attack(*specs), strict=True))
+
+    def losses(self) -> dict[str, Row]:
+        """The default attack on each loss that this number of classes allows."""
+        names = ("cw", "dlr") if self.split.spec.num_classes >= 3 else ("cw",)
+        base = f"pgd{self.budget.steps[0]}"
+        rows = self.attack(*(self.pgd(f"{base} {loss}", loss=loss) for loss in names))
+        return {base: self.default} | {
+            f"{base} {loss}": row for loss, row in zip(names, rows, strict=True)
+        }
+
+    def ensemble(self) -> dict[str, Row]:
+        """AutoAttack, or the part of it in the budget, that this number of classes allows."""
+        names = self.budget.ensemble if self.split.spec.num_classes >= 4 else ("apgd-ce",)
+        specs = self.named(*names)
+        return dict(zip((s.name for s in specs), self.attack(*specs), strict=True))
+
+    def white_box(self) -> dict[str, Row]:
+        """The gradient attacks that black boxes are compared with."""
+        rows = self.ladder() | self.losses() | self.ensemble()
+        return {name: row for name, row in rows.items() if row.settings["kind"] != "square"}
+
+
+def joint(rows: dict[str, Row]) -> np.ndarray:
+    """Examples that every one of the attacks leaves standing, [n] bool."""
+    return np.logical_and.reduce([row.standing for row in rows.values()])
+
+
+def attached(logits_fn: LogitsFn) -> LogitsFn:
+    """The same logits; where they are cut off from x their gradient is 0 instead of missing.
+
+    So a network that hides its gradient altogether can be attacked, audited and found out.
+    """
+
+    def with_path_to_x(x: tf.Tensor) -> tf.Tensor:
+        logits = logits_fn(x)
+        nothing = tf.reduce_sum(tf.zeros_like(x) * x, list(range(1, x.shape.rank)))
+        return logits + tf.cast(nothing, logits.dtype)[:, None]
+
+    return with_path_to_x

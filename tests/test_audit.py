@@ -1,0 +1,422 @@
+"""The audit: honest networks pass, masked ones fail for their own reason; killed ones go on."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from igam_tf import datasets
+from igam_tf.audit import __main__ as command_line
+from igam_tf.audit import controls
+from igam_tf.audit import subject as subject_module
+from igam_tf.audit.attacking import normalisations
+from igam_tf.audit.audit import CHECKS, audit, check_names
+from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN, excess, judge_excess
+from igam_tf.audit.planted import readout
+from igam_tf.audit.plots import plots
+from igam_tf.audit.report import html, markdown
+from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
+from igam_tf.journal import Journal
+from madry_models import WideResNet
+from madry_models.errors import UserError
+
+EPS = controls.EPS
+SMALL = dataclasses.replace(
+    BUDGETS["quick"], steps=(3, 6), restarts=2, queries=20, random_points=4, batch_norm_steps=2,
+    planted_images=4, ensemble=("apgd-ce",),
+)  # fmt: skip
+# apgd-ce takes its steps from the attack's own table: lines without it are the quick ones.
+CHEAP = ("logits", "deterministic", "gradients", "iterative", "steps", "restarts", "eps")
+
+
+@pytest.fixture(scope="session")
+def digits() -> datasets.Split:
+    return datasets.load("mnist", "test", source="builtin", num=40)
+
+
+@pytest.fixture(scope="session")
+def standard() -> controls.SmallNetwork:
+    return controls.trained(steps=200)
+
+
+@pytest.fixture(scope="session")
+def pgd_trained() -> controls.SmallNetwork:
+    return controls.trained(eps=EPS, steps=150, attack_steps=3)
+
+
+def _subject(model, split, **settings) -> Subject:
+    return Subject(model, split, **({"eps": EPS, "progress": False} | settings))
+
+
+def _statuses(report: dict) -> dict[str, str]:
+    return {name: line["status"] for name, line in report["lines"].items()}
+
+
+def _named(report: dict) -> dict:
+    return {"name": "a network", "budget": "quick"} | report
+
+
+@pytest.fixture(scope="session")
+def honest_report(pgd_trained, standard, digits) -> dict:
+    return _named(audit(_subject(pgd_trained, digits, sources={"plain": standard})))
+
+
+# --- controls ------------------------------------------------------------------------------------
+
+
+def test_control_pgd_trained_fails_nothing(honest_report):
+    statuses = _statuses(honest_report)
+    assert FAIL not in statuses.values(), honest_report["lines"]
+    assert honest_report["headline"]["accuracy"] > 50
+    assert [name for name, s in statuses.items() if s == NOT_APPLICABLE] == ["adaptive"]
+
+
+def test_control_standard_fails_nothing(standard, digits):
+    report = audit(_subject(standard, digits, eps=2 * EPS))
+    assert FAIL not in _statuses(report).values(), report["lines"]
+    assert report["headline"]["accuracy"] == 0
+    for name in ("square", "noise"):
+        assert report["lines"][name]["status"] == NOT_APPLICABLE
+        assert "leave no example standing" in report["lines"][name]["figure"]
+
+
+@pytest.mark.parametrize(
+    ("name", "failing", "passing"),
+    [
+        ("quantised", ("gradients", "square", "eps", "planted"), ("logits", "deterministic")),
+        ("saturated", ("gradients", "losses", "logits"), ("deterministic", "batch_norm")),
+        ("noisy", ("deterministic",), ("logits", "gradients", "batch_norm")),
+        ("shattered", ("linearity", "square", "planted"), ("gradients", "deterministic")),
+        ("probabilities", ("logits",), ("deterministic", "gradients")),
+        ("batch_statistics", ("batch_norm",), ("logits", "deterministic", "gradients")),
+    ],
+)
+def test_control_masked(standard, digits, name, failing, passing):
+    masked = getattr(controls, name)(standard)
+    lines = [line for line in CHECKS if line in failing + passing]
+    statuses = _statuses(report := audit(_subject(masked, digits), names=lines))
+    assert all(statuses[line] == FAIL for line in failing), report["lines"]
+    assert all(statuses[line] in (PASS, WARN) for line in passing), report["lines"]
+    assert report["verdict"].startswith("Not to be trusted")
+
+
+def test_a_weak_attack_misses_planted_boundaries(pgd_trained, digits):
+    weak = _subject(pgd_trained, digits, step_size=1e-6)
+    assert _statuses(audit(weak, names=["planted"])) == {"planted": FAIL}
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def test_excess_by_hand():
+    reference, suspect = np.ones(30, bool), np.ones(30, bool)
+    suspect[:5] = False
+    found = excess(reference, suspect)
+    assert (found.net, found.n) == (5, 30)
+    # (5.5 - 0.5) / 32 -+ 1.96 sqrt(6 - 25/32) / 32
+    assert (found.low, found.high) == pytest.approx((0.0163, 0.2962), abs=1e-4)
+    assert judge_excess(found, 0.01) == FAIL
+    assert judge_excess(found, 0.5) == WARN  # sure, but no more than an honest network may show
+    assert judge_excess(excess(suspect, reference), 0.01) == PASS
+
+
+@pytest.mark.parametrize(("broken", "status"), [(2, PASS), (3, WARN), (4, WARN), (5, FAIL)])
+def test_few_examples_are_no_finding(broken, status):
+    suspect = np.arange(30) >= broken
+    assert judge_excess(excess(np.ones(30, bool), suspect), 0.01) == status
+
+
+def test_readout_separates_and_stands_near_the_planted_point():
+    rng = np.random.default_rng(0)
+    inner, outer = rng.normal(size=(50, 8)), 6 * np.ones(8) / np.sqrt(8)
+    w, b = readout(inner, outer)
+    inside, outside = inner @ w + b, outer @ w + b
+    assert inside.max() == pytest.approx(-1)
+    assert 0 < outside < 0.02
+    assert readout(inner, inner.mean(0)) is None
+
+
+def test_rows_survive_json():
+    row = Row(np.array([True, False, True]), {"eps": 0.1, "loss": "xent"})
+    content = json.loads(json.dumps(row.to_json()))
+    assert content["standing"] == "101"
+    assert content["accuracy"] == pytest.approx(66.6667)
+    again = Row.from_json(content)
+    np.testing.assert_array_equal(again.standing, row.standing)
+    assert again.settings == row.settings
+
+
+@pytest.fixture(scope="module")
+def objects():
+    """A WideResNet for 0..255 pixels, eight images, and the labels it gives them."""
+    network = WideResNet(8, 1)
+    network.build((None, 32, 32, 3))
+    split = datasets.load("cifar10", "test", source="builtin", num=8)
+    labels = tf.argmax(network(tf.cast(split.images, tf.float32), training=False), 1).numpy()
+    return network, dataclasses.replace(split, labels=labels)
+
+
+@pytest.mark.parametrize("input_layer", ["standardize", "unit_norm"])
+def test_both_normalisations_have_the_networks_values(input_layer):
+    network = WideResNet(8, 1, input_layer=input_layer)
+    network.build((None, 16, 16, 3))
+    x = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)), tf.float32)
+    gradients = {}
+    for name, logits_fn in normalisations(network).items():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            z = logits_fn(x)
+            first = z[:, 0]
+        np.testing.assert_allclose(z, network(x, training=False), rtol=1e-3, atol=1e-4)
+        gradients[name] = tape.gradient(first, x).numpy()
+    # The exact gradient has no component along brightness; the constant one has.
+    along = {name: np.abs(g.sum((1, 2, 3))).max() for name, g in gradients.items()}
+    assert along["exact"] < 1e-3 * np.abs(gradients["exact"]).sum()
+    assert along["constant"] > 10 * along["exact"]
+
+
+def test_adaptive_and_transfer_lines_run_on_a_wide_resnet(objects):
+    network, split = objects
+    other = WideResNet(8, 1)
+    other.build((None, 32, 32, 3))
+    subject = _subject(
+        network, split, eps=0.3 / 255, budget=SMALL, sources={"other": other, "itself": network}
+    )
+    report = audit(subject, names=["adaptive", "transfer"])
+    names = ["pgd3, exact normalisation", "pgd3, constant normalisation", "pgd3 on itself"]
+    assert set(names) <= report["rows"].keys()
+    exact, default = subject.rows[names[0]], subject.rows["pgd3"]
+    np.testing.assert_array_equal(exact.standing, default.standing)
+    assert report["rows"]["pgd3 on other"]["on"] == "other"
+
+
+def test_a_transfer_that_wins_fails(standard, digits):
+    """Adversarial examples of the bare network against the same network behind rounding."""
+    masked = controls.quantised(standard)
+    report = audit(
+        _subject(masked, digits, sources={"bare": standard}), names=["transfer"]
+    )  # fmt: skip
+    assert _statuses(report) == {"transfer": FAIL}
+
+
+def test_headline_is_the_worst_case_of_every_attack(honest_report):
+    headline, rows = honest_report["headline"], honest_report["rows"]
+    assert {"fgsm", "square, 500 queries", "apgd-t", "20 random points", "pgd20 on plain"} <= set(
+        headline["attacks"]
+    )
+    assert not any("batch statistics" in name for name in headline["attacks"])
+    standing = joint({name: Row.from_json(rows[name]) for name in headline["attacks"]})
+    assert headline["accuracy"] == pytest.approx(100 * standing.mean())
+    assert headline["accuracy"] <= min(rows[name]["accuracy"] for name in headline["attacks"])
+    low, high = headline["ci95"]
+    assert low < headline["accuracy"] < high
+    assert "n = 40, l-inf eps 0.1 of the pixel range, worst case per example" in headline["text"]
+
+
+def test_every_row_states_its_settings(honest_report):
+    expected = {
+        "accuracy", "n", "ci95", "kind", "eps", "eps_unit", "step_size", "steps", "restarts", "targets",
+        "loss", "gradient", "on", "after", "batch_norm", "batch_size", "seed", "standing",
+    }  # fmt: skip
+    for row in honest_report["rows"].values():
+        assert row.keys() - {"points"} == expected
+
+
+# --- reports ---------------------------------------------------------------------------------------
+
+
+def test_html_is_one_page_that_fetches_nothing(honest_report):
+    page = html(honest_report)
+    assert page.count("<svg") == 5
+    assert not re.search(r"<(script|link|img|iframe)\b|@import|src=|url\((?!#)", page)
+    for line in honest_report["lines"].values():
+        assert line["title"] in page
+    assert "builtin (synthetic)" in page
+    assert "l-inf eps (fraction of the pixel range)" in page
+    assert html(honest_report) == page
+
+
+def test_plots_are_well_formed(honest_report):
+    for svg in plots(honest_report).values():
+        xml.etree.ElementTree.fromstring(svg)
+
+
+def test_markdown_has_every_line_and_attack(honest_report):
+    text = markdown(honest_report)
+    for name in honest_report["rows"]:
+        assert f"| {name} |" in text
+    assert text.count("\n| ") == len(honest_report["lines"]) + len(honest_report["rows"]) + 4
+
+
+def test_a_report_without_figures_can_be_written(digits):
+    class Broken(keras.Model):
+        pixel_max = 1.0
+
+        def call(self, x, training=False):
+            return tf.fill((tf.shape(x)[0], 10), np.float32("nan"))
+
+    report = _named(audit(_subject(Broken(), digits, budget=SMALL), names=["logits", "iterative"]))
+    assert _statuses(report) == {"logits": FAIL, "iterative": FAIL}
+    assert "NaN or infinite for 40 of 40" in report["lines"]["logits"]["figure"]
+    assert report["headline"]["text"].startswith("no figure: expected finite logits")
+    assert "no figure" in html(report)
+    assert "no figure" in markdown(report)
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_killed_audit_goes_on_and_ends_the_same(standard, digits, tmp_path, monkeypatch):
+    done, limit = [], [None]
+    put = Journal.put
+
+    def counted(journal, key, standing):
+        if limit[0] is not None and len(done) >= limit[0]:
+            raise _Killed
+        put(journal, key, standing)
+        done.append(key)
+
+    monkeypatch.setattr(Journal, "put", counted)
+
+    def run(folder, **settings) -> dict:
+        folder.mkdir(exist_ok=True)
+        subject = _subject(
+            standard, digits, budget=SMALL, batch_size=15,
+            journal=Journal(folder / "journal.jsonl", "a"),
+        )  # fmt: skip
+        return audit(subject, names=CHEAP, progress_file=folder / "finished.json", **settings)
+
+    whole = run(tmp_path / "whole")
+    needed = len(done)
+    assert len(set(done)) == needed > 20
+
+    done.clear()
+    limit[0] = needed // 2  # in the middle of a line
+    with pytest.raises(_Killed):
+        run(tmp_path / "killed")
+    limit[0] = None
+    kept = json.loads((tmp_path / "killed" / "finished.json").read_text())["lines"]
+    assert 0 < len(kept) < len(CHEAP)
+    for name in kept:  # finished lines are not drawn again
+        monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
+    again = run(tmp_path / "killed")
+    assert json.dumps(again) == json.dumps(whole)
+    assert len(done) == len(set(done)) == needed  # nor finished batches
+
+    monkeypatch.setattr(subject_module, "survivors", None)
+    for name in CHEAP:
+        monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
+    subject = _subject(standard, digits, budget=SMALL, batch_size=15)
+    finished = tmp_path / "whole" / "finished.json"
+    assert audit(subject, names=CHEAP, progress_file=finished)["lines"] == whole["lines"]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command():
+    """Runs `main` on a command line, and leaves no flag behind."""
+    before = set(flags.FLAGS)
+    command_line.define_flags()
+
+    def run(*arguments: str) -> None:
+        command_line.main(flags.FLAGS(["audit", *arguments]))
+
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+QUICK = ("--dataset=mnist", "--data=builtin", "--num_examples=12", "--eps=0.1")
+
+
+def test_command_on_a_keras_file(command, standard, tmp_path, capsys):
+    standard.save(tmp_path / "plain.keras")
+    arguments = [
+        f"--model={tmp_path / 'plain.keras'}", f"--workdir={tmp_path / 'audit'}", *QUICK,
+        "--lines=logits,transfer", f"--transfer_from={tmp_path / 'plain.keras'}",
+    ]  # fmt: skip
+    command(*arguments)
+    printed = capsys.readouterr().out
+    assert "PASS  Outputs are logits" in printed
+    assert "robust accuracy" in printed
+    report = json.loads((tmp_path / "audit" / "report.json").read_text())
+    assert report["subject"]["data"] == "builtin (synthetic)"
+    assert report["subject"]["n"] == report["headline"]["n"] == 12
+    assert "python" in report["versions"]
+    assert {p.name for p in (tmp_path / "audit").iterdir()} == {
+        ".lock", "config.json", "finished.json", "journal.jsonl", "report.html", "report.json",
+        "report.md",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="--seed was 0, is 1"):
+        command(*arguments, "--seed=1")
+
+
+def _as_a_function():
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.build((None, 28, 28, 1))
+    return model
+
+
+def test_command_on_a_function(command, tmp_path, capsys):
+    command(
+        f"--model={__name__}:_as_a_function", f"--workdir={tmp_path / 'audit'}", *QUICK,
+        "--lines=deterministic,adaptive,planted",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "N/A   The input normalisation" in printed
+    assert "offers no features" in printed
+
+
+def test_a_run_brings_its_teacher(command, standard, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"target": "mnist", "data": "builtin"}))
+    standard.save(run / "student.keras")
+    standard.save(run / "teacher.keras")
+    command(f"--model={run}", "--num_examples=12", "--lines=logits", "--eps=0.1")
+    report = json.loads((run / "audit-quick" / "report.json").read_text())
+    assert report["subject"]["transfer_from"] == ["teacher.keras"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=nowhere"], "expected --model as a run folder"),
+        (["--model=json:nothing", "--dataset=mnist", "--data=builtin"], "expected module:function"),
+        (["--model=no.such.module:f", "--dataset=mnist", "--data=builtin"], "module:function"),
+        (
+            ["--model=os:getcwd", "--dataset=mnist", "--data=builtin"],
+            "a keras.Model; .* returns str",
+        ),
+        (["--model=nowhere", "--lines=pgd"], "expected lines among .* received 'pgd'"),
+        (["--model=nowhere", "--eps=8"], "expected --eps as a fraction"),
+        (["nonsense"], "expected flags alone"),
+    ],
+)
+def test_wrong_flags(command, arguments, message):
+    with pytest.raises(UserError, match=message):
+        command(*arguments)
+
+
+def test_wrong_model_for_the_images(digits):
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
+    with pytest.raises(UserError, match=r"expected 10 logits .* returns the shape \[1, 3\]"):
+        _subject(model, digits)
+
+
+def test_check_names():
+    assert check_names("all") == list(CHECKS)
+    assert check_names("square, logits") == ["logits", "square"]
