@@ -2,32 +2,39 @@
 
 `resolve` puts them together, the later winning:
 
-    Config's defaults < row of the paper (source, target) < fidelity < preset < what the user says
+    Config's defaults < teacher of the source < row of the paper (source, target, transform)
+    < fidelity < preset < what the user says
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from igam_tf.datasets import SPECS, DatasetSpec
+from igam_tf.datasets import SPECS, steps_per_epoch
 from igam_tf.igam import Settings
-from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Identity, Scale
+from igam_tf.transforms import (
+    SAMPLINGS,
+    CenterCrop,
+    CenterPad,
+    ChannelMean,
+    Compose,
+    Identity,
+    RandomPad,
+    Resize,
+    Scale,
+    TransposeConvolution,
+)
 from madry_models.errors import UserError
 
-
-def _scale(source: DatasetSpec, target: DatasetSpec) -> list[Identity]:
-    """The target's pixel unit to the source's, where they differ."""
-    return (
-        [] if source.pixel_max == target.pixel_max else [Scale(source.pixel_max / target.pixel_max)]
-    )
-
-
-# Maps to the teacher's input (§4.3): (source, target) -> layer.
-MAPS: dict[str, Callable[[DatasetSpec, DatasetSpec], Identity]] = {
-    "identity": lambda source, target: Compose(_scale(source, target)),
-    "grey_crop": lambda source, target: Compose(
-        [ChannelMean(), CenterCrop(source.image_shape[0]), *_scale(source, target)]
-    ),
+# Maps to the teacher's input (§4.3): name -> layers, of the teacher's image size and `up_resize`.
+MAPS: dict[str, Callable[[int, str], list[Identity]]] = {
+    "identity": lambda size, up_resize: [],
+    "grey_crop": lambda size, up_resize: [ChannelMean(), CenterCrop(size)],
+    "crop": lambda size, up_resize: [CenterCrop(size)],
+    "resize": lambda size, up_resize: [Resize(size, up_resize)],
+    "pad": lambda size, up_resize: [CenterPad(size)],
+    "random_pad": lambda size, up_resize: [RandomPad(size)],
+    "transpose_conv": lambda size, up_resize: [TransposeConvolution()],
 }
 
 
@@ -58,9 +65,12 @@ class Config:
     )
     teacher_steps: int = _setting(100_000, "--teacher=train: steps")
     teacher_batch_size: int = _setting(50, "--teacher=train: global batch")
-    teacher_learning_rate: float = _setting(1e-4, "--teacher=train: of Adam")
+    teacher_learning_rate: float = _setting(
+        1e-4, "--teacher=train: of Adam for mnist; else of momentum, at its highest"
+    )
     teacher_attack_steps: int = _setting(40, "--teacher=train: PGD steps")
-    transform: str = _setting("grey_crop", "map to the teacher's input", tuple(MAPS))
+    transform: str = _setting("grey_crop", "map to the teacher's input (§4.3)", tuple(MAPS))
+    up_resize: str = _setting("half_pixel", "where resizing up samples (R12)", SAMPLINGS)
     finetune_steps: int = _setting(4700, "stage 1: steps")
     finetune_learning_rate: float = _setting(1e-3, "stage 1: of Adam (R11)")
     finetune_weight_decay: float = _setting(2e-4, "stage 1 (R11)")
@@ -129,17 +139,103 @@ class Config:
         return Settings(**{name: getattr(self, name) for name in names})
 
 
-# Rows of the paper: (source, target) -> settings of Appendix A.1; lambda_diff as published.
-ROWS: dict[tuple[str, str], dict[str, Any]] = {
-    ("mnist", "cifar10"): {
-        "transform": "grey_crop",
-        "finetune_steps": 10 * 391,
-        "lambda_adv": 1.0,
-        "lambda_diff": 100.0,
-        "disc_channels": (16, 32, 64, 128, 256),
-        "disc_every": 10,
-    },
+# Teachers: MNIST's from its challenge, as in Config; all others with the CIFAR-10 challenge's recipe
+# (§5.1.2, §5.3: "the same adversarial training hyperparameters"), of the student's size.
+_CIFAR_RECIPE: dict[str, Any] = {
+    "teacher_steps": 80_000,
+    "teacher_batch_size": 128,
+    "teacher_learning_rate": 0.1,
+    "teacher_attack_steps": 7,
 }
+TEACHERS: dict[str, dict[str, Any]] = {
+    "mnist": {},
+    "cifar10": _CIFAR_RECIPE | {"teacher": "load"},
+    "cifar100": _CIFAR_RECIPE | {"teacher": "train"},
+    "tiny_imagenet": _CIFAR_RECIPE | {"teacher": "train"},
+}
+
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tiny_imagenet": 100_000}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the paper says of one transfer (Appendix A; epochs of fine-tuning: §5).
+
+    Attributes:
+        finetune_epochs: stage 1.
+        lambda_adv, lambda_diff: as published.
+        disc_channels: of f_disc's convolutions.
+        disc_every: k.
+        release_noise: half-width of the release's noise on training images, 0..255 (R10).
+    """
+
+    finetune_epochs: int
+    lambda_adv: float
+    lambda_diff: float
+    disc_channels: tuple[int, ...]
+    disc_every: int
+    release_noise: float = 0.0
+
+    def settings(self, target: str, fidelity: str) -> dict[str, Any]:
+        """The row as settings; epochs, 200 for the student, become steps of 128 images."""
+        epoch = steps_per_epoch(TRAIN_IMAGES[target], 128)
+        paper = {
+            "finetune_steps": self.finetune_epochs * epoch,
+            "train_steps": 200 * epoch,
+            "lambda_adv": self.lambda_adv,
+            "lambda_diff": self.lambda_diff * PUBLISHED_TO_MEAN_UNIT,
+            "disc_channels": self.disc_channels,
+            "disc_every": self.disc_every,
+        }
+        if fidelity == "paper":
+            return paper
+        scale = {"lambda_diff": self.lambda_diff, "pixel_noise": self.release_noise}
+        return paper | scale | RELEASE
+
+
+_LARGE, _SMALL = (16, 32, 64, 128, 256), (8, 16, 32, 64)
+
+# (source, target, transform) -> row; the first of a pair is its default.
+ROWS: dict[tuple[str, str, str], Row] = {
+    # A.1, Table 1: IGAM-MNIST
+    ("mnist", "cifar10", "grey_crop"): Row(
+        finetune_epochs=10, lambda_adv=1.0, lambda_diff=100.0, disc_channels=_LARGE, disc_every=10
+    ),
+    # A.1, Table 2: IGAM-Upsize, -Pad, -RandomPad, -TransposeConv
+    ("tiny_imagenet", "cifar10", "resize"): Row(
+        finetune_epochs=6, lambda_adv=5.0, lambda_diff=10.0, disc_channels=_SMALL, disc_every=5
+    ),
+    ("tiny_imagenet", "cifar10", "pad"): Row(
+        finetune_epochs=6, lambda_adv=2.0, lambda_diff=20.0, disc_channels=_SMALL, disc_every=5
+    ),
+    ("tiny_imagenet", "cifar10", "random_pad"): Row(
+        finetune_epochs=6, lambda_adv=1.0, lambda_diff=10.0, disc_channels=_SMALL, disc_every=5
+    ),
+    ("tiny_imagenet", "cifar10", "transpose_conv"): Row(
+        finetune_epochs=6, lambda_adv=1.0, lambda_diff=10.0, disc_channels=_SMALL, disc_every=5
+    ),
+    # A.2, Table 3: IGAM-MNIST, IGAM-CIFAR10
+    ("mnist", "cifar100", "grey_crop"): Row(
+        finetune_epochs=10, lambda_adv=0.1, lambda_diff=200.0, disc_channels=_LARGE, disc_every=5
+    ),
+    ("cifar10", "cifar100", "identity"): Row(
+        finetune_epochs=6, lambda_adv=2.0, lambda_diff=10.0, disc_channels=_LARGE, disc_every=10,
+        release_noise=8.0,
+    ),
+    # A.3, Figure 5: IGAM-CIFAR10-Resize, -Crop, IGAM-CIFAR100-Resize, -Crop
+    ("cifar10", "tiny_imagenet", "resize"): Row(
+        finetune_epochs=5, lambda_adv=0.1, lambda_diff=200.0, disc_channels=_SMALL, disc_every=5
+    ),
+    ("cifar10", "tiny_imagenet", "crop"): Row(
+        finetune_epochs=5, lambda_adv=2.0, lambda_diff=50.0, disc_channels=_SMALL, disc_every=5
+    ),
+    ("cifar100", "tiny_imagenet", "resize"): Row(
+        finetune_epochs=5, lambda_adv=0.1, lambda_diff=200.0, disc_channels=_SMALL, disc_every=5
+    ),
+    ("cifar100", "tiny_imagenet", "crop"): Row(
+        finetune_epochs=5, lambda_adv=0.5, lambda_diff=200.0, disc_channels=_SMALL, disc_every=5
+    ),
+}  # fmt: skip
 
 # The published lambda_diff weighs a sum over 32 images of J in 0..255 pixels (R1, R2). On a mean
 # over the batch of J in 0..1 pixels the same weight is smaller by this factor.
@@ -160,16 +256,18 @@ RELEASE: dict[str, Any] = {
     "disc_gradients": "recomputed",  # R9
     "disc_every": 5,  # R9
     "finetune_steps": 4700,  # R11
+    "up_resize": "legacy",  # R12
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # Two cores, half an hour; how it was chosen is in the flagfile's header.
+    # Two cores, half an hour; how it was chosen: flags/mnist_to_cifar10_cpu.flags.
     "cpu": {
         "student": "wrn-8-2",
         "precision": "mixed_bfloat16",
-        "finetune_steps": 800,
-        "train_steps": 4300,
+        "finetune_steps": 1500,
+        "finetune_weight_decay": 0.1,
+        "train_steps": 3700,
         "igam_start": 1300,
         "lr_schedule": "cosine",
         "learning_rate": 0.1,
@@ -202,11 +300,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Weights of the cpu preset, chosen on validation images; in the unit of each fidelity's J.
-CPU_LAMBDAS: dict[str, dict[str, float]] = {
-    "paper": {"lambda_adv": 0.1, "lambda_diff": 0.8},
+# The cpu preset's objective, chosen on validation images; weights in the unit of each fidelity's J.
+CPU_OBJECTIVE: dict[str, dict[str, Any]] = {
+    "paper": {"lambda_adv": 0.02, "lambda_diff": 1.0, "second_order": "finite_difference"},
     "release": {"lambda_adv": 0.1, "lambda_diff": 100.0},
 }
+
+
+def transform(config: Config) -> Identity:
+    """The map of a run: the layers of `--transform`, then the change of pixel unit if there is one."""
+    source, target = SPECS[config.source], SPECS[config.target]
+    maps = MAPS[config.transform](source.image_shape[0], config.up_resize)
+    if source.pixel_max != target.pixel_max:
+        maps.append(Scale(source.pixel_max / target.pixel_max))
+    return Compose(maps)
 
 
 def resolve(chosen: dict[str, Any]) -> Config:
@@ -217,20 +324,21 @@ def resolve(chosen: dict[str, Any]) -> Config:
     """
     chosen = {name: value for name, value in chosen.items() if value is not None}
     base = Config(**chosen)
-    row = ROWS.get((base.source, base.target))
-    if row is None:
-        known = ", ".join(f"--source={s} --target={t}" for s, t in ROWS)
+    pair = {key[2]: key for key in ROWS if key[:2] == (base.source, base.target)}
+    key = pair.get(chosen.get("transform", next(iter(pair), None)))
+    if key is None:
+        known = ", ".join(f"--source={s} --target={t} --transform={m}" for s, t, m in ROWS)
+        asked = f" --transform={base.transform}" if "transform" in chosen else ""
         raise UserError(
             f"expected one of the transfers {known}; received --source={base.source} "
-            f"--target={base.target}"
+            f"--target={base.target}{asked}"
         )
-    if base.fidelity == "release":
-        row = row | RELEASE
-    else:
-        row = row | {"lambda_diff": row["lambda_diff"] * PUBLISHED_TO_MEAN_UNIT}
+    row = TEACHERS[base.source] | {"transform": key[2]}
+    row |= ROWS[key].settings(base.target, base.fidelity)
     if base.preset == "cpu":
-        row = row | CPU_LAMBDAS[base.fidelity]
+        row = row | CPU_OBJECTIVE[base.fidelity]
     config = Config(**(row | PRESETS[base.preset] | chosen))
+    config.objective()  # refuses what contradicts itself
     if not 0 <= config.igam_start <= config.train_steps:
         raise UserError(
             f"expected --igam_start within the {config.train_steps} training steps; "

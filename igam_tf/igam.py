@@ -15,6 +15,7 @@ from igam_tf import gradients, losses
 from igam_tf.classifier import Classifier, global_size, replicas
 from madry_models.errors import UserError
 
+LONGEST = 5.0  # step of a finite difference, over the batch's mean
 PHASES = ("plain", "student", "both")  # the kinds of step
 
 
@@ -54,6 +55,13 @@ class Settings:
     second_order: str = "exact"
     difference_length: float = 0.1
 
+    def __post_init__(self):
+        if self.second_order == "finite_difference" and self.input_gradient != "xent":
+            raise UserError(
+                "expected --input_gradient=xent with --second_order=finite_difference, which takes J "
+                f"and the update from one loss; received --input_gradient={self.input_gradient}"
+            )
+
 
 class IGAM(Classifier):
     """Student, teacher and discriminator, trained by `fit`, `igam_tf.loop` or `train_step` itself.
@@ -79,11 +87,6 @@ class IGAM(Classifier):
         **kwargs,
     ):
         super().__init__(student, weight_decay=weight_decay, **kwargs)
-        if settings.second_order == "finite_difference" and settings.input_gradient != "xent":
-            raise UserError(
-                "expected --input_gradient=xent with --second_order=finite_difference, which takes J "
-                f"and the update from one loss; received --input_gradient={settings.input_gradient}"
-            )
         self.teacher, self.discriminator, self.settings = teacher, discriminator, settings
         self._unit = student.pixel_max / settings.gradient_pixel_max
         self._phase: str | None = None  # of the step being run or traced, where the host knows it
@@ -228,8 +231,12 @@ class IGAM(Classifier):
             tape.watch(j_s)
             matching, terms = self.matching(j_s, j_t)
         v = tape.gradient(matching, j_s) * self._unit
-        length = self.mean(tf.norm(gradients.flatten(v), axis=1))
+        norms = tf.norm(gradients.flatten(v), axis=1)
+        length = self.mean(norms)
         length = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, length)
+        # f_disc sees J_s / |J_s|, so that a tiny J_s has a huge v: no image goes beyond LONGEST steps.
+        shorter = tf.minimum(1.0, tf.math.divide_no_nan(LONGEST * length, norms))
+        v *= tf.reshape(shorter, [-1, *[1] * (v.shape.rank - 1)])
         h = self.settings.difference_length * self.network.pixel_max / length
 
         averages = [v.value + 0 for v in self.network.non_trainable_variables]

@@ -1,5 +1,8 @@
 """The teacher: a robust network behind an affine map, with new logits for the target task (§4.1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import keras
 import tensorflow as tf
 
@@ -23,14 +26,41 @@ class Teacher(keras.Model):
         self.logits_layer = keras.layers.Dense(num_classes, dtype=network.logits_layer.dtype_policy)
 
     def build(self, input_shape):
-        """Creates the logits layer; input_shape [B,H,W,C] of the target images."""
+        """Creates logits layer and map; input_shape [B,H,W,C] of the target images."""
         self.logits_layer.build((None, self.network.logits_layer.kernel.shape[0]))
+        if not self.transform.built:
+            self.transform.build(input_shape)
         self.built = True
 
     @property
+    def trained(self) -> list:
+        """What stage 1 trains: psi_logit, and the map where it has weights (§5.1.2)."""
+        return self.logits_layer.trainable_variables + self.transform.trainable_variables
+
+    @property
     def kernels(self) -> list:
-        """The variables under weight decay: the new logits layer's alone."""
+        """The variables under weight decay: the new logits layer's alone (R11)."""
         return [self.logits_layer.kernel]
+
+    @contextmanager
+    def offsets_of(self, optimizer: keras.optimizers.Optimizer, seed: int) -> Iterator[None]:
+        """While it lasts, a random map draws from (seed, step of `optimizer`, replica) alone.
+
+        So J_t at x and all that one step does with it share one map, the next step has another, and
+        a resumed run repeats the steps of the one that was killed. Afterwards images are centred.
+        """
+
+        def key() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()  # None outside a step
+            replica = context.replica_id_in_sync_group if context else 0
+            step = tf.cast(optimizer.iterations, tf.int32) * 1024
+            return tf.stack([seed, step + tf.cast(replica, tf.int32)])
+
+        self.transform.draw_from(key)
+        try:
+            yield
+        finally:
+            self.transform.draw_from(None)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Target images [B,H,W,C] in the target's pixel range -> logits [B,num_classes].
@@ -60,16 +90,19 @@ class Teacher(keras.Model):
 
 
 class FineTune(Classifier):
-    """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6)."""
+    """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6).
+
+    A map with weights is trained with it (§5.1.2).
+    """
 
     batch_statistics = False  # the frozen features stay as they are
 
     @property
     def trained(self) -> list:
-        """psi_logit alone."""
-        return self.network.logits_layer.trainable_variables
+        """psi_logit, and the map's weights where it has some."""
+        return self.network.trained
 
     @property
     def state(self) -> list:
-        """The new logits and their optimizer; everything else is frozen."""
+        """What is trained and its optimizer; everything else is frozen."""
         return self.trained + self.optimizer.variables

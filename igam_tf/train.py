@@ -57,7 +57,10 @@ def config_from_flags() -> experiments.Config:
 
 def default_workdir(config: experiments.Config) -> str:
     """Folder name that says what the run is."""
-    parts = [config.source, config.target, config.method, config.preset]
+    parts = [config.source, config.target]
+    pair = (config.source, config.target)
+    parts += [config.transform] if sum(key[:2] == pair for key in experiments.ROWS) > 1 else []
+    parts += [config.method, config.preset]
     parts += ["release"] if config.fidelity == "release" else []
     parts += ["builtin"] if config.data == "builtin" else []
     return str(Path("runs") / "-".join(parts))
@@ -102,7 +105,8 @@ def main(_argv: list[str]) -> None:
     student_size(config.student)
     attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
-    for name in {config.target} | ({config.source} if config.teacher == "train" else set()):
+    trained = config.method == "igam" and config.teacher == "train"
+    for name in {config.target} | ({config.source} if trained else set()):
         datasets.check_available(name, source=config.data, data_dir=config.data_dir or None)
     workdir = FLAGS.workdir or default_workdir(config)
     if config.data == "builtin":

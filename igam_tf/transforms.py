@@ -1,25 +1,33 @@
 """Affine maps x' = A x + b from a target image to the teacher's input (paper §4.3, eq. 15-17).
 
-Each map is a layer without weights, so J_t is taken through it by back-propagation: J_t = A^T g.
-`visible` shows a gradient as the teacher's field of view: where A discards pixels or channels,
-every J_t is zero or grey there, and a discriminator that saw it would tell J_t from J_s at a glance
-(§4.3.2).
+Each map is a layer, so J_t is taken through it by back-propagation: J_t = A^T g. `visible` shows a
+gradient as the teacher's field of view: where A discards pixels or channels, every J_t is zero or
+grey there, and a discriminator that saw it would tell J_t from J_s at a glance (§4.3.2). A map that
+pads or resizes discards nothing, and hides nothing.
+
+Two maps are more than a formula: `RandomPad` draws a new A for each image and step, and
+`TransposeConvolution` has weights, which stage 1 trains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _PACKAGE = "igam_tf"
+SAMPLINGS = ("half_pixel", "legacy")  # where bilinear resizing samples
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Identity(keras.layers.Layer):
-    """A = I, b = 0: source and target have the same image shape and pixel range."""
+    """A = I, b = 0: source and target have the same image shape and pixel range.
+
+    Every other map derives from it and keeps the dtype of x.
+    """
 
     def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # a map keeps the dtype of x
+        super().__init__(autocast=False, **kwargs)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] -> [B,H,W,C]."""
@@ -28,6 +36,9 @@ class Identity(keras.layers.Layer):
     def visible(self, j: tf.Tensor) -> tf.Tensor:
         """The part of J [B,H,W,C] that the teacher can see."""
         return j
+
+    def draw_from(self, key: Callable[[], tf.Tensor] | None) -> None:
+        """Says where a random map gets its key from, [2] int32; None: it is not random."""
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -89,12 +100,168 @@ class CenterCrop(Identity):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
+class CenterPad(Identity):
+    """Zeros around the image up to size x size pixels (§4.3.3): A is the identity between zero rows.
+
+    An odd number of rows or columns has the larger half below or on the right.
+    """
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def _room(self, x: tf.Tensor) -> tuple[int, int]:
+        """Rows and columns to add."""
+        height, width = x.shape[1], x.shape[2]
+        if height > self.size or width > self.size:
+            raise ValueError(
+                f"{type(self).__name__} needs images of at most {self.size}x{self.size} pixels. "
+                f"Received: {height}x{width}"
+            )
+        return self.size - height, self.size - width
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B,H,W,C] -> [B,size,size,C]."""
+        rows, columns = self._room(x)
+        top, left = rows // 2, columns // 2
+        return tf.pad(x, [[0, 0], [top, rows - top], [left, columns - left], [0, 0]])
+
+    def get_config(self) -> dict:
+        """Keras configuration."""
+        return {**super().get_config(), "size": self.size}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class RandomPad(CenterPad):
+    """`CenterPad` with each image at its own offset, every place equally likely (§5.1.2).
+
+    The offsets are a function of the key that `draw_from` names and of the image's place in the
+    batch, so one key means one A_i per image, forwards and backwards. Without a key, as in
+    evaluation and after loading, the images are centred.
+    """
+
+    _key: Callable[[], tf.Tensor] | None = None
+
+    def draw_from(self, key: Callable[[], tf.Tensor] | None) -> None:
+        """Offsets from `key()` at every call from now on, or centred images."""
+        self._key = key
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B,H,W,C] -> [B,size,size,C]."""
+        if self._key is None:
+            return super().call(x)
+        rows, columns = self._room(x)
+        top, left = self.offsets(self._key(), tf.shape(x)[0], rows, columns)
+        # Between `rows` rows of zeros on either side, the window that begins `rows - top` below.
+        x = tf.pad(x, [[0, 0], [rows, rows], [columns, columns], [0, 0]])
+        window = np.arange(self.size)
+        x = tf.gather(x, (rows - top)[:, None] + window, axis=1, batch_dims=1)
+        return tf.gather(x, (columns - left)[:, None] + window, axis=2, batch_dims=1)
+
+    @staticmethod
+    def offsets(key: tf.Tensor, batch_size: int, rows: int, columns: int) -> list[tf.Tensor]:
+        """[top, left], each [B] int32, within 0..rows and 0..columns, both ends included."""
+        share = tf.random.stateless_uniform([2, batch_size], key, alg="philox")
+        return tf.unstack(tf.cast(share * [[rows + 1.0], [columns + 1.0]], tf.int32))
+
+
+def resize_matrix(size: int, new_size: int, sampling: str = "half_pixel") -> np.ndarray:
+    """One axis of a resize as a matrix [new_size, size], float64; each row sums to 1.
+
+    To a whole fraction of the size it is the mean of each block, which at one half is what bilinear
+    sampling gives (§4.3.1). Otherwise it is bilinear sampling at size / new_size (i + 1/2) - 1/2
+    ("half_pixel"), or at size / new_size i ("legacy", R12).
+
+    Example:
+        >>> resize_matrix(4, 2)
+        array([[0.5, 0.5, 0. , 0. ],
+               [0. , 0. , 0.5, 0.5]])
+        >>> resize_matrix(2, 4, "legacy")
+        array([[1. , 0. ],
+               [0.5, 0.5],
+               [0. , 1. ],
+               [0. , 1. ]])
+    """
+    if size % new_size == 0:
+        return np.repeat(np.eye(new_size), size // new_size, axis=1) * new_size / size
+    centre = 0.5 if sampling == "half_pixel" else 0.0
+    place = np.clip((np.arange(new_size) + centre) * size / new_size - centre, 0, size - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)))
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Resize(Identity):
+    """To size x size pixels (§4.3.1): bilinear, and the mean of blocks to a whole fraction.
+
+    Args:
+        size: of the result.
+        sampling: "half_pixel", or "legacy", TensorFlow 1's bilinear (R12); see `resize_matrix`.
+    """
+
+    def __init__(self, size: int, sampling: str = "half_pixel", **kwargs):
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"expected sampling of {', '.join(SAMPLINGS)}. Received: {sampling!r}")
+        super().__init__(**kwargs)
+        self.size, self.sampling = size, sampling
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B,H,W,C] -> [B,size,size,C]."""
+        rows, columns = (
+            tf.constant(resize_matrix(n, self.size, self.sampling), x.dtype) for n in x.shape[1:3]
+        )
+        return tf.einsum("sh,bhwc,tw->bstc", rows, x, columns)
+
+    def get_config(self) -> dict:
+        """Keras configuration."""
+        return {**super().get_config(), "size": self.size, "sampling": self.sampling}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class TransposeConvolution(Identity):
+    """One 3x3 transpose convolution of stride 2, with a bias: twice the height and width (§5.1.2).
+
+    Trained together with the new logits in stage 1, frozen afterwards; A and b of eq. 15 are then
+    its kernel [3,3,C,C] and its bias [C].
+    """
+
+    def build(self, input_shape):
+        """Creates kernel and bias; input_shape [B,H,W,C], of which only C matters."""
+        channels = input_shape[-1]
+        self.kernel = self.add_weight(
+            name="kernel", shape=(3, 3, channels, channels), initializer="glorot_uniform"
+        )
+        self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B,H,W,C] -> [B,2H,2W,C]."""
+        b, (height, width, channels) = tf.shape(x)[0], x.shape[1:]
+        kernel, bias = tf.cast(self.kernel, x.dtype), tf.cast(self.bias, x.dtype)
+        shape = tf.stack([b, 2 * height, 2 * width, channels])
+        y = tf.nn.conv2d_transpose(x, kernel, shape, strides=2)
+        return tf.ensure_shape(y, [None, 2 * height, 2 * width, channels]) + bias
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
 class Compose(Identity):
-    """Several maps one after another: A = A_n ... A_1."""
+    """Several maps one after another: A = A_n ... A_1.
+
+    Maps that discard pixels or channels come first: `visible` begins in the target's frame.
+    """
 
     def __init__(self, maps: Sequence[Identity], **kwargs):
         super().__init__(**kwargs)
         self.maps = list(maps)
+
+    def build(self, input_shape):
+        """Creates every map's variables; input_shape [B,H,W,C] of the target images."""
+        self.call(tf.zeros((1, *input_shape[1:])))
+        self.built = True
+
+    def draw_from(self, key: Callable[[], tf.Tensor] | None) -> None:
+        """Passes `key` on."""
+        for m in self.maps:
+            m.draw_from(key)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Every map in turn."""

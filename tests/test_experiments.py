@@ -1,15 +1,54 @@
 """Settings: who wins, what is refused, and flagfiles that agree with the table."""
 
+import ast
 import dataclasses
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from igam_tf import experiments
-from igam_tf.experiments import RELEASE, ROWS, Config, resolve
+from igam_tf import experiments, train
+from igam_tf.datasets import SPECS
+from igam_tf.experiments import CPU_OBJECTIVE, RELEASE, ROWS, TEACHERS, Config, resolve
 from madry_models.errors import UserError
 
-FLAGFILES = sorted((Path(__file__).parents[1] / "flags").glob("*.flags"))
+ROOT = Path(__file__).parents[1]
+FLAGFILES = sorted((ROOT / "flags").glob("*.flags"))
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+# The table of design/method.md §2, which joins §5 and Appendix A of the paper.
+LARGE, SMALL = (16, 32, 64, 128, 256), (8, 16, 32, 64)
+PAPER = {  # epochs of fine-tuning, lambda_adv, lambda_diff, f_disc's channels, k
+    ("mnist", "cifar10", "grey_crop"): (10, 1, 100, LARGE, 10),
+    ("tiny_imagenet", "cifar10", "transpose_conv"): (6, 1, 10, SMALL, 5),
+    ("tiny_imagenet", "cifar10", "random_pad"): (6, 1, 10, SMALL, 5),
+    ("tiny_imagenet", "cifar10", "pad"): (6, 2, 20, SMALL, 5),
+    ("tiny_imagenet", "cifar10", "resize"): (6, 5, 10, SMALL, 5),
+    ("mnist", "cifar100", "grey_crop"): (10, 0.1, 200, LARGE, 5),
+    ("cifar10", "cifar100", "identity"): (6, 2, 10, LARGE, 10),
+    ("cifar10", "tiny_imagenet", "resize"): (5, 0.1, 200, SMALL, 5),
+    ("cifar10", "tiny_imagenet", "crop"): (5, 2, 50, SMALL, 5),
+    ("cifar100", "tiny_imagenet", "resize"): (5, 0.1, 200, SMALL, 5),
+    ("cifar100", "tiny_imagenet", "crop"): (5, 0.5, 200, SMALL, 5),
+}
+TABLES = {
+    ("mnist", "cifar10"): "Table 1",
+    ("tiny_imagenet", "cifar10"): "Table 2",
+    ("mnist", "cifar100"): "Table 3",
+    ("cifar10", "cifar100"): "Table 3",
+    ("cifar10", "tiny_imagenet"): "Figure 5",
+    ("cifar100", "tiny_imagenet"): "Figure 5",
+}
+EPOCH = {"cifar10": 391, "cifar100": 391, "tiny_imagenet": 782}  # ceil(50 000 or 100 000 / 128)
+
+
+def chosen_by(key: tuple[str, str, str]) -> dict[str, str]:
+    return dict(zip(("source", "target", "transform"), key, strict=True))
+
+
+def flags_of(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
 
 
 def test_paper_is_the_default_and_lambda_diff_is_brought_to_its_unit():
@@ -47,10 +86,23 @@ def test_igam_start_beyond_the_end():
         resolve({"train_steps": 10, "igam_start": 11})
 
 
+def test_finite_differences_need_the_gradient_of_the_loss():
+    with pytest.raises(UserError, match=r"input_gradient=xent .*received --input_gradient=softmax"):
+        resolve({"fidelity": "release", "second_order": "finite_difference"})
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_the_cpu_preset_is_consistent(fidelity):
+    config = resolve({"preset": "cpu", "fidelity": fidelity})
+    assert config.student == "wrn-8-2"
+    assert config.second_order == {"paper": "finite_difference", "release": "exact"}[fidelity]
+
+
 def test_every_preset_names_settings():
-    names = {field.name for field in dataclasses.fields(Config)}
-    for preset in (*experiments.PRESETS.values(), *ROWS.values(), RELEASE):
-        assert preset.keys() <= names
+    rows = [row.settings(key[1], f) for key, row in ROWS.items() for f in ("paper", "release")]
+    presets = (*experiments.PRESETS.values(), *TEACHERS.values(), *CPU_OBJECTIVE.values())
+    for preset in (*rows, *presets, RELEASE):
+        assert preset.keys() <= FIELDS.keys()
 
 
 def test_objective_takes_its_settings_from_the_config():
@@ -60,10 +112,139 @@ def test_objective_takes_its_settings_from_the_config():
     assert objective.diff_reduction == "sum"
 
 
+# --- the rows of the paper -------------------------------------------------------------------------
+
+
+def test_every_row_of_the_paper_is_there():
+    assert ROWS.keys() == PAPER.keys()
+
+
+@pytest.mark.parametrize("key", PAPER, ids="-".join)
+def test_a_row_is_the_papers(key):
+    epochs, lambda_adv, lambda_diff, channels, k = PAPER[key]
+    config = resolve(chosen_by(key))
+    assert config.transform == key[2]
+    assert config.finetune_steps == epochs * EPOCH[key[1]]
+    assert config.train_steps == 200 * EPOCH[key[1]]
+    assert config.lambda_adv == lambda_adv
+    assert config.lambda_diff == pytest.approx(lambda_diff * 32 / 65025)
+    assert (config.disc_channels, config.disc_every) == (channels, k)
+    assert (config.student, config.igam_start, config.pixel_noise) == ("wrn-32-10", 0, 0)
+    release = resolve(chosen_by(key) | {"fidelity": "release"})
+    assert {name: getattr(release, name) for name in RELEASE} == RELEASE
+    assert (release.lambda_adv, release.lambda_diff) == (lambda_adv, lambda_diff)
+    assert release.disc_channels == channels
+    assert release.pixel_noise == (8 if key[:2] == ("cifar10", "cifar100") else 0)  # R10
+
+
+@pytest.mark.parametrize("key", PAPER, ids="-".join)
+def test_the_teacher_is_the_sources(key):
+    config = resolve(chosen_by(key))
+    published = {"mnist", "cifar10"}  # sources with a checkpoint of MadryLab's
+    assert config.teacher == ("load" if key[0] in published else "train")
+    assert config.teacher_checkpoint == "adv_trained"
+    recipe = (config.teacher_steps, config.teacher_batch_size, config.teacher_attack_steps)
+    assert recipe == ((100_000, 50, 40) if key[0] == "mnist" else (80_000, 128, 7))
+    assert config.teacher_learning_rate == (1e-4 if key[0] == "mnist" else 0.1)
+    if key[0] != "mnist":
+        assert (SPECS[key[0]].eps, SPECS[key[0]].step_size) == (8 / 255, 2 / 255)
+
+
+@pytest.mark.parametrize(
+    ("pair", "default"),
+    [
+        (("mnist", "cifar10"), "grey_crop"),
+        (("tiny_imagenet", "cifar10"), "resize"),
+        (("cifar10", "cifar100"), "identity"),
+        (("cifar100", "tiny_imagenet"), "resize"),
+    ],
+)
+def test_a_pair_has_a_default_transform(pair, default):
+    config = resolve({"source": pair[0], "target": pair[1]})
+    assert config == resolve(chosen_by((*pair, default)))
+
+
+def test_a_transform_that_is_no_row_of_the_pair():
+    with pytest.raises(UserError, match=r"received .*--target=cifar10 --transform=resize$"):
+        resolve({"source": "mnist", "target": "cifar10", "transform": "resize"})
+
+
+def test_every_row_has_its_flagfile():
+    names = set()
+    for source, target, transform in ROWS:
+        several = len([key for key in ROWS if key[:2] == (source, target)]) > 1
+        names.add(f"{source}_to_{target}" + (f"_{transform}" if several else ""))
+    ours = {p.stem for p in FLAGFILES if flags_of(p).get("preset") == "paper"}
+    assert ours == names
+
+
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
 def test_flagfiles_name_settings_and_rows(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    flags = dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
-    assert flags.keys() <= {field.name for field in dataclasses.fields(Config)}
-    assert (flags["source"], flags["target"]) in ROWS
-    assert any("python -m igam_tf.train --flagfile=flags/" + path.name in line for line in lines)
+    chosen = flags_of(path)
+    assert chosen.keys() <= FIELDS.keys()
+    text = path.read_text(encoding="utf-8")
+    assert "python -m igam_tf.train --flagfile=flags/" + path.name in text
+    if chosen["preset"] != "paper":
+        assert any(key[:2] == (chosen["source"], chosen["target"]) for key in ROWS)
+        return
+    config = resolve(chosen)
+    key = (config.source, config.target, config.transform)
+    assert path.stem in (f"{key[0]}_to_{key[1]}", "{}_to_{}_{}".format(*key))
+    for expected in (
+        TABLES[key[:2]],
+        f"lambda_diff = {PAPER[key][2]} ",
+        "not measured here",
+    ):
+        assert expected in text
+
+
+# --- flags, settings and who reads them ------------------------------------------------------------
+
+
+@pytest.fixture
+def parse():
+    """Settings of a command line; leaves no flag behind."""
+    before = set(flags.FLAGS)
+    train.define_flags()
+
+    def run(*arguments: str) -> Config:
+        flags.FLAGS.unparse_flags()
+        for name in FIELDS:
+            flags.FLAGS[name].value = None
+        flags.FLAGS(["train", *arguments])
+        return train.config_from_flags()
+
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+def test_every_flag_reaches_its_setting(parse):
+    for name, field in FIELDS.items():
+        before, choices = getattr(resolve({}), name), field.metadata["choices"]
+        if name in ("source", "target", "transform"):
+            continue
+        if choices:
+            value = text = next(c for c in choices if c != before)
+        elif field.type in (int, float):
+            text = str(value := before + 1)
+        else:
+            value, text = ((3, 4), "3,4") if name == "disc_channels" else ("other", "other")
+        assert getattr(parse(f"--{name}={text}"), name) == value != before
+    config = parse("--source=cifar100", "--target=tiny_imagenet", "--transform=crop")
+    assert (config.source, config.target, config.transform) == (
+        "cifar100", "tiny_imagenet", "crop",
+    )  # fmt: skip
+
+
+def test_every_setting_is_read_somewhere():
+    """As an attribute of something that is called a config or settings."""
+    read = set()
+    for path in (ROOT / "igam_tf").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                of = getattr(node.value, "id", getattr(node.value, "attr", None))
+                if of in ("c", "config", "base", "s", "settings"):
+                    read.add(node.attr)
+    assert FIELDS.keys() <= read

@@ -1,0 +1,145 @@
+"""Every flagfile of a row, through the real command line, for two steps of each stage.
+
+The images are generated (random pixels of each data set's shape and number of classes), and every
+teacher is trained on the spot: nothing is learnt here, every stage and every map runs.
+"""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+from igam_tf import datasets, train
+from igam_tf.experiments import ROWS
+from igam_tf.loop import Log
+from igam_tf.transforms import RandomPad
+
+FLAGFILES = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "flags").glob("*.flags"))
+    if "--preset=paper" in path.read_text(encoding="utf-8").splitlines()
+]
+SMALL = {
+    "preset": "smoke",
+    "teacher": "train",
+    "teacher_steps": 2,
+    "teacher_batch_size": 4,
+    "teacher_attack_steps": 1,
+    "finetune_steps": 2,
+    "train_steps": 2,
+    "igam_start": 0,
+    "disc_every": 1,
+    "batch_size": 4,
+    "num_validation": 4,
+    "eval_examples": 4,
+    "eval_attacks": "clean",
+    "log_every": 1,
+    "validate_every": 2,
+    "checkpoint_every": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def generated(monkeypatch) -> None:
+    """Random images instead of every data set."""
+
+    def load(name, split, *, source, data_dir, seed, num):
+        spec = datasets.SPECS[name]
+        rng = np.random.default_rng([len(split), *spec.image_shape, spec.num_classes])
+        images = rng.integers(0, 256, (12, *spec.image_shape), np.uint8)
+        labels = rng.integers(0, spec.num_classes, 12)
+        return datasets.Split(images, labels, spec, source, split)
+
+    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(datasets, "check_available", lambda *_, **__: None)
+
+
+@pytest.fixture
+def command():
+    """Runs `main` on a flagfile, small, in a folder; leaves no flag behind."""
+    before = set(flags.FLAGS)
+    train.define_flags()
+    small = [f"--{name}={value}" for name, value in SMALL.items()]
+
+    def run(path: Path, folder: Path) -> Path:
+        arguments = [f"--flagfile={path}", *small, f"--workdir={folder}", "--replicas=1"]
+        train.main(flags.FLAGS(["train", *arguments]))
+        return folder
+
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, Path]:
+    """The runs of this module that came to their end, by flagfile."""
+    return {}
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    return [v.numpy() for v in keras.saving.load_model(path, compile=False).variables]
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
+def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
+    drawn, offsets = [], RandomPad.offsets
+
+    def counted(*arguments):
+        drawn.append(arguments)
+        return offsets(*arguments)
+
+    monkeypatch.setattr(RandomPad, "offsets", staticmethod(counted))
+    folder = command(path, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    key = (config["source"], config["target"], config["transform"])
+    assert key in ROWS
+    assert json.loads((folder / "results.json").read_text()).keys() == {"igam", "teacher"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if line["stage"] == "student" and "L_diff" in line]
+    assert [line["step"] for line in losses] == [1, 2]
+    assert all(line["L_diff"] > 0 and line["norm_ratio"] > 0 for line in losses)
+    teacher = keras.saving.load_model(folder / "teacher.keras", compile=False)
+    assert len(teacher.transform.variables) == (2 if key[2] == "transpose_conv" else 0)
+    # One trace each of stages 1 and 2, one picture of the monitor; none in evaluation.
+    assert len(drawn) == (3 if key[2] == "random_pad" else 0)
+    if drawn:  # the picture's key: seed 0, and the student's step 2 of replica 0
+        assert drawn[2][0].numpy().tolist() == [0, 2 * 1024]
+    finished[path.stem] = folder
+
+
+@pytest.mark.parametrize(
+    ("name", "moments"),
+    [
+        ("tiny_imagenet_to_cifar10_random_pad", [("teacher", 2), ("student", 2)]),
+        ("tiny_imagenet_to_cifar10_transpose_conv", [("teacher", 2)]),
+    ],
+)
+def test_interrupted_and_resumed_ends_in_the_same_weights(
+    name, moments, command, finished, tmp_path, monkeypatch
+):
+    """Ended at each moment, before that step is saved, it goes on from the first step."""
+    path = next(p for p in FLAGFILES if p.stem == name)
+    whole = finished.get(name) or command(path, tmp_path / "whole")
+    log = Log.__call__
+    for moment in moments:
+
+        def stop(self, step, scalars, moment=moment):
+            if (self._stage, step) == moment:
+                raise KeyboardInterrupt
+            log(self, step, scalars)
+
+        monkeypatch.setattr(Log, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            command(path, tmp_path / "run")
+    monkeypatch.setattr(Log, "__call__", log)
+    command(path, tmp_path / "run")
+    for file in ("teacher.keras", "student.keras"):
+        for ours, expected in zip(
+            weights(tmp_path / "run" / file), weights(whole / file), strict=True
+        ):
+            np.testing.assert_array_equal(ours, expected)
