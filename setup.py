@@ -26,7 +26,12 @@ setup(
         "matplotlib>=3.11,<3.12",  # the audit's plots
     ],
     extras_require={
-        "dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.17,<0.18"],
+        "dev": [
+            "pytest>=9,<10",
+            "pytest-timeout>=2.4,<3",
+            "pytest-xdist>=3.8,<4",
+            "ruff>=0.17,<0.18",
+        ],
         # Other people's attacks, to check ours against.
         "crosscheck": ["foolbox>=3.3,<4", "adversarial-robustness-toolbox>=1.20,<2"],
     },

@@ -235,7 +235,7 @@ class IGAM(Classifier):
         length = self.mean(norms)
         length = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, length)
         # f_disc sees J_s / |J_s|, so that a tiny J_s has a huge v: no image goes beyond LONGEST steps.
-        shorter = tf.minimum(1.0, tf.math.divide_no_nan(LONGEST * length, norms))
+        shorter = tf.minimum(tf.ones_like(norms), tf.math.divide_no_nan(LONGEST * length, norms))
         v *= tf.reshape(shorter, [-1, *[1] * (v.shape.rank - 1)])
         h = self.settings.difference_length * self.network.pixel_max / length
 
