@@ -33,6 +33,11 @@ setup(
             "ruff>=0.17,<0.18",
         ],
         # Other people's attacks, to check ours against.
-        "crosscheck": ["foolbox>=3.3,<4", "adversarial-robustness-toolbox>=1.20,<2"],
+        # multiprocess: imported by ART's AutoAttack, which does not declare it.
+        "crosscheck": [
+            "foolbox>=3.3,<4",
+            "adversarial-robustness-toolbox>=1.20,<2",
+            "multiprocess>=0.70,<1",
+        ],
     },
 )

@@ -6,13 +6,21 @@ With --json, finished batches are kept in <file>.journal until the end: killed, 
 on where it was.
 """
 
+import math
+from functools import partial
+
 from absl import flags
 
-from igam_tf import datasets
-from igam_tf.attacks import LOSSES, attack_names
-from igam_tf.evaluation import BATCH_NORMS, model_report, table
+from igam_tf.attacks import LOSSES, NORMS, attack_names
+from igam_tf.evaluation import BATCH_NORMS, check_threat, model_report, table
 from igam_tf.journal import Journal, model_identity
-from igam_tf.models import dataset_of, find_model, parse_fraction, writable
+from igam_tf.models import (
+    define_data_flags,
+    find_model,
+    model_and_images,
+    parse_fraction,
+    writable,
+)
 from igam_tf.runs import environment, write_json
 from madry_models.errors import UserError, run_entry_point
 
@@ -29,7 +37,8 @@ def define_flags() -> None:
         "clean, fgsm, pgd<steps>, apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack",
     )
     flags.DEFINE_string("json", None, "file for the results")
-    flags.DEFINE_string("eps", None, f"l-inf radius, {of_range}; default: the data set's")
+    flags.DEFINE_enum("norm", "linf", NORMS, "of eps and step_size, for every attack")
+    flags.DEFINE_string("eps", None, f"radius, {of_range}; default: the data set's, in linf alone")
     flags.DEFINE_string(
         "step_size", None, f"of PGD, {of_range}; default: in the data set's ratio to eps"
     )
@@ -41,15 +50,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "batch_norm", "inference", BATCH_NORMS, "by moving averages, or by each batch's statistics"
     )
-    flags.DEFINE_enum("dataset", None, tuple(datasets.SPECS), "default: the model's own")
-    flags.DEFINE_enum("split", "test", ("train", "test"), "of the data set")
-    flags.DEFINE_enum(
-        "data", None, ("tfds", "builtin"), "real or synthetic; default: the run's, else tfds"
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
-    )
-    flags.DEFINE_integer("data_seed", None, "of builtin data; default: the run's, else 0")
+    define_data_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -57,18 +58,17 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
     attacks = attack_names(FLAGS.attacks)
-    eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
+    most = 1.0 if FLAGS.norm == "linf" else math.inf  # in l2 many pixels add up
+    eps, step_size = (
+        parse_fraction(flag, FLAGS[flag].value, most=most) for flag in ("eps", "step_size")
+    )
+    check_threat(FLAGS.norm, eps)
     output = writable(FLAGS.json) if FLAGS.json else None
     load, path, run = find_model(FLAGS.model)
-    source = FLAGS.data or run.get("data") or "tfds"
-    data_dir = FLAGS.data_dir or run.get("data_dir") or None
-    data_seed = run.get("data_seed", 0) if FLAGS.data_seed is None else FLAGS.data_seed
-    dataset = FLAGS.dataset or run.get("target")
-    if dataset:
-        datasets.check_available(dataset, source=source, data_dir=data_dir)
-    model = load(path)
-    dataset = dataset or dataset_of(model)
-    split = datasets.load(dataset, FLAGS.split, source=source, data_dir=data_dir, seed=data_seed)
+    model, split, data_seed = model_and_images(
+        partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
+        data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
+    )  # fmt: skip
     journal = None
     if output:
         kept = output.with_name(f"{output.name}.journal")
@@ -81,13 +81,14 @@ def main(argv: list[str]) -> None:
         step_size=step_size,
         restarts=FLAGS.restarts,
         loss=FLAGS.loss,
+        norm=FLAGS.norm,
         num_examples=FLAGS.num_examples,
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
         batch_norm=FLAGS.batch_norm,
         journal=journal,
     )
-    if source == "builtin":
+    if split.source == "builtin":
         report["data_seed"] = data_seed
     print(f"{FLAGS.model}\n{table(report)}")
     if output:

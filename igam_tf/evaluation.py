@@ -8,6 +8,7 @@ a symptom of masked gradients, stays visible; the row `worst_case` joins them, e
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from igam_tf.survival import LogitsFn, in_pixel_range, survivors
 from madry_models.errors import UserError
 
 WORST_CASE = "worst_case"
-EPS_UNIT = "l-inf, fraction of the pixel range"
+NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
 BATCH_NORMS = ("inference", "batch")
 _Z95 = 1.959963984540054  # normal quantile of 0.975
 
@@ -69,6 +70,25 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
     return on_batch_statistics
 
 
+def stated(spec: AttackSpec) -> dict[str, Any]:
+    """The settings of an attack that its row states."""
+    names = ("eps", "step_size", "steps", "restarts", "loss", "kind", "targets", "after")
+    return {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
+
+
+def eps_unit(norm: str) -> str:
+    """What eps and step_size of a row are in."""
+    return f"{NORM_TEXT[norm]}, fraction of the pixel range"
+
+
+def check_threat(norm: str, eps: float | None) -> None:
+    """Raises a UserError where l2 lacks a radius: those of the data sets are l-inf's."""
+    if norm != "linf" and eps is None:
+        raise UserError(
+            f"expected --eps with --norm={norm}: a data set's own radius is for l-inf; received none"
+        )
+
+
 def evaluate(
     logits_fn: LogitsFn,
     images: np.ndarray,
@@ -113,16 +133,15 @@ def evaluate(
     )  # fmt: skip
     results = {}
     for spec in attacks:
-        settings = {"eps": spec.eps, "eps_unit": EPS_UNIT, "step_size": spec.step_size}
-        settings |= {"steps": spec.steps, "restarts": spec.restarts, "loss": spec.loss}
-        settings |= {"kind": spec.kind, "targets": spec.targets, "after": spec.after}
-        results[spec.name] = _figures(robust[spec.name]) | settings | common
-    over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks), "eps_unit": EPS_UNIT}
+        results[spec.name] = figures(robust[spec.name]) | stated(spec) | common
+    over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks)}
+    over["eps_unit"] = eps_unit(attacks[0].norm)
     worst = np.logical_and.reduce(list(robust.values()))
-    return results | {WORST_CASE: _figures(worst) | over | common}
+    return results | {WORST_CASE: figures(worst) | over | common}
 
 
-def _figures(robust: np.ndarray) -> dict:
+def figures(robust: np.ndarray) -> dict:
+    """Accuracy and its 95 % interval in percent, and n, of the examples left standing, [n] bool."""
     hits, n = int(robust.sum()), len(robust)
     interval = [round(100 * bound, 4) for bound in wilson_interval(hits, n)]
     return {"accuracy": 100 * hits / n, "n": n, "ci95": interval}
@@ -137,6 +156,7 @@ def model_report(
     step_size: float | None = None,
     restarts: int = 1,
     loss: str = "xent",
+    norm: str = "linf",
     num_examples: int | None = None,
     seed: int = 0,
     batch_size: int = 100,
@@ -150,16 +170,17 @@ def model_report(
         model: sees pixels in 0..model.pixel_max, or in the data set's range if it does not tell.
         split: images and labels.
         attacks: names, see `igam_tf.attacks.attack_names`.
-        eps: l-inf radius as a fraction of the pixel range; None: the data set's threat model.
+        eps: radius as a fraction of the pixel range; None: the data set's, in l-inf alone.
         step_size: of PGD, likewise; None: in the data set's ratio to eps.
         num_examples: the first so many; None: all.
-        restarts, loss: see `attack_specs`.
+        restarts, loss, norm: see `attack_specs`.
         seed, batch_size, batch_norm, progress, journal: see `evaluate`.
 
     Raises:
-        UserError: more examples asked for than there are, a model that is not for such images, or
-            as `evaluate`.
+        UserError: more examples asked for than there are, a model that is not for such images, no
+            eps in l2, or as `evaluate`.
     """
+    check_threat(norm, eps)
     spec, available = split.spec, len(split.labels)
     n = available if num_examples is None else num_examples
     if not 1 <= n <= available:
@@ -183,6 +204,7 @@ def model_report(
             restarts=restarts,
             loss=loss,
             num_classes=spec.num_classes,
+            norm=norm,
         ),
         pixel_max=pixel_max,
         seed=seed,
@@ -242,7 +264,7 @@ def table(report: dict) -> str:
     data = "builtin (synthetic)" if report["data"] == "builtin" else report["data"]
     lines = [
         f"{report['dataset']} {report['split']}, data {data}: first n = {worst['n']} images",
-        f"l-inf eps {fraction_text(worst['eps'])} of the pixel range "
+        f"{worst['eps_unit'].split(',')[0]} eps {fraction_text(worst['eps'])} of the pixel range "
         f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}",
         "",

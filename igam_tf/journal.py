@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ class Journal:
             file.write(json.dumps({"key": key, "standing": self._known[key]}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def remembered(
+    journal: Journal | None, parts: Sequence[Any], work: Callable[..., np.ndarray], *arguments: Any
+) -> np.ndarray:
+    """What the journal holds under the key of `parts`; else work(*arguments), [B] bool, kept there."""
+    if journal is None:
+        return work(*arguments)
+    key = journal.key(*parts)
+    standing = journal.get(key)
+    if standing is None:
+        standing = work(*arguments)
+        journal.put(key, standing)
+    return standing
 
 
 def model_identity(model: keras.Model) -> str:

@@ -1,23 +1,26 @@
 """From what a user names on a command line to a model, a number or a file."""
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import keras
+from absl import flags
 
 import igam_tf.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
+from igam_tf.datasets import Split
 from igam_tf.runs import load_model
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 
-def parse_fraction(flag: str, text: str | None) -> float | None:
-    """A number above 0 and at most 1 out of "8/255" or "0.3"; None stays None.
+def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float | None:
+    """A number above 0 and at most `most` out of "8/255" or "0.3"; None stays None.
 
     Raises:
         UserError: anything else.
@@ -28,10 +31,11 @@ def parse_fraction(flag: str, text: str | None) -> float | None:
         value = float(Fraction(text))
     except (ValueError, ZeroDivisionError):
         value = 0.0
-    if not 0 < value <= 1:
+    if not (0 < value <= most and math.isfinite(value)):
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
         raise UserError(
-            f"expected --{flag} as a fraction of the pixel range, above 0 and at most 1, such as "
-            f"8/255 or 0.3; received {text!r}"
+            f"expected --{flag} as a fraction of the pixel range, above 0{limit}, such as 8/255 or "
+            f"0.3; received {text!r}"
         )
     return value
 
@@ -82,6 +86,50 @@ def dataset_of(model: keras.Model) -> str:
         f"expected --dataset, one of {', '.join(datasets.SPECS)}: this {type(model).__name__} does "
         "not tell which it was made for"
     )
+
+
+def define_data_flags() -> None:
+    """The flags that say on which images a model is judged; see `model_and_images`."""
+    flags.DEFINE_enum("dataset", None, tuple(datasets.SPECS), "default: the model's own")
+    flags.DEFINE_enum("split", "test", ("train", "test"), "of the data set")
+    flags.DEFINE_enum(
+        "data", None, ("tfds", "builtin"), "real or synthetic; default: the run's, else tfds"
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
+    )
+    flags.DEFINE_integer("data_seed", None, "of builtin data; default: the run's, else 0")
+
+
+def model_and_images(
+    load: Callable[[], keras.Model],
+    run: dict,
+    *,
+    dataset: str | None,
+    split: str,
+    data: str | None,
+    data_dir: str | None,
+    data_seed: int | None,
+) -> tuple[keras.Model, Split, int]:
+    """(model, images, seed of builtin images): as the flags say, else the run, else the model.
+
+    Args:
+        load: loads the model, once the data set is known to be there.
+        run: settings of the model's run, or none.
+        dataset, split, data, data_dir, data_seed: values of `define_data_flags`.
+
+    Raises:
+        UserError: no such data, or a model that does not tell what it was made for.
+    """
+    source = data or run.get("data") or "tfds"
+    folder = data_dir or run.get("data_dir") or None
+    seed = run.get("data_seed", 0) if data_seed is None else data_seed
+    name = dataset or run.get("target")
+    if name:
+        datasets.check_available(name, source=source, data_dir=folder)
+    model = load()
+    name = name or dataset_of(model)
+    return model, datasets.load(name, split, source=source, data_dir=folder, seed=seed), seed
 
 
 def writable(path: str) -> Path:

@@ -46,11 +46,16 @@ def environment() -> dict[str, str | None]:
     return versions | {"python": platform.python_version(), "git_commit": commit}
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_text(path: Path, content: str) -> None:
     """Writes `path` atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `path` atomically, as JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -7,7 +7,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from igam_tf.attacks import AttackSpec, apgd, dlr_targeted, fab, loss_named, pgd, square
-from igam_tf.journal import Journal, settings_of
+from igam_tf.attacks.losses import other_logits
+from igam_tf.attacks.norms import length, per_example
+from igam_tf.attacks.square import move_length, start_shape
+from igam_tf.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -20,27 +23,47 @@ def _generator(seed: int, run: int, index: int) -> np.random.Generator:
 
 
 def random_start(
-    shape: tuple[int, ...], indices: Sequence[int], *, eps: float, seed: int, restart: int, dtype
+    shape: tuple[int, ...],
+    indices: Sequence[int],
+    *,
+    eps: float,
+    seed: int,
+    restart: int,
+    dtype,
+    norm: str = "linf",
 ) -> np.ndarray:
-    """Uniform noise in +-eps, [len(indices), *shape]: a function of seed, restart and index alone.
+    """Uniform noise in the eps-ball, [len(indices), *shape]: a function of seed, restart and index.
 
     So neither the batch size nor the examples left out change anybody's start.
     """
-    unit = [_generator(seed, restart, index).random(shape, dtype) for index in indices]
-    return ((2 * np.stack(unit) - 1) * eps).astype(dtype)
+
+    def one(generator: np.random.Generator) -> np.ndarray:
+        if norm == "linf":
+            return 2 * generator.random(shape, dtype) - 1
+        direction = generator.standard_normal(shape, dtype)
+        return direction / np.linalg.norm(direction) * generator.random() ** (1 / direction.size)
+
+    unit = [one(_generator(seed, restart, index)) for index in indices]
+    return (np.stack(unit) * eps).astype(dtype)
 
 
 def square_moves(
-    shape: tuple[int, int, int], indices: Sequence[int], *, queries: int, seed: int, run: int, dtype
+    shape: tuple[int, int, int],
+    indices: Sequence[int],
+    *,
+    queries: int,
+    seed: int,
+    run: int,
+    dtype,
+    norm: str = "linf",
 ) -> dict[str, np.ndarray]:
     """The random numbers of `igam_tf.attacks.square`, for images of this shape."""
-    _, width, channels = shape
-    stripes, moves = [], []
+    start, moves = [], []
     for index in indices:
         generator = _generator(seed, run, index)
-        stripes.append(generator.choice([-1, 1], size=(width, channels)))
-        moves.append(generator.random((queries - 1, 2 + channels), np.float32))
-    return {"stripes": np.stack(stripes).astype(dtype), "moves": np.stack(moves)}
+        start.append(generator.choice([-1, 1], size=start_shape(shape, norm)))
+        moves.append(generator.random((queries - 1, move_length(shape[2], norm)), np.float32))
+    return {"start": np.stack(start).astype(dtype), "moves": np.stack(moves)}
 
 
 def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
@@ -81,17 +104,17 @@ def survivors(
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
         inputs = {"x": x, "y": y[batch], "eps": eps}
         if spec.kind == "square":
-            inputs |= square_moves(
-                shape, batch, queries=spec.steps, seed=seed, run=run, dtype=dtype
-            )
+            of = {"seed": seed, "run": run, "dtype": dtype, "norm": spec.norm}
+            inputs |= square_moves(shape, batch, queries=spec.steps, **of)
         else:
             restart, rank = divmod(run, max(spec.targets, 1))
-            of = {"seed": seed, "restart": restart, "dtype": dtype}
+            of = {"seed": seed, "restart": restart, "dtype": dtype, "norm": spec.norm}
             size = dtype(1) if spec.kind == "apgd" else eps
             start = random_start(shape, batch, eps=size, **of) if spec.random_start else 0 * x
             inputs |= {"noise": start, "step_size": step_size, "rank": np.int32(rank)}
             inputs |= {"steps": np.int32(spec.steps)}
-        kind = (spec.kind, spec.loss, spec.steps if spec.kind != "pgd" else 0, spec.targets)
+        steps = 0 if spec.kind == "pgd" else spec.steps
+        kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets)
         if kind not in compiled:
             compiled[kind] = _compiled(logits_fn, spec, inputs, pixel_max)
         predicted = compiled[kind](inputs).numpy()
@@ -111,20 +134,14 @@ def survivors(
         with tqdm(total=len(indices), desc=title, unit="image", disable=not progress) as bar:
             for begin in range(0, len(indices), batch_size):
                 batch = indices[begin : begin + batch_size]
-                known = None
-                if journal:
-                    key = journal.key(*common, batch, y[batch], images[batch])
-                    known = journal.get(key)
-                if known is None:
-                    known = standing(spec, run, batch)
-                    if journal:
-                        journal.put(key, known)
-                hits[begin : begin + len(batch)] = known
+                hits[begin : begin + len(batch)] = remembered(
+                    journal, [*common, batch, y[batch], images[batch]], standing, spec, run, batch
+                )
                 bar.update(len(batch))
         return hits
 
     everything = np.arange(len(labels))
-    clean = right(AttackSpec(name="clean"), 0, everything)
+    clean = right(AttackSpec(name="clean", norm=attacks[0].norm), 0, everything)
     robust: dict[str, np.ndarray] = {}
     for spec in attacks:
         standing_still = (robust[spec.after] if spec.after else clean).copy()
@@ -157,28 +174,25 @@ def _compiled(logits_fn: LogitsFn, spec: AttackSpec, inputs: dict, pixel_max: fl
 
     Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images.
     """
-    per_example = {"x", "y", "noise", "stripes", "moves"}
+    by_example = {"x", "y", "noise", "start", "moves"}
 
     def signature(name: str, value: np.ndarray) -> tf.TensorSpec:
-        shape = [None, *value.shape[1:]] if name in per_example else []
+        shape = [None, *value.shape[1:]] if name in by_example else []
         return tf.TensorSpec(shape, value.dtype, name)
 
     bounds = (0.0, pixel_max)
 
     def attack(x, y, eps, **inputs) -> tf.Tensor:
-        threat = {"eps": eps, "bounds": bounds}
+        threat = {"eps": eps, "bounds": bounds, "norm": spec.norm}
         if spec.kind == "square":
             return square(logits_fn, x, y, **threat, **inputs)
         target = {}
         if spec.targets:
-            logits = logits_fn(x)
-            others = tf.where(tf.one_hot(y, logits.shape[1]) > 0, float("-inf"), logits)
-            ranked = tf.math.top_k(others, spec.targets).indices
+            ranked = tf.math.top_k(other_logits(logits_fn(x), y), spec.targets).indices
             target = {"target": tf.cast(ranked[:, inputs["rank"]], y.dtype)}
         if spec.kind == "fab":
             x_adv = fab(logits_fn, x, y, **threat, steps=spec.steps, **target)
-            near = tf.reduce_max(tf.abs(x_adv - x), [1, 2, 3], keepdims=True) <= eps
-            return tf.where(near, x_adv, x)
+            return tf.where(per_example(length(x_adv - x, spec.norm) <= eps, x), x_adv, x)
         noise = inputs["noise"]
         if spec.kind == "apgd":
             loss = dlr_targeted if spec.targets else loss_named(spec.loss)

@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import pytest
 import tensorflow as tf
+from absl import flags
 
 # Two logical CPUs, so that MirroredStrategy can be tested; everything else runs on the first.
 tf.config.set_logical_device_configuration(
@@ -31,6 +32,21 @@ def data_dir() -> Path:
     if not (DATA / "tensorflow_datasets").is_dir():
         pytest.skip(f"no real data: {DATA}/tensorflow_datasets is absent (set IGAM_DATA)")
     return DATA
+
+
+@pytest.fixture
+def command_of():
+    """Makes of an entry point's module a function of flags; leaves no flag behind."""
+    before = set(flags.FLAGS)
+
+    def of(module):
+        module.define_flags()
+        return lambda *arguments: module.main(flags.FLAGS([module.__name__, *arguments]))
+
+    yield of
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
 
 
 @pytest.fixture

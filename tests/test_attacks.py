@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.attacks import LOSSES, loss_named, pgd
-from igam_tf.attacks.losses import cw_margin, xent
+from igam_tf.attacks.losses import cw_margin, of_class, xent
 from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -89,6 +89,18 @@ def test_l2_steps_along_the_gradient():
     )  # fmt: skip
     sign = np.array([1, 1, -1])[:, None, None, None]
     np.testing.assert_allclose(x_adv, x + 0.2 * sign * w / np.linalg.norm(w), atol=1e-9)
+
+
+def test_a_targeted_loss_has_its_target():
+    """Up the margin of the target alone: x + eps sign(w_target - w_y)."""
+    w, x = RNG.normal(size=(9, 4)), RNG.uniform(0.3, 0.7, size=(5, 9))
+    y, target = np.array([0, 1, 2, 3, 0]), np.array([1, 0, 3, 1, 2])
+    x_adv = pgd(
+        lambda x: x @ w, *map(tf.constant, (x, y)), eps=0.1, step_size=0.04, steps=4,
+        loss=lambda z, y, t: of_class(z, t) - of_class(z, y), bounds=(0.0, 1.0),
+        target=tf.constant(target),
+    )  # fmt: skip
+    np.testing.assert_allclose(x_adv, x + 0.1 * np.sign(w[:, target] - w[:, y]).T, atol=1e-12)
 
 
 def test_decaying_steps_add_up():

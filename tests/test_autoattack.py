@@ -14,10 +14,10 @@ from igam_tf.attacks.apgd import checkpoints
 from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
-from igam_tf.attacks.square import square_side
+from igam_tf.attacks.square import _exchange, bumps, square_side
 from igam_tf.evaluation import evaluate, table
 from igam_tf.journal import Journal, model_identity
-from igam_tf.survival import square_moves, survivors
+from igam_tf.survival import random_start, square_moves, survivors
 from madry_models import MnistCNN
 from madry_models.errors import UserError
 
@@ -238,6 +238,81 @@ def test_square_needs_no_gradient():
     assert np.abs(x_adv - X).max() <= 0.1 + 1e-12
 
 
+def test_bumps_by_hand():
+    """Rows 1/4 5/4 1/4 above; below minus 1/4 1/4 1/4 and 1/4 5/4 1/4; each half of length 1/sqrt 2."""
+    above, below = np.array([[0.25, 1.25, 0.25]]), np.array([[0.25] * 3, [0.25, 1.25, 0.25]])
+    by_hand = np.concatenate([above / np.sqrt(1.6875), -below / np.sqrt(1.875)]) / np.sqrt(2)
+    np.testing.assert_allclose(bumps(3), by_hand, rtol=1e-12)
+    for side in (1, 2, 5, 12):
+        assert np.linalg.norm(bumps(side)) == pytest.approx(1)
+
+
+def test_exchange_moves_the_norm_between_squares():
+    """Algorithm 3: all of eps is used, the giving square is empty, the rest is as it was."""
+    eps, side, rng = 0.7, 3, np.random.default_rng(0)
+    delta = rng.normal(size=(6, 8, 8, 2))
+    delta *= 0.9 * eps / np.linalg.norm(delta.reshape(6, -1), axis=1)[:, None, None, None]
+    moves = rng.uniform(size=(6, 7)).astype("float32")
+    shapes = tf.constant(np.stack([bumps(side), bumps(side).T]))
+    new = _exchange(*map(tf.constant, (delta, moves)), side, shapes, tf.constant(eps, tf.float64))
+    new = new.numpy()
+    np.testing.assert_allclose(np.linalg.norm(new.reshape(6, -1), axis=1), eps, rtol=1e-9)
+    corners = (moves[:, [0, 1, 4, 5]] * (8 - side + 1)).astype(int)
+    for i, (row, column, row_2, column_2) in enumerate(corners):
+        mask = np.zeros((8, 8), int)
+        mask[row_2 : row_2 + side, column_2 : column_2 + side] = 2
+        mask[row : row + side, column : column + side] = 1
+        np.testing.assert_array_equal(new[i][mask == 0], delta[i][mask == 0])
+        assert not new[i][mask == 2].any()
+        # Where nothing was before, the bumps appear as they are, turned by the last number.
+        empty = _exchange(tf.zeros((1, 8, 8, 2), tf.float64), moves[i : i + 1], side, shapes, eps)
+        bump = bumps(side).T if moves[i, -1] < 0.5 else bumps(side)
+        for channel in range(2):
+            sign = -1 if moves[i, 2 + channel] < 0.5 else 1
+            there = empty[0, row : row + side, column : column + side, channel]
+            np.testing.assert_allclose(there, sign * bump * eps / np.sqrt(2), rtol=1e-6, atol=1e-9)
+
+
+def test_square_in_l2_on_a_linear_model():
+    """It stays in ball and box, and gets much further than as many random points."""
+    n, queries, eps, shape = 20, 400, 0.5, (12, 12, 1)
+    rng = np.random.default_rng(0)
+    x, w = rng.uniform(size=(n, *shape)), rng.normal(size=shape)
+    w = w + np.roll(w, 1, 0) + np.roll(w, 1, 1)  # neighbours alike, as in images
+
+    def logits_fn(x):
+        z = tf.reduce_sum(x * w, (1, 2, 3))
+        return tf.stack([tf.zeros_like(z) + 99, z], 1)
+
+    def reached(x_adv):
+        return ((x_adv - x) * w).sum((1, 2, 3)) / (eps * np.linalg.norm(w))
+
+    of = dict(queries=queries, seed=0, run=0, dtype=np.float64, norm="l2")
+    x_adv = tf.function(square)(
+        logits_fn, tf.constant(x), tf.zeros(n, tf.int64), eps=eps, bounds=(0.0, 1.0), norm="l2",
+        **square_moves(shape, range(n), **of),
+    ).numpy()  # fmt: skip
+    noise = {"eps": eps, "seed": 0, "dtype": np.float64, "norm": "l2"}
+    points = (random_start(shape, range(n), restart=k, **noise) for k in range(queries))
+    by_chance = np.max([reached(np.clip(x + d, 0, 1)) for d in points], 0)
+    assert (np.linalg.norm((x_adv - x).reshape(n, -1), axis=1) <= eps * (1 + 1e-9)).all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (reached(x_adv) > 1.5 * by_chance).all()
+    assert reached(x_adv).min() > 0.5
+
+
+def test_random_start_is_uniform_in_the_l2_ball():
+    """The share of the volume within the radius r is (r / eps)^D: uniform in 0..1."""
+    noise = random_start(
+        (2, 3, 1), range(2000), eps=3.0, seed=1, restart=0, dtype=np.float64, norm="l2"
+    ).reshape(2000, 6)
+    volume = (np.linalg.norm(noise, axis=1) / 3) ** 6
+    assert 0 <= volume.min() < volume.max() <= 1
+    np.testing.assert_allclose(np.quantile(volume, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
+    np.testing.assert_allclose(noise.mean(0), 0, atol=0.1)
+
+
 # --- the loop, the ensemble, its figures -----------------------------------------------------------
 
 
@@ -256,22 +331,25 @@ def test_shrinking_loop_hands_in_each_answer_once():
     assert sizes == [4, 3, 2, 1, 1]
 
 
-def _survivors(names: str, eps: float, **changed) -> dict[str, np.ndarray]:
-    settings = {"eps": eps, "step_size": eps / 4, "restarts": 1, "loss": "xent"}
+def _survivors(names: str, eps: float, norm: str = "linf", **changed) -> dict[str, np.ndarray]:
+    settings = {"eps": eps, "step_size": eps / 4, "restarts": 1, "loss": "xent", "norm": norm}
     specs = attack_specs(attack_names(names), num_classes=CLASSES, **settings)
     how = dict(pixel_max=1.0, seed=0, batch_size=16, batch_norm="inference", progress=False)
     return survivors(linear, X.astype("float32"), Y, attacks=specs, **(how | changed))
 
 
-def test_each_attack_against_the_closed_form():
-    """Targeted ones and Square decide every example rightly; cross-entropy alone need not."""
-    eps = float(np.median(distances("linf").min(1)))
-    true = distances("linf").min(1) > eps
-    found = _survivors("apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack", eps)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_attack_against_the_closed_form(norm):
+    """Targeted ones decide every example rightly, and Square in l-inf; cross-entropy need not."""
+    eps = float(np.median(distances(norm).min(1)))
+    true = distances(norm).min(1) > eps
+    found = _survivors("pgd20,apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack", eps, norm=norm)
     for name, standing in found.items():
         assert not (true & ~standing).any(), name
+        if (name, norm) == ("square", "l2"):  # its squares of 3 pixels are these whole images
+            continue
         wrong = (standing & ~true).sum()
-        assert wrong <= (4 if name.endswith(("-ce", "-dlr")) else 0), name
+        assert wrong <= (4 if name.endswith(("20", "-ce", "-dlr")) else 0), name
     rows = ["autoattack/apgd-ce", "autoattack/apgd-t", "autoattack/fab-t", "autoattack"]
     for earlier, later in itertools.pairwise(rows):
         assert not (found[later] & ~found[earlier]).any()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from igam_tf import eval_pgd, models
+from igam_tf import datasets, eval_pgd, models
 from igam_tf.datasets import SPECS, Split
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -20,18 +20,8 @@ ROW |= {"batch_norm", "batch_size", "seed", "kind", "targets", "after"}
 
 
 @pytest.fixture
-def command():
-    """Runs `main` on a command line, and leaves no flag behind."""
-    before = set(flags.FLAGS)
-    eval_pgd.define_flags()
-
-    def run(*arguments: str) -> None:
-        eval_pgd.main(flags.FLAGS(["eval_pgd", *arguments]))
-
-    yield run
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+def command(command_of):
+    return command_of(eval_pgd)
 
 
 @pytest.fixture
@@ -46,8 +36,8 @@ def loaded(monkeypatch) -> list:
         images = RNG.integers(0, 256, (12, *spec.image_shape), np.uint8)
         return Split(images, np.arange(12) % spec.num_classes, spec, source, split)
 
-    monkeypatch.setattr(eval_pgd.datasets, "load", load)
-    monkeypatch.setattr(eval_pgd.datasets, "check_available", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(datasets, "check_available", lambda *_, **__: None)
     return calls
 
 
@@ -110,6 +100,19 @@ def test_table_and_json(command, loaded, saved, tmp_path, capsys):
     assert f"{results['clean']['accuracy']:.2f}" in printed
 
 
+def test_l2_from_the_command_line(command, loaded, saved, tmp_path, capsys):
+    """A radius above the pixel range will do, and every figure says which norm it is of."""
+    file = tmp_path / "l2.json"
+    command(
+        f"--model={saved / 'mnist.keras'}", "--attacks=clean,pgd2,apgd-ce", "--norm=l2", "--eps=1.5",
+        f"--json={file}",
+    )  # fmt: skip
+    results = json.loads(file.read_text())["results"]
+    assert {row["eps_unit"] for row in results.values()} == {"l2, fraction of the pixel range"}
+    assert results["pgd2"]["step_size"] == pytest.approx(1.5 * 0.01 / 0.3)
+    assert "l2 eps 1.5 of the pixel range (1.5 in 0..1), loss xent" in capsys.readouterr().out
+
+
 def test_run_folder_brings_its_settings(command, loaded, saved, tmp_path, capsys):
     run = _run_folder(tmp_path / "run", saved, data="builtin", data_seed=4, data_dir="/data")
     file = tmp_path / "out.json"
@@ -166,6 +169,8 @@ def test_checkpoint_folder_or_prefix(command, loaded, golden_dir, capsys):
         (["--attacks=pgd5,apgd"], "received 'apgd' in 'pgd5,apgd'"),
         (["--attacks="], "fgsm, pgd<number of steps>, .*; received ''"),
         (["--attacks=clean", "fgsm"], "expected flags alone; received 'fgsm' as well"),
+        (["--norm=l2"], "expected --eps with --norm=l2: .* for l-inf; received none"),
+        (["--norm=l2", "--eps=inf"], "above 0, such as 8/255 or 0.3; received 'inf'"),
         (["--eps=8"], "--eps as a fraction .* at most 1, such as 8/255 or 0.3; received '8'"),
         (["--eps=8/0"], "received '8/0'"),
         (["--eps=0"], "received '0'"),
@@ -185,7 +190,7 @@ def test_wrong_flags_end_before_anything_is_loaded(command, loaded, saved, argum
 
 @pytest.mark.parametrize(
     "argument",
-    ["--loss=l2", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
+    ["--loss=l2", "--norm=l1", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
      "--batch_size=0", "--dataset=svhn", "--split=val", "--data=fake"],
 )  # fmt: skip
 def test_flags_out_of_range(command, argument):
@@ -217,7 +222,7 @@ def test_data_set_that_is_not_there(command, saved, monkeypatch):
     def missing(name, *, source, data_dir):
         raise UserError(f"no {name} in {data_dir}")
 
-    monkeypatch.setattr(eval_pgd.datasets, "check_available", missing)
+    monkeypatch.setattr(datasets, "check_available", missing)
     monkeypatch.setattr(models, "load_model", lambda _: pytest.fail("loaded before the check"))
     with pytest.raises(UserError, match="no mnist in /x"):
         command(f"--model={saved / 'foreign.keras'}", "--dataset=mnist", "--data_dir=/x")

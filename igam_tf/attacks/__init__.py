@@ -8,16 +8,19 @@ an attack is a function of its arguments alone; restarts and worst cases are `ig
     apgd    Croce and Hein 2020: chooses its own step size
     fab     Croce and Hein 2020: nearest point, towards a target class
     square  Andriushchenko et al. 2020: logits alone, no gradient
+
+All of them in l-inf and in l2.
 """
 
 from igam_tf.attacks.apgd import apgd
 from igam_tf.attacks.fab import fab
 from igam_tf.attacks.losses import LOSSES, dlr_targeted, loss_named
+from igam_tf.attacks.norms import NORMS
 from igam_tf.attacks.pgd import pgd
 from igam_tf.attacks.spec import AttackSpec, attack_names, attack_specs
 from igam_tf.attacks.square import square
 
 __all__ = [
-    "LOSSES", "AttackSpec", "apgd", "attack_names", "attack_specs", "dlr_targeted", "fab",
+    "LOSSES", "NORMS", "AttackSpec", "apgd", "attack_names", "attack_specs", "dlr_targeted", "fab",
     "loss_named", "pgd", "square",
 ]  # fmt: skip

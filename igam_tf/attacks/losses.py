@@ -16,11 +16,10 @@ def of_class(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.gather(logits, y, axis=1, batch_dims=1)
 
 
-def highest_other(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """The largest logit among the classes that are not y. logits [B,K], y [B] -> [B]."""
+def other_logits(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """The logits of the classes that are not y, and -inf for y. logits [B,K], y [B] -> [B,K]."""
     true = tf.one_hot(y, tf.shape(logits)[1], on_value=True, off_value=False, dtype=tf.bool)
-    others = tf.where(true, tf.constant(float("-inf"), logits.dtype), logits)
-    return tf.reduce_max(others, axis=1)
+    return tf.where(true, tf.constant(float("-inf"), logits.dtype), logits)
 
 
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -34,7 +33,7 @@ def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         array([-1.], dtype=float32)
     """
     logits = at_least_float32(logits)
-    return highest_other(logits, y) - of_class(logits, y)
+    return tf.reduce_max(other_logits(logits, y), axis=1) - of_class(logits, y)
 
 
 def dlr(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

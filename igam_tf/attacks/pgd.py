@@ -16,9 +16,10 @@ def pgd(
     eps: float,
     step_size: float,
     steps: int,
-    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    loss: Callable[..., tf.Tensor],
     bounds: tuple[float, float],
     noise: tf.Tensor | None = None,
+    target: tf.Tensor | None = None,
     norm: str = "linf",
     decay: float = 0.0,
 ) -> tf.Tensor:
@@ -32,12 +33,14 @@ def pgd(
     Args:
         logits_fn: x [B,...] -> logits [B,K].
         x: images [B,...], float32 or float64, within `bounds`.
-        y: labels [B], int; with a targeted loss, whatever it takes as y.
+        y: labels [B], int.
         eps, step_size: radius and step, in the pixel unit of x.
         steps: number of gradient steps.
-        loss: (logits, y) -> [B], see `igam_tf.attacks.losses`.
+        loss: (logits, y) -> [B], or (logits, y, target) -> [B] where there is a target; see
+            `igam_tf.attacks.losses`.
         bounds: lowest and highest pixel value.
         noise: random start, of the shape and dtype of x; None starts at x itself.
+        target: classes [B] of a targeted loss.
         norm: "linf", or "l2", where the step is along the gradient itself.
         decay: the step falls linearly to (1 - decay) of itself at the last one.
 
@@ -54,10 +57,11 @@ def pgd(
     )
     threat = {"eps": eps, "bounds": bounds, "norm": norm}
     last = tf.cast(tf.maximum(steps - 1, 1), x.dtype)
+    aim = () if target is None else (target,)
 
     def values(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logits = logits_fn(x_adv)
-        return loss(logits, y), logits
+        return loss(logits, y, *aim), logits
 
     def step(t: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         gradient, _, _ = ascent(values, x_adv)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from igam_tf.attacks.losses import loss_named
+from igam_tf.attacks.norms import check_norm
 from madry_models.errors import UserError
 
 # Croce and Hein's standard ensemble, in their order: each attacks only what still stands.
@@ -25,6 +26,7 @@ class AttackSpec:
     Attributes:
         name: row of the results.
         kind: "pgd", "apgd", "fab" or "square"; FGSM is one step of PGD.
+        norm: "linf" or "l2", of the ball.
         steps: gradient steps, or queries of Square.
         restarts: random starts, each on what the one before left standing.
         targets: classes tried one after another, from the second highest logit on; 0: untargeted.
@@ -34,6 +36,7 @@ class AttackSpec:
 
     name: str
     kind: str = "pgd"
+    norm: str = "linf"
     eps: float = 0.0
     step_size: float = 0.0
     steps: int = 0
@@ -77,25 +80,28 @@ def attack_specs(
     restarts: int,
     loss: str,
     num_classes: int = 10,
+    norm: str = "linf",
 ) -> list[AttackSpec]:
     """The attacks of these names; FGSM is one step of eps from the image itself, as in the challenges.
 
     Args:
         names: from `attack_names`; "autoattack" becomes four rows, the last of them its result.
-        eps, step_size: l-inf radius and PGD's step, as fractions of the pixel range.
+        eps, step_size: radius and PGD's step, as fractions of the pixel range.
         restarts: random starts of each PGD; the other attacks have one.
         loss: of FGSM and PGD, name in `LOSSES`.
         num_classes: a targeted attack tries at most all but the true one.
+        norm: "linf" or "l2".
 
     Raises:
-        UserError: no such loss, or too few classes for a loss that AutoAttack needs.
+        UserError: no such loss or norm, or too few classes for a loss that AutoAttack needs.
     """
     loss_named(loss)
-    threat = {"eps": eps, "restarts": 1}
+    check_norm(norm)
+    threat = {"norm": norm, "eps": eps, "restarts": 1}
     targets = {"targets": min(TARGETS, num_classes - 1)}
     apgd = threat | {"kind": "apgd", "steps": STEPS, "random_start": True}
     kinds = {
-        "clean": {},
+        "clean": {"norm": norm},
         "fgsm": threat | {"loss": loss, "step_size": eps, "steps": 1},
         "apgd-ce": apgd | {"loss": "xent"},
         "apgd-dlr": apgd | {"loss": "dlr"},
@@ -120,6 +126,6 @@ def attack_specs(
         else:
             pgd = {"loss": loss, "step_size": step_size, "steps": int(name.removeprefix("pgd"))}
             specs.append(
-                AttackSpec(name=name, eps=eps, restarts=restarts, random_start=True, **pgd)
+                AttackSpec(name=name, random_start=True, **(threat | pgd | {"restarts": restarts}))
             )
     return specs

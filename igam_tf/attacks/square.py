@@ -1,32 +1,122 @@
-"""Square attack (Andriushchenko et al. 2020): black box, random search over squares of +-eps.
+"""Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): black box, random search over squares.
 
-It reads logits only, so masked gradients do not hide anything from it.
+In l-inf a square is set to +-eps (their Algorithm 2); in l2 it takes the eps that another square
+gives up, in the shape of two bumps of opposite sign (Algorithm 3). It reads logits only, so masked
+gradients do not hide anything from it.
 """
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks.losses import cw_margin
-from igam_tf.attacks.norms import per_example
+from igam_tf.attacks.norms import check_norm, length, per_example, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 
 P_INIT = 0.8  # share of the pixels that the first square covers, as in AutoAttack
 # Share of all queries -> how often p has been halved by then (their §5, for 10 000 queries)
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+TILES = 5  # of the start in l2, along each side
+_LEAST_BUMP = 3  # pixels; bumps have odd sides, as in the authors' code
 
 
-def square_side(query: int, queries: int, height: int, width: int) -> int:
+def square_side(query: int, queries: int, height: int, width: int, norm: str = "linf") -> int:
     """Side of the square of query number `query` of `queries`, in pixels.
 
     Example:
         >>> [square_side(q, 10_000, 32, 32) for q in (0, 11, 51, 8001)]
         [29, 20, 14, 1]
+        >>> [square_side(q, 10_000, 32, 32, "l2") for q in (0, 11, 51, 8001)]
+        [29, 21, 15, 3]
     """
     scaled = query * 10_000 // queries
     p = P_INIT / 2 ** sum(scaled > at for at in HALVINGS)
-    return min(max(round(math.sqrt(p * height * width)), 1), min(height, width))
+    side = max(round(math.sqrt(p * height * width)), 1)
+    if norm == "l2":
+        side = max(side, _LEAST_BUMP) | 1
+    return min(side, height, width)
+
+
+def start_shape(image_shape: tuple[int, int, int], norm: str) -> tuple[int, int, int]:
+    """Shape of the signs of a start, for one image [H,W,C]: stripes [W,C], or tiles [T,T,C] in l2."""
+    height, width, channels = image_shape
+    tiles = min(TILES, height, width)
+    return (width, channels) if norm == "linf" else (tiles, tiles, channels)
+
+
+def move_length(channels: int, norm: str) -> int:
+    """How many random numbers a query takes for one image."""
+    return channels + (2 if norm == "linf" else 5)
+
+
+def bumps(side: int) -> np.ndarray:
+    """The update eta of l2 (their eq. 4 and Fig. 2), [side,side], of length 1.
+
+    A rectangle's pixel at Chebyshev distance m from its middle has sum_{k=m}^{M} 1 / (k+1)^2, M the
+    largest such distance; the upper half of the square is one rectangle, minus the lower half another.
+    """
+
+    def pyramid(height: int, width: int) -> np.ndarray:
+        distance = np.maximum(
+            np.abs(np.arange(height) - height // 2)[:, None], np.abs(np.arange(width) - width // 2)
+        )
+        terms = 1.0 / (1 + np.arange(max(height, width) // 2 + 1)) ** 2
+        values = terms[::-1].cumsum()[::-1][distance]
+        return values / max(np.linalg.norm(values), 1e-12)
+
+    both = np.concatenate([pyramid(side // 2, side), -pyramid(side - side // 2, side)])
+    return both / np.linalg.norm(both)
+
+
+def _window(shares: tf.Tensor, side: tf.Tensor, extents: tuple[int, int]):
+    """Squares whose place two shares [B,2] tell: row and column inside of them, [B,H] and [B,W], and
+    a mask [B,H,W,1]."""  # fmt: skip
+
+    def inside(share: tf.Tensor, extent: int) -> tf.Tensor:
+        first = tf.cast(share * tf.cast(extent - side + 1, tf.float32), tf.int32)
+        return tf.range(extent)[None, :] - first[:, None]
+
+    row, column = inside(shares[:, 0], extents[0]), inside(shares[:, 1], extents[1])
+    in_row, in_column = ((place >= 0) & (place < side) for place in (row, column))
+    return row, column, in_row[:, :, None, None] & in_column[:, None, :, None]
+
+
+def _signs(shares: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """-1 below a half, else 1. [B,C] -> [B,1,1,C]."""
+    return tf.cast(tf.where(shares < 0.5, -1, 1), dtype)[:, None, None, :]
+
+
+def _channel_length(v: tf.Tensor) -> tf.Tensor:
+    """l2 norm of each channel. [B,H,W,C] -> [B,1,1,C]."""
+    return tf.sqrt(tf.reduce_sum(tf.square(v), [1, 2], keepdims=True))
+
+
+def _exchange(delta, move, side, shapes, eps) -> tf.Tensor:
+    """Algorithm 3: one square takes over the norm of another, and what delta lacks of eps.
+
+    Args:
+        delta: perturbations [B,H,W,C], no longer than eps.
+        move: see `square`, [B,5 + C].
+        side: of both squares.
+        shapes: `bumps` of that side, one above the other and side by side, [2,S,S].
+        eps: l2 radius.
+    """
+    channels, extents = delta.shape[3], delta.shape[1:3]
+    row, column, taking = _window(move[:, :2], side, extents)
+    _, _, giving = _window(move[:, channels + 2 : -1], side, extents)
+    bump = tf.gather(shapes, tf.cast(move[:, -1] < 0.5, tf.int32))
+    for axis, place in ((1, row), (2, column)):
+        bump = tf.gather(bump, tf.clip_by_value(place, 0, side - 1), axis=axis, batch_dims=1)
+    inside, either = tf.cast(taking, delta.dtype), tf.cast(taking | giving, delta.dtype)
+    old = inside * delta
+    bump = inside * bump[..., None] * _signs(move[:, 2 : channels + 2], delta.dtype)
+    new = bump + tf.math.divide_no_nan(old, _channel_length(old))
+    unused = tf.maximum(eps**2 - tf.square(length(delta, "l2")), 0) / channels
+    available = tf.square(_channel_length(either * delta)) + per_example(unused, delta)
+    new = tf.math.divide_no_nan(new, _channel_length(new)) * tf.sqrt(available)
+    return delta * (1 - either) + new
 
 
 def square(
@@ -36,46 +126,60 @@ def square(
     *,
     eps: float,
     bounds: tuple[float, float],
-    stripes: tf.Tensor,
+    start: tf.Tensor,
     moves: tf.Tensor,
+    norm: str = "linf",
 ) -> tf.Tensor:
-    """Minimises the margin within the l-inf ball by sign changes of random squares.
+    """Minimises the margin within the ball by random changes of squares, kept where they help.
 
     Args:
         logits_fn: x [B,H,W,C] -> logits [B,K]; each example's alone, without batch statistics.
         x: images [B,H,W,C], float32 or float64, within `bounds`.
         y: labels [B], int.
-        eps: l-inf radius, in the pixel unit of x.
+        eps: radius, in the pixel unit of x.
         bounds: lowest and highest pixel value.
-        stripes: start, +-1 for each column and channel, [B,W,C] of the dtype of x.
-        moves: for each further query the square's row and column as shares in [0,1), then for each
-            channel a share whose half says its sign, [B,queries - 1,2 + C] float32.
+        start: +-1 of the dtype of x, [B, *`start_shape`].
+        moves: for each further query shares in [0,1): of the square's row and column, then one for
+            each channel whose half says its sign; in l2 also row and column of the square that gives
+            way, and one whose half says how the bumps lie; [B,queries - 1,`move_length`] float32.
+        norm: "linf" or "l2".
 
     Returns:
         x_adv, as x: misclassified if that was found, else the point of the smallest margin.
+
+    Raises:
+        UserError: another norm.
     """
+    check_norm(norm)
     eps, *bounds = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
-    _, height, width, _ = x.shape
+    height, width, _ = x.shape[1:]
     queries = moves.shape[1] + 1
-    sides = tf.constant([square_side(q, queries, height, width) for q in range(queries)])
-    rows, columns = tf.range(height)[None, :], tf.range(width)[None, :]
+    sides = [square_side(q, queries, height, width, norm) for q in range(queries)]
+    if norm == "linf":
+        delta = eps * start[:, None]
+    else:
+        different = sorted(set(sides))
+        shapes = np.zeros((len(different), 2, different[-1], different[-1]))
+        for pair, side in zip(shapes, different, strict=True):
+            pair[:, :side, :side] = bumps(side), bumps(side).T
+        shapes, different = tf.constant(shapes, x.dtype), tf.constant(different)
+        delta = eps * unit(_tiles(start, height, width), norm)
+    sides = tf.constant(sides)
+
+    def propose(s: State, move: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+        if norm == "linf":
+            mask = _window(move, side, (height, width))[2]
+            whole = tf.clip_by_value(s["x"] + eps * _signs(move[:, 2:], x.dtype), *bounds)
+            return tf.where(mask, whole, s["answer"])
+        pair = shapes[tf.searchsorted(different, [side])[0]]
+        delta = _exchange(s["answer"] - s["x"], move, side, pair, eps)
+        return tf.clip_by_value(s["x"] + eps * unit(delta, norm), *bounds)
 
     def margin(x_adv: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return -cw_margin(logits_fn(x_adv), y)
 
     def step(t: tf.Tensor, s: State) -> State:
-        x, side, move = s["x"], sides[t], s["moves"][:, t]
-
-        def inside(share: tf.Tensor, places: tf.Tensor, extent: int) -> tf.Tensor:
-            first = tf.cast(share * tf.cast(extent - side + 1, tf.float32), tf.int32)[:, None]
-            return (places >= first) & (places < first + side)
-
-        mask = (
-            inside(move[:, 0], rows, height)[:, :, None, None]
-            & inside(move[:, 1], columns, width)[:, None, :, None]
-        )
-        sign = tf.where(move[:, 2:] < 0.5, -eps, eps)[:, None, None, :]
-        new = tf.where(mask, tf.clip_by_value(x + sign, *bounds), s["answer"])
+        new = propose(s, s["moves"][:, t], sides[t])
         value = margin(new, s["y"])
         better = value < s["margin"]
         return s | {
@@ -84,7 +188,17 @@ def square(
             "done": value < 0,
         }
 
-    start = tf.clip_by_value(x + eps * stripes[:, None], *bounds)
-    value = margin(start, y)
-    state = {"x": x, "y": y, "moves": moves, "answer": start, "margin": value, "done": value < 0}
+    answer = tf.clip_by_value(x + delta, *bounds)
+    value = margin(answer, y)
+    state = {"x": x, "y": y, "moves": moves, "answer": answer, "margin": value, "done": value < 0}
     return tf.stop_gradient(shrinking_loop(step, state, steps=queries - 1))
+
+
+def _tiles(signs: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Bumps of these signs [B,T,T,C] beside each other in the middle of the image, [B,H,W,C]."""
+    tiles = signs.shape[1]
+    side = min(height, width) // tiles
+    signs = tf.repeat(tf.repeat(signs, side, 1), side, 2)
+    whole = signs * tf.constant(np.tile(bumps(side), (tiles, tiles))[..., None], signs.dtype)
+    top, left = (height - tiles * side) // 2, (width - tiles * side) // 2
+    return tf.image.pad_to_bounding_box(whole, top, left, height, width)

@@ -1,6 +1,8 @@
 """`python -m igam_tf.audit`: is a network robust, or only hard to attack by gradients?
 
 python -m igam_tf.audit --model=runs/mnist-cifar10 --budget=quick
+
+Exit status: 0, or 2 where a line FAILs; 1 is wrong input.
 """
 
 import dataclasses
@@ -14,17 +16,18 @@ import keras
 from absl import flags
 
 import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
-from igam_tf import datasets
 from igam_tf.audit.audit import CHECKS, audit, check_names
+from igam_tf.audit.lines import FAIL
 from igam_tf.audit.report import html, line_text, markdown, summary
 from igam_tf.audit.subject import BUDGETS, Subject
 from igam_tf.evaluation import check_fits, logits_function
 from igam_tf.journal import Journal, model_identity
-from igam_tf.models import dataset_of, find_model, parse_fraction
-from igam_tf.runs import RunFolder, environment, load_model, write_json
+from igam_tf.models import define_data_flags, find_model, model_and_images, parse_fraction
+from igam_tf.runs import RunFolder, environment, load_model, write_json, write_text
 from madry_models.errors import UserError, run_entry_point
 
 FLAGS = flags.FLAGS
+FAILED_STATUS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +71,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0, upper_bound=2**31 - 1)
     flags.DEFINE_integer("batch_size", 100, "images attacked at once", lower_bound=1)
-    flags.DEFINE_enum("dataset", None, tuple(datasets.SPECS), "default: the model's own")
-    flags.DEFINE_enum("split", "test", ("train", "test"), "of the data set")
-    flags.DEFINE_enum(
-        "data", None, ("tfds", "builtin"), "real or synthetic; default: the run's, else tfds"
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
-    )
-    flags.DEFINE_integer("data_seed", None, "of builtin data; default: the run's, else 0")
+    define_data_flags()
 
 
 def find(name: str | None) -> tuple[Callable[[], keras.Model], dict]:
@@ -108,8 +103,8 @@ def _imported(name: str) -> keras.Model:
     return model
 
 
-def main(argv: list[str]) -> None:
-    """Audits one model."""
+def main(argv: list[str]) -> int:
+    """Audits one model; returns the exit status."""
     if argv[1:]:
         raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
     names = check_names(FLAGS.lines)
@@ -119,18 +114,11 @@ def main(argv: list[str]) -> None:
     teacher = Path(FLAGS.model).expanduser() / "teacher.keras"
     if run and teacher.is_file():
         transfers["teacher.keras"] = lambda: load_model(teacher)
-    source = FLAGS.data or run.get("data") or "tfds"
-    data_dir = FLAGS.data_dir or run.get("data_dir") or None
-    data_seed = run.get("data_seed", 0) if FLAGS.data_seed is None else FLAGS.data_seed
-    dataset = FLAGS.dataset or run.get("target")
-    if dataset:
-        datasets.check_available(dataset, source=source, data_dir=data_dir)
-    model = load()
-    dataset = dataset or dataset_of(model)
-    budget = BUDGETS[FLAGS.budget]
-    everything = datasets.load(
-        dataset, FLAGS.split, source=source, data_dir=data_dir, seed=data_seed
-    )
+    model, everything, _ = model_and_images(
+        load, run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
+        data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
+    )  # fmt: skip
+    budget, dataset = BUDGETS[FLAGS.budget], everything.spec.name
     available = len(everything.labels)
     n = FLAGS.num_examples or min(budget.num_examples, available)
     if n > available:
@@ -173,11 +161,11 @@ def main(argv: list[str]) -> None:
         )
         report = {"name": FLAGS.model, "budget": FLAGS.budget} | report
         write_json(folder / "report.json", report | {"versions": environment()})
-        for name, text in (("report.md", markdown(report)), ("report.html", html(report))):
-            temporary = folder / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
+        write_text(folder / "report.md", markdown(report))
+        write_text(folder / "report.html", html(report))
         print(f"{summary(report)}\n{folder / 'report.html'}")
+    failed = any(line["status"] == FAIL for line in report["lines"].values())
+    return FAILED_STATUS if failed else 0
 
 
 def _workdir(run: dict) -> Path:

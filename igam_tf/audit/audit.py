@@ -8,7 +8,7 @@ from typing import Any
 from igam_tf.audit import attacking, outputs, planted
 from igam_tf.audit.lines import FAIL, STATUSES, WARN, Check
 from igam_tf.audit.subject import Row, Subject, joint
-from igam_tf.evaluation import EPS_UNIT, fraction_text, wilson_interval
+from igam_tf.evaluation import eps_unit, figures, fraction_text
 from igam_tf.runs import write_json
 from madry_models.errors import UserError
 
@@ -109,24 +109,21 @@ def _headline(subject: Subject) -> dict[str, Any]:
         if row.settings["eps"] in (0.0, subject.eps) and row.settings["batch_norm"] == "inference"
     }
     standing = joint(rows)
-    hits, n = int(standing.sum()), subject.n
-    low, high = wilson_interval(hits, n)
-    clean = subject.clean.accuracy
+    worst_case, clean = figures(standing), 100 * subject.clean.accuracy
+    low, high = worst_case["ci95"]
     text = (
-        f"robust accuracy {100 * hits / n:.2f} % (95 % interval {100 * low:.2f} to "
-        f"{100 * high:.2f}), clean {100 * clean:.2f} %: n = {n}, l-inf eps "
+        f"robust accuracy {worst_case['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}), "
+        f"clean {clean:.2f} %: n = {subject.n}, l-inf eps "
         f"{fraction_text(subject.eps)} of the pixel range, worst case per example over "
         f"{len(rows)} attacks, each with its step size, steps, restarts and loss in the table, batch "
         f"norm inference, seed {subject.seed}"
     )
     return {
         "text": text,
-        "accuracy": round(100 * hits / n, 4),
-        "ci95": [round(100 * low, 4), round(100 * high, 4)],
-        "clean": round(100 * clean, 4),
-        "n": n,
+        **worst_case,
+        "clean": clean,
         "eps": subject.eps,
-        "eps_unit": EPS_UNIT,
+        "eps_unit": eps_unit("linf"),
         "batch_norm": "inference",
         "seed": subject.seed,
         "attacks": list(rows),
@@ -163,7 +160,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "classes": split.spec.num_classes,
         "pixel_max": subject.pixel_max,
         "eps": subject.eps,
-        "eps_unit": EPS_UNIT,
+        "eps_unit": eps_unit("linf"),
         "step_size": subject.step_size,
         "batch_size": subject.batch_size,
         "seed": subject.seed,

@@ -11,8 +11,6 @@ STATUSES = (FAIL, WARN, PASS, NOT_APPLICABLE)
 
 # Fewer examples than this are never a finding: one or two change sides with the seed alone.
 LEAST_EXAMPLES = 3
-# Below one point even a sure difference is no finding: restarts alone move an attack that much.
-LEAST_SHARE = 0.01
 _Z95 = 1.959963984540054  # normal quantile of 0.975
 
 
@@ -99,15 +97,17 @@ def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
 
 
 def judge_excess(found: Excess, tolerance: float) -> str:
-    """FAIL where the excess is both sure and above what honest networks show; WARN where one of both.
+    """WARN where the excess is more than honest networks show; FAIL where that is beyond doubt.
+
+    So an honest network at the edge of the tolerance seldom fails, however many examples there are.
 
     Args:
         found: from `excess`.
         tolerance: share of the examples that an honest network may show.
     """
-    sure = found.low > 0 and found.net >= max(LEAST_EXAMPLES, LEAST_SHARE * found.n)
-    large = found.net >= max(LEAST_EXAMPLES, tolerance * found.n)
-    return FAIL if sure and large else WARN if sure or large else PASS
+    if found.net < max(LEAST_EXAMPLES, tolerance * found.n):
+        return PASS
+    return FAIL if found.low > tolerance else WARN
 
 
 def worst(statuses: list[str]) -> str:

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
-from igam_tf.evaluation import EPS_UNIT, check_fits, logits_function, wilson_interval
-from igam_tf.journal import Journal
+from igam_tf.evaluation import check_fits, figures, logits_function, stated
+from igam_tf.journal import Journal, remembered
 from igam_tf.survival import LogitsFn, in_pixel_range, survivors
 
 
@@ -76,11 +76,8 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy and 95 % interval in percent, the settings, and one digit for each example."""
-        hits, n = int(self.standing.sum()), len(self.standing)
-        interval = [round(100 * bound, 4) for bound in wilson_interval(hits, n)]
         digits = "".join("1" if s else "0" for s in self.standing)
-        figures = {"accuracy": round(100 * hits / n, 4), "n": n, "ci95": interval}
-        return figures | self.settings | {"standing": digits}
+        return figures(self.standing) | self.settings | {"standing": digits}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Row":
@@ -220,12 +217,7 @@ class Subject:
                 **common,
             )  # fmt: skip
             for spec in specs:
-                settings = {
-                    "kind": spec.kind, "eps": spec.eps, "eps_unit": EPS_UNIT,
-                    "step_size": spec.step_size, "steps": spec.steps, "restarts": spec.restarts,
-                    "targets": spec.targets, "loss": spec.loss, "gradient": variant or "exact",
-                    "on": "itself", "after": spec.after,
-                }  # fmt: skip
+                settings = stated(spec) | {"gradient": variant or "exact", "on": "itself"}
                 self.rows[spec.name] = Row(standing[spec.name], settings | common)
         return [self.rows[spec.name] for spec in specs]
 
@@ -248,20 +240,14 @@ class Subject:
         if name in self.rows:
             return self.rows[name]
         standing, journal = self.clean.standing.copy(), self._journal(identity)
-        blank = {"step_size": 0.0, "steps": 0, "restarts": 0, "targets": 0, "loss": None}
-        blank |= {"gradient": "none", "on": "itself", "after": None}
         common = {"batch_norm": "inference", "batch_size": self.batch_size, "seed": self.seed}
-        full = {"eps": self.eps, "eps_unit": EPS_UNIT} | blank | settings | common
+        blank = stated(AttackSpec(name=name, eps=self.eps)) | {"gradient": "none", "on": "itself"}
+        full = blank | settings | common
         for batch in self.batches():
-            x, y, known = self.images[batch], self.labels[batch], None
-            if journal:
-                key = journal.key("audit", name, full, batch, y, x)
-                known = journal.get(key)
-            if known is None:
-                known = right(batch, x, y)
-                if journal:
-                    journal.put(key, known)
-            standing[batch] &= known
+            x, y = self.images[batch], self.labels[batch]
+            standing[batch] &= remembered(
+                journal, ["audit", name, full, batch, y, x], right, batch, x, y
+            )
         self.rows[name] = Row(standing, full)
         return self.rows[name]
 
