@@ -1,21 +1,37 @@
-"""PGD adversarial training (paper eq. 3-4): robust teachers and the PGD7-trained baseline."""
+"""Training on adversarial examples (paper eq. 3-4): robust teachers and the baselines that need them."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from igam_tf import losses
 from igam_tf.attacks import pgd
 from igam_tf.classifier import Classifier
+from igam_tf.objectives import Objective, adversarial_xent
+
+NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
+# Catastrophic overfitting: less than this share of the best so far, which was above so many percent.
+FALLEN, ROBUST = 0.2, 5.0
 
 
 class PGDTraining(Classifier):
-    """Trains on the result of a PGD attack from a random start instead of on x (eq. 3).
+    """Trains on what a PGD attack makes of x (eq. 3), or on x and that (`igam_tf.objectives`).
+
+    The attack sees the network in inference mode.
 
     Args:
-        network, weight_decay: as in `Classifier`.
+        network, weight_decay, terms: as in `Classifier`.
         eps, step_size: l-inf radius and step, in the network's own pixel unit.
         steps: of the attack; 7 in the challenge's CIFAR-10 code, 40 for MNIST.
         seed: of the random starts, which depend on it, the step's number and the replica alone.
+        objective: (f, x, x_adv, y) -> loss and terms.
+        attack_loss: what the attack maximises: "xent", from a start anywhere within eps of x; or
+            "kl" from p(x), from a start close to x, where it is least (TRADES).
     """
 
     def __init__(
@@ -26,31 +42,74 @@ class PGDTraining(Classifier):
         step_size: float,
         steps: int,
         seed: int,
+        objective: Callable[..., Objective] = adversarial_xent,
+        attack_loss: str = "xent",
         **kwargs,
     ):
         super().__init__(network, **kwargs)
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
+        self.objective, self.attack_loss = objective, attack_loss
 
-    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
-        """One update on x + delta; the attack sees the network in inference mode."""
-        x, y = data
+    def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """x_adv [B,H,W,C] of this step and replica."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        seed = tf.stack(
-            [
-                self.seed,
-                tf.cast(self.optimizer.iterations, tf.int32) * 1024 + tf.cast(replica, tf.int32),
-            ]
-        )
-        noise = tf.random.stateless_uniform(tf.shape(x), seed, -self.eps, self.eps, x.dtype)
-        x_adv = pgd(
+        step = tf.cast(self.optimizer.iterations, tf.int32) * 1024
+        seed = tf.stack([self.seed, step + tf.cast(replica, tf.int32)])
+        shape, loss = tf.shape(x), losses.xent
+        if self.attack_loss == "kl":
+            p = self.network(x, training=False)
+            loss = lambda logits, _: losses.kl(p, logits)  # noqa: E731
+            deviation = NEAR_X * self.network.pixel_max
+            noise = tf.random.stateless_normal(shape, seed, 0.0, deviation, x.dtype)
+        else:
+            noise = tf.random.stateless_uniform(shape, seed, -self.eps, self.eps, x.dtype)
+        return pgd(
             lambda x: self.network(x, training=False),
             x,
             y,
             eps=self.eps,
             step_size=self.step_size,
             steps=self.steps,
-            loss=losses.xent,
+            loss=loss,
             bounds=(0.0, self.network.pixel_max),
             noise=noise,
         )
-        return super().train_step((x_adv, y))
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
+        """One update; data = (x [B,H,W,C], y [B])."""
+        x, y = data
+        x_adv = self.attack(x, y)
+        f = functools.partial(self.network, training=True)
+        return self.descend(lambda: self.objective(f, x, x_adv, y), y)
+
+
+class OverfittingWatch:
+    """A validation that says so when one-step training has come to defend against one step alone.
+
+    Catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994, §5.4): accuracy under PGD falls to
+    near zero within a few hundred steps, while that under the training's own attack rises.
+
+    Args:
+        validate: (step, log) -> scalars, among them `robust`.
+        robust: name of the accuracy under PGD, in percent.
+        metrics: the run's metrics.jsonl, which remembers the best so far, a resumed run's too.
+    """
+
+    def __init__(self, validate: Callable[..., dict[str, float]], robust: str, metrics: Path):
+        self._validate, self._robust, self._metrics = validate, robust, metrics
+
+    def __call__(self, step: int, log) -> dict[str, float]:
+        """The scalars of `validate`, and whether this is catastrophic overfitting, 1 or 0."""
+        scalars = self._validate(step, log)
+        lines = self._metrics.read_text(encoding="utf-8").splitlines()
+        best = max((json.loads(line).get(self._robust, 0.0) for line in lines), default=0.0)
+        now = scalars[self._robust]
+        fallen = best > ROBUST and now < FALLEN * best
+        if fallen:
+            logging.warning(
+                "step %d: CATASTROPHIC OVERFITTING: accuracy under PGD on validation images fell to "
+                "%.1f %% from %.1f %%. The student defends against its own attack alone; shorten "
+                "--train_steps, lower --learning_rate or take --method=pgd.",
+                step, now, best,
+            )  # fmt: skip
+        return scalars | {"validation/catastrophic_overfitting": float(fallen)}

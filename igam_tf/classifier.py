@@ -6,24 +6,14 @@ sum over replicas which `optimizer.apply` takes is the gradient of the global me
 a batch is split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from igam_tf import losses
-
-
-def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
-    """MirroredStrategy that adds up on one device instead of through collective kernels.
-
-    Those are paired by the order in which each replica's tapes happen to create them. In a step with
-    nested tapes and synchronised batch norms that order differed between replicas now and then,
-    which ended in an error or a deadlock.
-    """
-    return tf.distribute.MirroredStrategy(
-        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
+from igam_tf.objectives import Objective
+from madry_models.errors import UserError
 
 
 def replicas() -> int:
@@ -37,23 +27,45 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, n)
 
 
+# Kinds of device on which XLA was measured to win (bench/README.md); others were not measured.
+XLA_WINS: tuple[str, ...] = ()
+
+
+def compiles(jit: str) -> bool:
+    """Whether `--jit` = auto, on or off means XLA here.
+
+    Raises:
+        UserError: "on" with several replicas, whose variables XLA cannot place.
+    """
+    if jit == "on" and replicas() > 1:
+        raise UserError(
+            f"expected --jit=auto or off with several replicas; received --jit=on and {replicas()}"
+        )
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return jit == "on" or (jit == "auto" and kind in XLA_WINS and replicas() == 1)
+
+
 class Classifier(keras.Model):
     """Trains `network` on L_xent + weight_decay * half the squared kernels (eq. 7).
 
     Args:
         network: model with `call(x, training)` -> logits [B,K] and `kernels`; x in its pixel range.
         weight_decay: factor of half the summed squares of `network.kernels` (method of Madry's code).
+        terms: names of the per-example terms that a step reports.
     """
 
-    def __init__(self, network: keras.Model, *, weight_decay: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        weight_decay: float = 0.0,
+        terms: Sequence[str] = ("L_xent", "accuracy"),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.network, self.weight_decay = network, weight_decay
-        self._means: dict[str, keras.metrics.Mean] = {}
-        for name in self.logged:
-            self._means[name] = keras.metrics.Mean(name)
+        self._means = {name: keras.metrics.Mean(name) for name in terms}
 
-    # Names of the per-example terms that a step reports.
-    logged: Sequence[str] = ("L_xent", "accuracy")
     # Whether the network's batch norm runs on batch statistics while it is trained.
     batch_statistics = True
 
@@ -79,11 +91,23 @@ class Classifier(keras.Model):
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
         """One update on natural images; data = (x [B,H,W,C], y [B])."""
         x, y = data
-        with tf.GradientTape() as tape:
+
+        def objective() -> Objective:
             logits = self.network(x, training=self.batch_statistics)
-            terms = {"L_xent": losses.xent(logits, y)}
-            total = self.mean(terms["L_xent"]) + self.decay(self.network.kernels)
-        self.optimizer.apply(tape.gradient(total, self.trained), self.trained)
+            l_xent = losses.xent(logits, y)
+            return l_xent, {"L_xent": l_xent}, logits
+
+        return self.descend(objective, y)
+
+    def descend(self, objective: Callable[[], Objective], y: tf.Tensor) -> dict:
+        """One update on the global mean of `objective`'s loss, and weight decay."""
+        with tf.GradientTape() as tape:
+            loss, terms, logits = objective()
+            total = self.mean(loss) + self.decay(self.network.kernels)
+        # Zero for what the loss does not see: JARN's adaptor, while J_s is not looked at.
+        variables = [v.value for v in self.trained]
+        grads = tape.gradient(total, variables, unconnected_gradients="zero")
+        self.optimizer.apply(grads, self.trained)
         return self.log(terms, logits, y)
 
     def mean(self, per_example: tf.Tensor) -> tf.Tensor:
@@ -99,4 +123,7 @@ class Classifier(keras.Model):
         hits = tf.cast(tf.argmax(logits, 1) == tf.cast(y, tf.int64), tf.float32)
         for name, value in (terms | {"accuracy": hits}).items():
             self._means[name].update_state(tf.debugging.check_numerics(value, name))
+        if tf.distribute.get_strategy().cluster_resolver:
+            # Between workers Keras averages what a step returns, one by one, along a first axis.
+            return {"L_xent": self._means["L_xent"].result()[None]}
         return {name: mean.result() for name, mean in self._means.items()}

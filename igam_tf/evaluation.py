@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
-from igam_tf.journal import Journal
+from igam_tf.journal import Journal, digits
 from igam_tf.survival import LogitsFn, in_pixel_range, survivors
 from madry_models.errors import UserError
 
@@ -121,7 +121,8 @@ def evaluate(
         journal: keeps finished batches, and is asked before one is begun.
 
     Returns:
-        For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting.
+        For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
+        each attack `standing`, see `igam_tf.journal.digits`.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
@@ -133,7 +134,8 @@ def evaluate(
     )  # fmt: skip
     results = {}
     for spec in attacks:
-        results[spec.name] = figures(robust[spec.name]) | stated(spec) | common
+        standing = {"standing": digits(robust[spec.name])}
+        results[spec.name] = figures(robust[spec.name]) | stated(spec) | common | standing
     over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks)}
     over["eps_unit"] = eps_unit(attacks[0].norm)
     worst = np.logical_and.reduce(list(robust.values()))

@@ -3,7 +3,7 @@
 `resolve` puts them together, the later winning:
 
     Config's defaults < teacher of the source < row of the paper (source, target, transform)
-    < fidelity < preset < what the user says
+    < fidelity < method < preset < the preset's budget for the method < what the user says
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 
 from igam_tf.datasets import SPECS, steps_per_epoch
 from igam_tf.igam import Settings
+from igam_tf.objectives import METHODS
 from igam_tf.transforms import (
     SAMPLINGS,
     CenterCrop,
@@ -49,7 +50,12 @@ class Config:
     # What is transferred to what
     source: str = _setting("mnist", "task of the teacher", tuple(SPECS))
     target: str = _setting("cifar10", "task of the student", tuple(SPECS))
-    method: str = _setting("igam", "how the student is trained", ("igam", "standard", "pgd"))
+    method: str = _setting("igam", "see objectives.METHODS", tuple(METHODS))
+    teacher_gradient: str = _setting(
+        "teacher",
+        "J_t, or what stands for it as a control; plain: of a teacher trained without an attack",
+        ("teacher", "zero", "shuffled", "plain"),
+    )
     fidelity: str = _setting("paper", "objective of the paper or the release", ("paper", "release"))
     preset: str = _setting("paper", "size and budget", ("paper", "cpu", "smoke"))
     data: str = _setting("tfds", "real data, or the built-in synthetic pair", ("tfds", "builtin"))
@@ -83,6 +89,9 @@ class Config:
         "of the student's layers; J and losses stay float32",
         ("float32", "mixed_bfloat16"),
     )
+    jit: str = _setting(
+        "auto", "compile steps by XLA; auto: where it was measured to win", ("auto", "on", "off")
+    )
     batch_size: int = _setting(128, "global batch of stages 1 and 2")
     train_steps: int = _setting(78_200, "student steps; 200 epochs of 391")
     learning_rate: float = _setting(0.1, "of the student, at its highest")
@@ -90,6 +99,9 @@ class Config:
         0.0, "where above 0, a schedule of its own from --igam_start on, with this highest rate"
     )
     lr_schedule: str = _setting("step", "see optimizers.schedule", ("constant", "step", "cosine"))
+    sync_batch_norm: bool = _setting(
+        True, "batch statistics over all replicas, not each replica's own"
+    )
     momentum: float = _setting(0.9, "of student and discriminator")
     weight_decay: float = _setting(2e-4, "of student and discriminator kernels")
     pixel_noise: float = _setting(
@@ -121,9 +133,16 @@ class Config:
     disc_channels: tuple[int, ...] = _setting((16, 32, 64, 128, 256), "of f_disc's convolutions")
     disc_outputs: int = _setting(1, "1: sigmoid (eq. 10); 2: two-class softmax (R3)")
     disc_learning_rate: float = _setting(0.1, "of the discriminator, at its highest")
+    disc_label_smoothing: float = _setting(0.0, "of the teacher's side, in f_disc's step")
+    disc_r1: float = _setting(0.0, "weight of f_disc's gradient penalty on J_t")
 
-    # PGD-trained students
-    pgd_steps: int = _setting(7, "--method=pgd: attack steps, of 2/255 inside 8/255 for CIFAR-10")
+    # Students trained on adversarial examples
+    pgd_steps: int = _setting(
+        7, "--method=pgd|trades|ard: attack steps, of 2/255 inside 8/255 for CIFAR-10"
+    )
+    trades_beta: float = _setting(6.0, "--method=trades: weight of KL(p(x) || p(x_adv))")
+    ard_alpha: float = _setting(1.0, "--method=ard: weight of the teacher against the labels")
+    ard_temperature: float = _setting(30.0, "--method=ard: of both softmaxes")
 
     # Stage 3 and reporting
     num_validation: int = _setting(1000, "training images held out for validation")
@@ -300,6 +319,30 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What a method changes of its row: terms in another unit, and the paper's 100 epochs of FT-*.
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "cosine": {"lambda_diff": 1.0},
+    "jarn": {"lambda_adv": 1.0},
+}
+FINETUNE_EPOCHS = 100
+
+# Budgets of the cpu preset: about the minutes of its IGAM, by the cost of a step there.
+CPU_BUDGETS: dict[str, dict[str, Any]] = {
+    "finetune": {"finetune_steps": 6000},
+    "pgd": {"train_steps": 1500},
+    "fast": {"train_steps": 4000},
+    "trades": {"train_steps": 1100},
+    "ard": {"train_steps": 1500},
+}
+
+# --teacher_gradient=plain: MNIST's natural training takes 25 000 steps in the challenge; on two cores
+# a shorter recipe. Other sources keep the steps of their robust teachers.
+PLAIN_MNIST: dict[str, dict[str, Any]] = {
+    "paper": {"teacher_steps": 25_000},
+    "cpu": {"teacher_steps": 1500, "teacher_batch_size": 128, "teacher_learning_rate": 1e-3},
+    "smoke": {},
+}
+
 # The cpu preset's objective, chosen on validation images; weights in the unit of each fidelity's J.
 CPU_OBJECTIVE: dict[str, dict[str, Any]] = {
     "paper": {"lambda_adv": 0.02, "lambda_diff": 1.0, "second_order": "finite_difference"},
@@ -335,13 +378,39 @@ def resolve(chosen: dict[str, Any]) -> Config:
         )
     row = TEACHERS[base.source] | {"transform": key[2]}
     row |= ROWS[key].settings(base.target, base.fidelity)
-    if base.preset == "cpu":
-        row = row | CPU_OBJECTIVE[base.fidelity]
-    config = Config(**(row | PRESETS[base.preset] | chosen))
-    config.objective()  # refuses what contradicts itself
-    if not 0 <= config.igam_start <= config.train_steps:
+    if base.method == "finetune":
+        epoch = steps_per_epoch(TRAIN_IMAGES[base.target], 128)
+        row["finetune_steps"] = FINETUNE_EPOCHS * epoch
+    if base.teacher_gradient == "plain":
+        row["teacher"] = "train"
+        row |= PLAIN_MNIST[base.preset] if base.source == "mnist" else {}
+    cpu = base.preset == "cpu"
+    row |= CPU_OBJECTIVE[base.fidelity] if cpu else {}
+    row |= METHOD_SETTINGS.get(base.method, {})
+    preset = PRESETS[base.preset] | (CPU_BUDGETS.get(base.method, {}) if cpu else {})
+    config = Config(**(row | preset | chosen))
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    """Raises a UserError where settings contradict each other."""
+    config.objective()
+    method = METHODS[config.method]
+    if method.matched_to and not 0 <= config.igam_start <= config.train_steps:
         raise UserError(
             f"expected --igam_start within the {config.train_steps} training steps; "
             f"received {config.igam_start}"
         )
-    return config
+    control = config.teacher_gradient
+    if control != "teacher" and method.matched_to != "teacher":
+        names = ", ".join(name for name, m in METHODS.items() if m.matched_to == "teacher")
+        raise UserError(
+            f"expected a method that matches J_t ({names}) with --teacher_gradient={control}; "
+            f"received --method={config.method}"
+        )
+    if control == "plain" and config.teacher != "train":
+        raise UserError(
+            "expected --teacher=train with --teacher_gradient=plain, whose teacher is trained here "
+            f"without an attack; received --teacher={config.teacher}"
+        )

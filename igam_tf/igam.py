@@ -4,6 +4,9 @@ J_t  input gradient of the frozen teacher, through the affine map          (eq. 
 J_s  input gradient of the student                                         (eq. 8)
 student        L_xent + lambda_adv L_adv + lambda_diff L_diff -> min       (eq. 14)
 discriminator  L_adv -> max, every `disc_every`-th step                    (eq. 12)
+
+Its relatives (l2, cosine, jarn, gradient_penalty) leave a term out, or have another one, or put
+something else in the place of J_t: `igam_tf.objectives.METHODS`.
 """
 
 import dataclasses
@@ -13,9 +16,12 @@ import tensorflow as tf
 
 from igam_tf import gradients, losses
 from igam_tf.classifier import Classifier, global_size, replicas
+from igam_tf.discriminator import normalize
+from igam_tf.objectives import METHODS
 from madry_models.errors import UserError
 
 LONGEST = 5.0  # step of a finite difference, over the batch's mean
+SHORTEST = 1e-20  # that mean before scaling; 0 where no term sees J_s, as with the cosine to 0
 PHASES = ("plain", "student", "both")  # the kinds of step
 
 
@@ -23,7 +29,14 @@ PHASES = ("plain", "student", "both")  # the kinds of step
 class Settings:
     """What the objective leaves open; `--fidelity=paper|release` are two presets of it.
 
+    A method reads what its terms need: without f_disc nothing called disc_ or adv_, without L_diff
+    nothing called diff_ (`igam_tf.objectives.METHODS`).
+
     Attributes:
+        method: an entry of METHODS that matches J_s.
+        teacher_gradient: what a method that matches J_t takes for it, to tell what the teacher
+            contributes: "teacher", J_t; "zero"; "shuffled", the J_t of the next image of this
+            replica's batch; or "plain", J_t of a teacher that was trained without an attack.
         lambda_adv, lambda_diff: weights of eq. 14; lambda_diff belongs to the unit and the
             reduction below.
         disc_every: k, student steps for each discriminator step.
@@ -35,6 +48,10 @@ class Settings:
             gradients, which is half of it (R3).
         disc_view: f_disc sees "all" of J or only what the "teacher" can see (§4.3.2).
         disc_gradients: "same" J_s as the student's update (Algorithm 1) or "recomputed" after it (R9).
+        disc_label_smoothing: f_disc's step has 1 minus this as label of the teacher's gradients
+            (Salimans et al. 2016, arXiv 1606.03498); 0 is eq. 12.
+        disc_r1: weight gamma of gamma/2 |d logit / d J_t|^2 in f_disc's step (Mescheder et al. 2018,
+            arXiv 1801.04406), J_t scaled to mean 0 and mean square 1 over an image; 0 is eq. 12.
         teacher_batch_norm: "inference", or "batch" statistics (R6).
         second_order: the gradient through J_s, "exact" by double back-propagation, or
             "finite_difference" of two ordinary gradients, for `input_gradient="xent"` alone.
@@ -44,6 +61,8 @@ class Settings:
     lambda_adv: float
     lambda_diff: float
     disc_every: int
+    method: str = "igam"
+    teacher_gradient: str = "teacher"
     igam_start: int = 0
     input_gradient: str = "xent"
     gradient_pixel_max: float = 1.0
@@ -51,6 +70,8 @@ class Settings:
     adv_reduction: str = "sum_of_means"
     disc_view: str = "teacher"
     disc_gradients: str = "same"
+    disc_label_smoothing: float = 0.0
+    disc_r1: float = 0.0
     teacher_batch_norm: str = "inference"
     second_order: str = "exact"
     difference_length: float = 0.1
@@ -68,42 +89,54 @@ class IGAM(Classifier):
 
     Args:
         student: network to train; its `pixel_max` says the pixel range of x.
-        teacher: frozen model from x to logits of the target classes, `igam_tf.teacher.Teacher`.
-        discriminator: maps J to the logit that it is the teacher's.
+        teacher: frozen model from x to logits of the target classes, `igam_tf.teacher.Teacher`;
+            None where the method needs none.
+        discriminator: maps J to the logit that it is the teacher's; None likewise.
         settings: see `Settings`.
-        weight_decay: of student and discriminator alike (R7).
+        adaptor: built layer between J_s and the discriminator (JARN), trained with the student.
+        weight_decay: of student and discriminator alike (R7); JARN's adaptor has none.
     """
-
-    logged = ("L_xent", "L_adv", "L_diff", "accuracy", "disc_accuracy", "cosine", "norm_ratio")
 
     def __init__(
         self,
         student: keras.Model,
-        teacher: keras.Model,
-        discriminator: keras.Model,
+        teacher: keras.Model | None,
+        discriminator: keras.Model | None,
         *,
         settings: Settings,
+        adaptor: keras.layers.Layer | None = None,
         weight_decay: float = 0.0,
         **kwargs,
     ):
-        super().__init__(student, weight_decay=weight_decay, **kwargs)
-        self.teacher, self.discriminator, self.settings = teacher, discriminator, settings
+        method = METHODS[settings.method]
+        super().__init__(student, weight_decay=weight_decay, terms=method.terms, **kwargs)
+        self.teacher, self.discriminator, self.adaptor = teacher, discriminator, adaptor
+        self.method, self.settings = method, settings
         self._unit = student.pixel_max / settings.gradient_pixel_max
         self._phase: str | None = None  # of the step being run or traced, where the host knows it
 
-    def compile(self, optimizer, discriminator_optimizer, **kwargs):
-        """Takes one optimizer for each of the two players; their variables are made at once."""
+    def compile(self, optimizer, discriminator_optimizer=None, **kwargs):
+        """Takes one optimizer for each player there is; their variables are made at once."""
         super().compile(optimizer=optimizer, **kwargs)
         self._compiled = {}  # kind of step -> its train function
         self.discriminator_optimizer = discriminator_optimizer
         optimizer.build(self.trained)
-        discriminator_optimizer.build(self.discriminator.trainable_variables)
+        if self.method.discriminator:
+            discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    @property
+    def trained(self) -> list:
+        """The variables of the student's step: theta, and the adaptor's where there is one."""
+        adaptor = self.adaptor.trainable_variables if self.adaptor else []
+        return self.network.trainable_variables + adaptor
 
     @property
     def state(self) -> list:
-        """Everything that training changes: both players and both optimizers."""
-        disc = self.discriminator.variables + self.discriminator_optimizer.variables
-        return super().state + disc
+        """Everything that training changes: each player and its optimizer."""
+        state = super().state + (self.adaptor.variables if self.adaptor else [])
+        if self.method.discriminator:
+            state += self.discriminator.variables + self.discriminator_optimizer.variables
+        return state
 
     # --- the schedule: which of the three kinds of step comes next -----------------------------
 
@@ -112,7 +145,8 @@ class IGAM(Classifier):
         since = step - self.settings.igam_start
         if since < 0:
             return "plain"
-        return "both" if since % self.settings.disc_every == 0 else "student"
+        turn = self.method.discriminator and since % self.settings.disc_every == 0
+        return "both" if turn else "student"
 
     def make_train_function(self, force: bool = False):
         """One compiled function for each kind of step, chosen on the host.
@@ -157,8 +191,9 @@ class IGAM(Classifier):
             )
         since = tf.cast(self.optimizer.iterations, tf.int64) - self.settings.igam_start
         turn = tf.cast(since % self.settings.disc_every == 0, tf.int32)
-        kind = tf.where(since < 0, 0, 1 + turn)
-        return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in PHASES])
+        kind = tf.where(since < 0, 0, 1 + turn if self.method.discriminator else 1)
+        phases = PHASES if self.method.discriminator else PHASES[:2]
+        return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in phases])
 
     def step_of_kind(self, data: tuple[tf.Tensor, tf.Tensor], phase: str) -> dict:
         """One step of the given kind; see `phase`."""
@@ -189,22 +224,42 @@ class IGAM(Classifier):
         j, values, logits = gradients.input_gradient(values, x)
         return j * self._unit, values, logits
 
+    def reference(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """What J_s is matched to, in the place of J_t: [B,H,W,C]; see `Method.matched_to`.
+
+        Raises:
+            InvalidArgumentError: "shuffled" gradients of a single image.
+        """
+        kind = self.method.matched_to
+        kind = self.settings.teacher_gradient if kind == "teacher" else kind
+        if kind == "image":
+            return x
+        if kind == "zero":
+            return tf.zeros_like(x)
+        batch_norm = self.settings.teacher_batch_norm == "batch"
+        j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
+        if kind == "shuffled":
+            tf.debugging.assert_greater(
+                tf.shape(x)[0], 1, "shuffled gradients need two images on each replica"
+            )
+            return tf.roll(j_t, shift=1, axis=0)
+        return j_t
+
     def student_gradients(self, x: tf.Tensor, y: tf.Tensor):
         """Gradient of eq. 14 with respect to theta, through J_s.
 
         Returns:
-            (gradients of this replica's share of the loss, per-example terms, logits, (J_s, J_t)).
+            (gradients of this replica's share of the loss, per-example terms, logits,
+            (J_s, what it is matched to)).
         """
-        batch_norm = self.settings.teacher_batch_norm == "batch"
-        j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
+        j_t = self.reference(x, y)
         if self.settings.second_order == "exact":
             grads, terms, logits, j_s = self._exact(x, y, j_t)
         else:
             grads, terms, logits, j_s = self._finite_difference(x, y, j_t)
-        terms |= {
-            "cosine": gradients.cosine(j_s, j_t),
-            "norm_ratio": gradients.norm_ratio(j_s, j_t),
-        }
+        if self.method.matched_to == "teacher":
+            terms["cosine"] = gradients.cosine(j_s, j_t)
+            terms["norm_ratio"] = gradients.norm_ratio(j_s, j_t)
         return grads, terms, logits, (j_s, j_t)
 
     def _exact(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
@@ -221,55 +276,79 @@ class IGAM(Classifier):
 
         One gradient at x serves L_xent, J_s and the difference; the other is taken at x + h v.
         """
+        theta = self.network.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch(x)
             logits = self.network(x, training=True)
             l_xent = losses.xent(logits, y)
-        j_s, *here = tape.gradient(l_xent, [x, *self.trained])  # of the sum over the batch
+        j_s, *here = tape.gradient(l_xent, [x, *theta])  # of the sum over the batch
         j_s *= self._unit
+        adaptor = [variable.value for variable in self.trained[len(theta) :]]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(j_s)
+            tape.watch([j_s, *adaptor])
             matching, terms = self.matching(j_s, j_t)
-        v = tape.gradient(matching, j_s) * self._unit
+        v, *adapting = tape.gradient(matching, [j_s, *adaptor])
+        v *= self._unit
         norms = tf.norm(gradients.flatten(v), axis=1)
         length = self.mean(norms)
         length = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, length)
         # f_disc sees J_s / |J_s|, so that a tiny J_s has a huge v: no image goes beyond LONGEST steps.
         shorter = tf.minimum(tf.ones_like(norms), tf.math.divide_no_nan(LONGEST * length, norms))
         v *= tf.reshape(shorter, [-1, *[1] * (v.shape.rank - 1)])
+        length = tf.maximum(length, tf.cast(SHORTEST, length.dtype))
         h = self.settings.difference_length * self.network.pixel_max / length
 
         averages = [v.value + 0 for v in self.network.non_trainable_variables]
         with tf.GradientTape() as tape:
             l_there = losses.xent(self.network(x + h * v, training=True), y)
             there = tf.reduce_sum(l_there) / h + self.decay(self.network.kernels)
-        there = tape.gradient(there, self.trained)
+        there = tape.gradient(there, theta)
         for variable, before in zip(self.network.non_trainable_variables, averages, strict=True):
             variable.assign(before)  # moving averages are those of x
         share = 1 / global_size(l_xent, l_xent.dtype) - 1 / h
         grads = [share * a + b for a, b in zip(here, there, strict=True)]
-        return grads, {"L_xent": l_xent} | terms, logits, j_s
+        return grads + adapting, {"L_xent": l_xent} | terms, logits, j_s
 
     def matching(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """(this replica's share of lambda_adv L_adv + lambda_diff L_diff, both terms per example)."""
-        s = self.settings
-        d_s, d_t = self.judge(j_s, j_t)
-        terms = {"L_adv": losses.l_adv(d_s, d_t), "L_diff": losses.l_diff(j_s, j_t)}
-        share = s.lambda_adv * self.adversarial(terms["L_adv"])
-        share += s.lambda_diff * self.difference(terms["L_diff"])
-        return share, terms | {"disc_accuracy": losses.discriminator_accuracy(d_s, d_t)}
+        """(this replica's share of lambda_adv L_adv + lambda_diff L_diff, both terms per example).
+
+        Of the two, the method's; f_disc's accuracy is reported with L_adv.
+        """
+        s, share, terms = self.settings, 0.0, {}
+        if self.method.discriminator:
+            d_s, d_t = self.judge(j_s, j_t)
+            terms["L_adv"] = losses.l_adv(d_s, d_t)
+            terms["disc_accuracy"] = losses.discriminator_accuracy(d_s, d_t)
+            share += s.lambda_adv * self.adversarial(terms["L_adv"])
+        if self.method.difference:
+            terms["L_diff"] = self.method.difference(j_s, j_t)
+            share += s.lambda_diff * self.difference(terms["L_diff"])
+        return share, terms
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
-        """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example)."""
-        phi = self.discriminator.trainable_variables
+        """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example).
+
+        With `disc_label_smoothing` and `disc_r1` f_disc descends on more than -L_adv.
+        """
+        s, phi = self.settings, self.discriminator.trainable_variables
+        j_s = tf.stop_gradient(j_s)
         with tf.GradientTape() as tape:
-            l_adv = losses.l_adv(*self.judge(tf.stop_gradient(j_s), j_t))
-            total = self.decay(self.discriminator.kernels) - self.adversarial(l_adv)
+            d_s, d_t = self.judge(j_s, j_t)
+            l_adv = losses.l_adv(d_s, d_t)
+            # log(1 - sigmoid(d)) = log sigmoid(d) - d
+            total = self.decay(self.discriminator.kernels)
+            total -= self.adversarial(l_adv - s.disc_label_smoothing * d_t)
+            if s.disc_r1:
+                j_t = normalize(j_t) * j_t[0].shape.num_elements() ** 0.5
+                slope, _, _ = gradients.input_gradient(lambda j: self.judge(j_s, j)[::-1], j_t)
+                total += s.disc_r1 / 2 * self.mean(losses.l_diff(slope, tf.zeros_like(slope)))
         return tape.gradient(total, phi), l_adv
 
     def judge(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """f_disc's logits (d_s, d_t), [B] each, from one batch that holds both gradients (R4)."""
-        if self.settings.disc_view == "teacher":
+        if self.adaptor:
+            j_s = self.adaptor(j_s)
+        if self.settings.disc_view == "teacher" and self.teacher:
             j_s, j_t = self.teacher.transform.visible(j_s), self.teacher.transform.visible(j_t)
         return tf.split(self.discriminator(tf.concat([j_s, j_t], axis=0)), 2)
 

@@ -15,6 +15,16 @@ import numpy as np
 from madry_models.errors import UserError
 
 
+def digits(standing: np.ndarray) -> str:
+    """One character for each example: 1 where it is left standing. [n] bool."""
+    return "".join("1" if s else "0" for s in standing)
+
+
+def undigits(text: str) -> np.ndarray:
+    """Inverse of `digits`."""
+    return np.frombuffer(text.encode(), np.uint8) == ord("1")
+
+
 class Journal:
     """Which examples each finished batch left standing, by everything that decides it.
 
@@ -60,11 +70,11 @@ class Journal:
     def get(self, key: str) -> np.ndarray | None:
         """What `put` was given under this key, [B] bool; None if nothing was."""
         text = self._known.get(key)
-        return None if text is None else np.frombuffer(text.encode(), np.uint8) == ord("1")
+        return None if text is None else undigits(text)
 
     def put(self, key: str, standing: np.ndarray) -> None:
         """Keeps a finished batch, [B] bool."""
-        self._known[key] = "".join("1" if s else "0" for s in standing)
+        self._known[key] = digits(standing)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "standing": self._known[key]}) + "\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""The formulas of IGAM: pure functions, one value per example, computed in at least float32.
+"""The formulas: pure functions, one value per example, computed in at least float32.
 
     student        min over theta of  L_xent + lambda_adv L_adv + lambda_diff L_diff    (eq. 14)
     discriminator  max over phi   of  L_adv                                             (eq. 12)
@@ -70,6 +70,29 @@ def l_diff(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
         tf.math.squared_difference(at_least_float32(j_s), at_least_float32(j_t)),
         axis=tf.range(1, tf.rank(j_s)),
     )
+
+
+def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
+    """1 - cos(J_s, J_t) per image, which has no unit; 1 where one of them is 0. -> [B].
+
+    Example:
+        >>> l_cosine(tf.constant([[3.0, 4.0]]), tf.constant([[8.0, 6.0]])).numpy().round(6)
+        array([0.04], dtype=float32)
+    """
+    flat = (tf.reshape(at_least_float32(j), [tf.shape(j)[0], -1]) for j in (j_s, j_t))
+    a, b = (tf.nn.l2_normalize(j, axis=1) for j in flat)
+    return 1 - tf.reduce_sum(a * b, axis=1)
+
+
+def kl(logits_p: tf.Tensor, logits_q: tf.Tensor) -> tf.Tensor:
+    """KL(p || q) = sum_k p_k log(p_k / q_k), p and q the softmaxes. [B,K] x 2 -> [B].
+
+    Example:
+        >>> kl(tf.math.log([[0.5, 0.5]]), tf.math.log([[0.25, 0.75]])).numpy().round(4)
+        array([0.1438], dtype=float32)
+    """
+    log_p, log_q = (tf.nn.log_softmax(at_least_float32(z)) for z in (logits_p, logits_q))
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=1)
 
 
 def l2(kernels: Iterable[tf.Variable]) -> tf.Tensor:

@@ -9,7 +9,8 @@ from igam_tf.datasets import Split
 from igam_tf.igam import IGAM
 from igam_tf.loop import Log
 
-QUICK_STEPS = 5  # a quick look while training, not an evaluation
+VALIDATION_STEPS = 20  # a look at few images while training, not an evaluation
+CLEAN, ROBUST = "validation/clean_percent", f"validation/pgd{VALIDATION_STEPS}_percent"
 
 
 def picture(j: tf.Tensor) -> tf.Tensor:
@@ -25,12 +26,12 @@ def grid(x: tf.Tensor, *js: tf.Tensor) -> tf.Tensor:
 
 
 class Monitor:
-    """Called every `validate_every` steps: clean and quick-PGD validation accuracy, grids of J.
+    """Called every `validate_every` steps: clean and PGD-20 validation accuracy, grids of J.
 
     Args:
         network: the network being trained, scored in inference mode.
         split: validation images.
-        eps, step_size: of the quick PGD, in the network's pixel unit.
+        eps, step_size: of PGD-20, in the network's pixel unit.
         num_examples: of `split`, from its beginning.
         igam: where given, J_s and J_t are drawn beside the first images.
     """
@@ -48,7 +49,7 @@ class Monitor:
         self.network, self.igam = network, igam
         images = split.images[:num_examples].astype("float32") / 255 * split.spec.pixel_max
         self.x, self.y = tf.constant(images), tf.constant(split.labels[:num_examples])
-        self._attack = dict(eps=eps, step_size=step_size, steps=QUICK_STEPS, loss=losses.xent)
+        self._attack = dict(eps=eps, step_size=step_size, steps=VALIDATION_STEPS, loss=losses.xent)
         self._accuracies = tf.function(self._accuracies)
 
     def _logits(self, x: tf.Tensor) -> tf.Tensor:
@@ -70,7 +71,4 @@ class Monitor:
             j_t, _, _ = self.igam.input_gradient(self.igam.teacher, x, y, training=False)
             with log.tensorboard.as_default(step=step):
                 tf.summary.image("x, J_s, J_t", grid(x / self.network.pixel_max, j_s, j_t))
-        return {
-            "validation/clean_percent": float(clean),
-            f"validation/quick_pgd{QUICK_STEPS}_percent": float(robust),
-        }
+        return {CLEAN: float(clean), ROBUST: float(robust)}

@@ -1,23 +1,9 @@
 """`python -m igam_tf.report <run folder> ...`: the results of several runs in one table."""
 
-import json
 from pathlib import Path
 
-from igam_tf.evaluation import fraction_text
+from igam_tf.results import read_results, settings_text
 from madry_models.errors import UserError, run_entry_point
-
-
-def rows(folder: Path) -> dict[str, dict]:
-    """Model -> its report, from a run folder's results.json.
-
-    Raises:
-        UserError: no results there.
-    """
-    path = folder / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"expected a finished run folder with {path}; {error}") from error
 
 
 def report(folders: list[Path]) -> str:
@@ -26,8 +12,8 @@ def report(folders: list[Path]) -> str:
     Raises:
         UserError: folders without results, or evaluated differently.
     """
-    found = [(folder, model, r) for folder in folders for model, r in rows(folder).items()]
-    settings = {_settings(r) for _, _, r in found}
+    found = [(folder, model, r) for folder in folders for model, r in read_results(folder).items()]
+    settings = {settings_text(r) for _, _, r in found}
     if len(settings) > 1:
         raise UserError(
             f"expected runs that were evaluated alike; received {'; '.join(sorted(settings))}"
@@ -42,22 +28,6 @@ def report(folders: list[Path]) -> str:
         )
         lines.append(f"{f'{model} ({folder})':<{width}}{cells}")
     return "\n".join(lines)
-
-
-def _settings(r: dict) -> str:
-    worst, data = r["results"]["worst_case"], r["data"]
-    attacks = ", ".join(
-        f"{name}: {row['steps']} x {fraction_text(row['step_size'])}, "
-        f"{row['restarts']} restart(s), loss {row['loss']}"
-        for name, row in r["results"].items()
-        if row.get("steps")
-    )
-    return (
-        f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "
-        f"data {'builtin (synthetic)' if data == 'builtin' else data}, n = {worst['n']}, "
-        f"l-inf eps {fraction_text(worst['eps'])} of the pixel range, {attacks}, "
-        f"batch norm {worst['batch_norm']}, seed {worst['seed']}"
-    )
 
 
 def main(argv: list[str]) -> None:

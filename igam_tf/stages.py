@@ -4,9 +4,11 @@ Each stage leaves one product in the run folder; a product that is there is not 
 """
 
 import dataclasses
+import functools
 import json
 import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -14,15 +16,17 @@ from absl import logging
 from tensorboard.plugins.hparams import api as hparams
 
 from igam_tf import datasets
-from igam_tf.adversarial import PGDTraining
+from igam_tf.adversarial import OverfittingWatch, PGDTraining
+from igam_tf.alignment import alignment
 from igam_tf.attacks import attack_names
-from igam_tf.classifier import Classifier
+from igam_tf.classifier import Classifier, compiles
 from igam_tf.discriminator import Discriminator
 from igam_tf.evaluation import model_report, table
 from igam_tf.experiments import Config, transform
 from igam_tf.igam import IGAM
 from igam_tf.loop import train
-from igam_tf.monitor import Monitor
+from igam_tf.monitor import ROBUST, Monitor
+from igam_tf.objectives import METHODS
 from igam_tf.optimizers import Momentum, Then, schedule
 from igam_tf.runs import RunFolder, load_model, save_model, write_json
 from igam_tf.teacher import FineTune, Teacher
@@ -58,7 +62,9 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder, teacher_checkpoint: str | None = None):
         self.config, self.folder, self.teacher_checkpoint = config, folder, teacher_checkpoint
-        self.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        self.synchronized = several and config.sync_batch_norm
+        self.method, self.jit = METHODS[config.method], compiles(config.jit)
         self._target = None
 
     # --- data ---------------------------------------------------------------------------------
@@ -89,7 +95,7 @@ class Run:
     # --- stages 0 and 1 -------------------------------------------------------------------------
 
     def source_network(self) -> Network:
-        """Stage 0: the robust network of the source task."""
+        """Stage 0: the network of the source task, robust but for `--teacher_gradient=plain`."""
         if self.teacher_checkpoint:
             from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
@@ -98,7 +104,7 @@ class Run:
         if path.exists():
             return load_model(path)
         c, spec = self.config, datasets.SPECS[self.config.source]
-        network = self._new_source_network(spec)
+        network = self.new_source_network(spec)
         # The recipes of the two challenges: MNIST's, and CIFAR-10's for all else (§5.1.2).
         if spec.name == "mnist":
             optimizer, decay = keras.optimizers.Adam(c.teacher_learning_rate), 0.0
@@ -107,14 +113,17 @@ class Run:
             rate = schedule("step", c.teacher_learning_rate, c.teacher_steps)
             optimizer, decay = Momentum(rate, momentum=c.momentum), c.weight_decay
             augment = datasets.Augment()
-        trainer = PGDTraining(
-            network,
-            eps=spec.eps * spec.pixel_max,
-            step_size=spec.step_size * spec.pixel_max,
-            steps=c.teacher_attack_steps,
-            seed=c.seed,
-            weight_decay=decay,
-        )
+        if c.teacher_gradient == "plain":
+            trainer = Classifier(network, weight_decay=decay)
+        else:
+            trainer = PGDTraining(
+                network,
+                eps=spec.eps * spec.pixel_max,
+                step_size=spec.step_size * spec.pixel_max,
+                steps=c.teacher_attack_steps,
+                seed=c.seed,
+                weight_decay=decay,
+            )
         self._fit(
             trainer,
             [optimizer],
@@ -124,10 +133,11 @@ class Run:
             batch_size=c.teacher_batch_size,
             augment=augment,
         )
-        save_model(network, path)
+        self._save(network, path)
         return network
 
-    def _new_source_network(self, spec: datasets.DatasetSpec) -> Network:
+    def new_source_network(self, spec: datasets.DatasetSpec) -> Network:
+        """Stage 0's network before it is trained."""
         if spec.name == "mnist":
             network = MnistCNN(spec.num_classes)
         else:
@@ -157,29 +167,34 @@ class Run:
                 batch_size=c.batch_size,
                 augment=datasets.Augment(),
             )
-        save_model(teacher, path)
+        self._save(teacher, path)
         return teacher
 
     # --- stage 2 ----------------------------------------------------------------------------------
 
     def student(self) -> Network:
-        """The student, trained by `--method`."""
+        """The student, trained by `--method`; with finetune the teacher of stage 1 itself."""
         path = self.folder / "student.keras"
         if path.exists():
             return load_model(path)
         c, spec = self.config, datasets.SPECS[self.config.target]
-        teacher = self.teacher() if c.method == "igam" else None
-        student = self._new_student(c.precision)
+        teacher = self.teacher() if self.method.teacher else None
+        if c.method == "finetune":
+            self._save(teacher, path)
+            return teacher
+        student = self.new_student(c.precision)
         eps, step_size = spec.eps * spec.pixel_max, spec.step_size * spec.pixel_max
-        trainer = self._trainer(student, teacher, eps=eps, step_size=step_size)
-        optimizers = self._optimizers()
+        trainer = self.trainer(student, teacher, eps=eps, step_size=step_size)
+        optimizers = self.optimizers()
         monitor = Monitor(
             student,
             self.target[1],
             eps=eps,
             step_size=step_size,
-            igam=trainer if c.method == "igam" else None,
+            igam=trainer if self.method.matched_to == "teacher" else None,
         )
+        if self.method.adversarial:
+            monitor = OverfittingWatch(monitor, ROBUST, self.folder / "metrics.jsonl")
         with teacher.offsets_of(optimizers[0], c.seed) if teacher else nullcontext():
             self._fit(
                 trainer,
@@ -192,12 +207,13 @@ class Run:
                 monitor=monitor,
             )
         # Attacks need every bit of the gradient: what is kept and scored computes in float32.
-        exact = self._new_student("float32")
+        exact = self.new_student("float32")
         exact.set_weights(student.get_weights())
-        save_model(exact, path)
+        self._save(exact, path)
         return exact
 
-    def _new_student(self, precision: str) -> Network:
+    def new_student(self, precision: str) -> Network:
+        """The student before it is trained, its layers in the given `--precision`."""
         c, spec = self.config, datasets.SPECS[self.config.target]
         depth, width = student_size(c.student)
         student = WideResNet(
@@ -214,14 +230,17 @@ class Run:
     # --- stage 3 ----------------------------------------------------------------------------------
 
     def evaluate(self) -> dict:
-        """Scores the student, and the fine-tuned teacher as a classifier, on test images."""
+        """Scores the student, and the fine-tuned teacher as a classifier, on test images.
+
+        With a teacher, the student's report has a key `alignment`, see `igam_tf.alignment`.
+        """
         path = self.folder / "results.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
         c = self.config
         test = self.load(c.target, "test")
         models = {c.method: self.student()}
-        if c.method == "igam":
+        if self.method.teacher and c.method != "finetune":
             models["teacher"] = self.teacher()
         reports = {}
         for name, model in models.items():
@@ -233,41 +252,85 @@ class Run:
                 seed=c.seed,
             )
             print(f"\n{name}, {self.folder.path}\n{table(reports[name])}")
+        if "teacher" in models:
+            reports[c.method]["alignment"] = found = alignment(
+                models[c.method],
+                models["teacher"],
+                test,
+                num_examples=c.eval_examples,
+                input_gradient=c.input_gradient,
+            )
+            print(
+                f"\ncos(J_s, J_t) on these images: {found['cosine']:.3f} "
+                f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
+                f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}"
+            )
         write_json(path, reports)
         return reports
 
+    def _save(self, model: keras.Model, path: Path) -> None:
+        if self.folder.chief:
+            save_model(model, path)
+
     # --- parts ------------------------------------------------------------------------------------
 
-    def _optimizers(self) -> list[Momentum]:
+    def optimizers(self) -> list[Momentum]:
         """The student's, and the discriminator's, whose schedule counts its own steps."""
         c = self.config
         igam_steps = c.train_steps - c.igam_start
         rate = schedule(c.lr_schedule, c.learning_rate, c.train_steps)
-        if c.method == "igam" and c.igam_learning_rate:
+        if self.method.matched_to and c.igam_learning_rate:
             plain = schedule(c.lr_schedule, c.learning_rate, c.igam_start)
             matching = schedule(c.lr_schedule, c.igam_learning_rate, igam_steps)
             rate = Then(plain, matching, c.igam_start)
         rates = [rate]
-        if c.method == "igam":
+        if self.method.discriminator:
             turns = -(-igam_steps // c.disc_every)
             rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
         return [Momentum(rate, momentum=c.momentum) for rate in rates]
 
-    def _trainer(self, student, teacher, *, eps: float, step_size: float) -> Classifier:
-        c = self.config
-        if c.method == "standard":
+    def trainer(self, student, teacher, *, eps: float, step_size: float) -> Classifier:
+        """What trains the student by `--method`, not compiled; eps and step_size in its pixel unit."""
+        c, method = self.config, self.method
+        if method.adversarial:
+            one = method.one_step
+            return PGDTraining(
+                student,
+                eps=eps,
+                step_size=one * eps if one else step_size,
+                steps=1 if one else c.pgd_steps,
+                seed=c.seed,
+                objective=functools.partial(method.adversarial, teacher=teacher, s=c),
+                attack_loss=method.attack_loss,
+                terms=method.terms,
+                weight_decay=c.weight_decay,
+            )
+        if not method.matched_to:
             return Classifier(student, weight_decay=c.weight_decay)
-        if c.method == "pgd":
-            attack = {"eps": eps, "step_size": step_size, "steps": c.pgd_steps, "seed": c.seed}
-            return PGDTraining(student, weight_decay=c.weight_decay, **attack)
         shape = (None, *datasets.SPECS[c.target].image_shape)
-        if c.disc_view == "teacher":
-            shape = teacher.transform.visible(tf.zeros((1, *shape[1:]))).shape
-        disc = Discriminator(
-            c.disc_channels, outputs=c.disc_outputs, synchronized=self.synchronized
+        disc = adaptor = None
+        if method.adaptor:
+            adaptor = keras.layers.Conv2D(shape[-1], 1, activation="tanh")
+            adaptor.build(shape)
+        if method.discriminator:
+            if c.disc_view == "teacher" and teacher:
+                shape = teacher.transform.visible(tf.zeros((1, *shape[1:]))).shape
+            disc = Discriminator(
+                c.disc_channels, outputs=c.disc_outputs, synchronized=self.synchronized
+            )
+            disc.build(shape)
+        return IGAM(
+            student,
+            teacher,
+            disc,
+            adaptor=adaptor,
+            settings=c.objective(),
+            weight_decay=c.weight_decay,
         )
-        disc.build(shape)
-        return IGAM(student, teacher, disc, settings=c.objective(), weight_decay=c.weight_decay)
+
+    def compile(self, trainer: Classifier, optimizers: list[keras.optimizers.Optimizer]) -> None:
+        """Gives the trainer its optimizers, and XLA where `--jit` wants it."""
+        trainer.compile(*optimizers, jit_compile=self.jit)
 
     def _fit(
         self,
@@ -282,10 +345,10 @@ class Run:
         monitor: Monitor | None = None,
     ) -> None:
         c = self.config
-        trainer.compile(*optimizers)
+        self.compile(trainer, optimizers)
         if not optimizers[0].built:
             optimizers[0].build(trainer.trained)
-        if stage == "student":
+        if stage == "student" and self.folder.chief:
             writer = tf.summary.create_file_writer(str(self.folder / "tensorboard" / stage))
             with writer.as_default():
                 hparams.hparams({k: _plain(v) for k, v in dataclasses.asdict(c).items()})

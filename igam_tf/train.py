@@ -8,19 +8,23 @@ import time
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 from absl import flags, logging
 
-from igam_tf import datasets, experiments
+from igam_tf import datasets, devices, experiments
 from igam_tf.attacks import attack_names
-from igam_tf.classifier import mirrored
+from igam_tf.objectives import METHODS
 from igam_tf.runs import RunFolder
 from igam_tf.stages import Run, student_size
 from madry_models.errors import UserError, run_entry_point
 
 FLAGS = flags.FLAGS
 
-_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+}
 
 
 def define_flags() -> None:
@@ -34,7 +38,8 @@ def define_flags() -> None:
         else:
             _DEFINE[field.type](field.name, None, doc)
     flags.DEFINE_string("workdir", None, "run folder; default runs/<source>-<target>-<method>-...")
-    flags.DEFINE_integer("replicas", 0, "devices to train on under MirroredStrategy; 0: all")
+    flags.DEFINE_enum("strategy", "auto", devices.STRATEGIES, "devices; see devices.strategy")
+    flags.DEFINE_integer("replicas", 0, "devices of one machine to train on; 0: all")
 
 
 def config_from_flags() -> experiments.Config:
@@ -61,32 +66,15 @@ def default_workdir(config: experiments.Config) -> str:
     pair = (config.source, config.target)
     parts += [config.transform] if sum(key[:2] == pair for key in experiments.ROWS) > 1 else []
     parts += [config.method, config.preset]
+    parts += [config.teacher_gradient] if config.teacher_gradient != "teacher" else []
     parts += ["release"] if config.fidelity == "release" else []
     parts += ["builtin"] if config.data == "builtin" else []
     return str(Path("runs") / "-".join(parts))
 
 
-def strategy(replicas: int) -> tf.distribute.Strategy:
-    """MirroredStrategy over `replicas` devices (0: all), or the default one for a single device.
-
-    Raises:
-        UserError: more replicas than GPUs; CPUs are divided into as many logical ones.
-    """
-    gpus = tf.config.list_physical_devices("GPU")
-    if replicas < 0 or (gpus and replicas > len(gpus)):
-        raise UserError(f"expected --replicas within 0..{len(gpus)} GPUs; received {replicas}")
-    if not gpus and replicas > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        one = tf.config.LogicalDeviceConfiguration()
-        tf.config.set_logical_device_configuration(cpu, [one] * replicas)
-    kind = "GPU" if gpus else "CPU"
-    devices = [d.name for d in tf.config.list_logical_devices(kind)][: replicas or None]
-    return mirrored(devices) if len(devices) > 1 else tf.distribute.get_strategy()
-
-
 def teacher_checkpoint(config: experiments.Config) -> str | None:
     """Folder of the checkpoint the teacher is loaded from, fetched where it is a known name."""
-    if config.method != "igam" or config.teacher == "train":
+    if not METHODS[config.method].teacher or config.teacher == "train":
         return None
     from madry_models.fetch import NAMES, fetch
     from madry_models.tf1_checkpoint import checkpoint_prefix
@@ -105,19 +93,26 @@ def main(_argv: list[str]) -> None:
     student_size(config.student)
     attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
-    trained = config.method == "igam" and config.teacher == "train"
+    trained = METHODS[config.method].teacher and config.teacher == "train"
     for name in {config.target} | ({config.source} if trained else set()):
         datasets.check_available(name, source=config.data, data_dir=config.data_dir or None)
     workdir = FLAGS.workdir or default_workdir(config)
     if config.data == "builtin":
         logging.warning("data: builtin (synthetic, seed %d): no real images", config.data_seed)
-    chosen = strategy(FLAGS.replicas)
-    with RunFolder(workdir, config) as folder:
-        keras.utils.set_random_seed(config.seed)
-        with chosen.scope():
-            run = Run(config, folder, checkpoint)
-            run.student()
-        run.evaluate()
+    chosen = devices.strategy(FLAGS.strategy, FLAGS.replicas)
+    chief = devices.is_chief(chosen)
+    with devices.lost_workers(chosen):
+        if not chief:
+            devices.same_everywhere(chosen, 0)  # wait for the chief, who makes the folder
+        with RunFolder(workdir, config, chief=chief) as folder:
+            if chief:
+                devices.same_everywhere(chosen, 0)
+            keras.utils.set_random_seed(config.seed)
+            with chosen.scope():
+                run = Run(config, folder, checkpoint)
+                run.student()
+            if chief:
+                run.evaluate()
     logging.info("%s: done in %.1f minutes", workdir, (time.monotonic() - started) / 60)
 
 

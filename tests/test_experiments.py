@@ -98,9 +98,32 @@ def test_the_cpu_preset_is_consistent(fidelity):
     assert config.second_order == {"paper": "finite_difference", "release": "exact"}[fidelity]
 
 
+def test_methods_change_their_rows():
+    assert resolve({"method": "finetune"}).finetune_steps == 100 * 391  # the paper's 100 epochs
+    assert resolve({"method": "cosine"}).lambda_diff == 1.0  # a cosine has no unit
+    plain = resolve({"teacher_gradient": "plain"})
+    assert (plain.teacher, plain.teacher_steps) == ("train", 25_000)
+    assert resolve({"method": "pgd", "preset": "cpu"}).train_steps == 1500
+    assert resolve({"method": "pgd", "preset": "cpu", "train_steps": 3}).train_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"method": "jarn", "teacher_gradient": "zero"}, r"matches J_t \(igam, l2, cosine\).*jarn"),
+        ({"teacher_gradient": "plain", "teacher": "load"}, r"--teacher=train .*--teacher=load"),
+    ],
+)
+def test_controls_that_contradict_the_method(chosen, message):
+    with pytest.raises(UserError, match=message):
+        resolve(chosen)
+
+
 def test_every_preset_names_settings():
     rows = [row.settings(key[1], f) for key, row in ROWS.items() for f in ("paper", "release")]
     presets = (*experiments.PRESETS.values(), *TEACHERS.values(), *CPU_OBJECTIVE.values())
+    presets += (*experiments.METHOD_SETTINGS.values(), *experiments.CPU_BUDGETS.values())
+    presets += (*experiments.PLAIN_MNIST.values(),)
     for preset in (*rows, *presets, RELEASE):
         assert preset.keys() <= FIELDS.keys()
 

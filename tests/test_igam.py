@@ -12,6 +12,7 @@ from igam_tf.classifier import mirrored
 from igam_tf.discriminator import Discriminator, normalize
 from igam_tf.experiments import RELEASE
 from igam_tf.igam import IGAM, Settings
+from igam_tf.objectives import METHODS
 from igam_tf.optimizers import Momentum
 from igam_tf.teacher import FineTune, Teacher
 from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Scale
@@ -24,18 +25,22 @@ RELEASE_SETTINGS = Settings(
     | {"lambda_adv": 0.5, "lambda_diff": 0.3, "disc_every": 2}
 )
 DIFFERENCE = dataclasses.replace(PAPER, second_order="finite_difference")
+JARN = dataclasses.replace(DIFFERENCE, method="jarn")
+MATCHING = [name for name, method in METHODS.items() if method.matched_to]
 BOTH = pytest.mark.parametrize("settings", [PAPER, RELEASE_SETTINGS], ids=["paper", "release"])
 
 
 def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32") -> IGAM:
     """A small IGAM that is the same at every call."""
     keras.utils.set_random_seed(3)
-    release = settings.disc_view == "all"
+    release, method = settings.disc_view == "all", METHODS[settings.method]
     student = WideResNet(
         8, 1, input_layer="unit_norm" if release else "standardize",
         synchronized=synchronized, dtype=dtype,
     )  # fmt: skip
     student.build((None, *SHAPE))
+    adaptor = keras.layers.Conv2D(3, 1, activation="tanh", dtype=dtype)
+    adaptor.build((None, *SHAPE))
     source = MnistCNN(dtype=dtype)
     source.build((None, 8, 8, 1))
     teacher = Teacher(
@@ -45,8 +50,15 @@ def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32") -> 
     disc = Discriminator(
         (4, 8), outputs=2 if release else 1, synchronized=synchronized, dtype=dtype
     )
-    disc.build((None, *(SHAPE if release else (8, 8, 1))))
-    igam = IGAM(student, teacher, disc, settings=settings, weight_decay=2e-4)
+    disc.build((None, *(SHAPE if release or not method.teacher else (8, 8, 1))))
+    igam = IGAM(
+        student,
+        teacher if method.teacher else None,
+        disc if method.discriminator else None,
+        adaptor=adaptor if method.adaptor else None,
+        settings=settings,
+        weight_decay=2e-4,
+    )
     igam.compile(Momentum(0.01, momentum=0.9), Momentum(0.01, momentum=0.9))
     return igam
 
@@ -61,54 +73,57 @@ def weights(igam: IGAM) -> list[np.ndarray]:
 
 
 def total(igam: IGAM, x, y) -> float:
+    """Eq. 14, put together from the terms that a step reports."""
     _, terms, _, _ = igam.student_gradients(x, y)
-    s = igam.settings
-    value = igam.mean(terms["L_xent"]) + s.lambda_adv * igam.adversarial(terms["L_adv"])
-    value += s.lambda_diff * igam.difference(terms["L_diff"])
+    s, value = igam.settings, igam.mean(terms["L_xent"])
+    if "L_adv" in terms:
+        value += s.lambda_adv * igam.adversarial(terms["L_adv"])
+    if "L_diff" in terms:
+        value += s.lambda_diff * igam.difference(terms["L_diff"])
     return float(value + igam.decay(igam.network.kernels))
 
 
-@BOTH
-def test_student_gradient_is_that_of_equation_14(settings):
-    """Against central differences along a random direction, in float64, batch norm in inference.
+def check_gradient(igam: IGAM, x, y) -> None:
+    """Against central differences along a random direction of all that the student's step trains.
 
     A step of 1e-8, for J_s jumps where a leaky ReLU flips.
+    """
+    grads, *_ = igam.student_gradients(x, y)
+    rng, h = np.random.default_rng(0), 1e-8
+    direction = [rng.normal(size=v.shape) for v in igam.trained]
+    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
+    values = []
+    for sign in (1, -2):
+        for v, d in zip(igam.trained, direction, strict=True):
+            v.assign_add(sign * h * d)
+        values.append(total(igam, x, y))
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [RELEASE_SETTINGS, *(dataclasses.replace(PAPER, method=name) for name in MATCHING)],
+    ids=["release", *MATCHING],
+)
+def test_student_gradient_is_that_of_equation_14(settings):
+    """In float64, batch norm in inference.
+
     (TensorFlow's own batch norm leaves a part of its second derivative out, see batch_norm.py.)
     """
     igam = make(settings, dtype="float64")
     frozen = igam.input_gradient
     igam.input_gradient = lambda model, x, y, *, training: frozen(model, x, y, training=False)
-    x, y = batch(4, dtype=np.float64)
-    x, y = tf.constant(x), tf.constant(y)
-    grads, *_ = igam.student_gradients(x, y)
-    rng, h = np.random.default_rng(0), 1e-8
-    direction = [rng.normal(size=v.shape) for v in igam.trained]
-    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
-    values = []
-    for sign in (1, -2):
-        for v, d in zip(igam.trained, direction, strict=True):
-            v.assign_add(sign * h * d)
-        values.append(total(igam, x, y))
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+    check_gradient(igam, *map(tf.constant, batch(4, dtype=np.float64)))
 
 
-@pytest.mark.parametrize("n", [4, 7])
-def test_finite_difference_is_the_gradient_of_equation_14(n):
-    """Against central differences along a random direction, float64, on batch statistics."""
-    settings = dataclasses.replace(PAPER, second_order="finite_difference", difference_length=1e-6)
+@pytest.mark.parametrize(("method", "n"), [("igam", 7), *((name, 4) for name in MATCHING)])
+def test_finite_difference_is_the_gradient_of_equation_14(method, n):
+    """In float64, on batch statistics."""
+    settings = dataclasses.replace(DIFFERENCE, method=method, difference_length=1e-6)
     igam = make(settings, dtype="float64")
     x, y = map(tf.constant, batch(n, dtype=np.float64))
     before = [v.numpy() for v in igam.network.non_trainable_variables]
-    grads, *_ = igam.student_gradients(x, y)
-    rng, h = np.random.default_rng(0), 1e-8
-    direction = [rng.normal(size=v.shape) for v in igam.trained]
-    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
-    values = []
-    for sign in (1, -2):
-        for v, d in zip(igam.trained, direction, strict=True):
-            v.assign_add(sign * h * d)
-        values.append(total(igam, x, y))
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+    check_gradient(igam, x, y)
     # The moving averages have seen x, and x alone.
     for v, old in zip(igam.network.non_trainable_variables, before, strict=True):
         v.assign(old)
@@ -119,6 +134,137 @@ def test_finite_difference_is_the_gradient_of_equation_14(n):
     igam.student_gradients(x, y)
     for v, expected in zip(igam.network.non_trainable_variables, once, strict=True):
         np.testing.assert_allclose(v, expected, rtol=1e-6)
+
+
+# --- methods and controls --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", MATCHING)
+def test_a_method_has_the_parts_it_needs_and_reports_its_terms(method):
+    igam = make(dataclasses.replace(PAPER, method=method))
+    data = tuple(map(tf.constant, batch(4)))
+    assert igam.step_of_kind(data, igam.phase(0)).keys() == set(METHODS[method].terms)
+    teachers = {"igam", "l2", "cosine"}
+    assert (igam.teacher is None) == (method not in teachers)
+    assert ("cosine" in METHODS[method].terms) == (method in teachers)
+    assert (igam.discriminator is None) == (method not in {"igam", "jarn"})
+    phases = [igam.phase(step) for step in range(3)]
+    assert phases == (
+        ["student"] * 3 if igam.discriminator is None else ["both", "student", "both"]
+    )
+
+
+def gradients_of(x, y, **settings) -> list[np.ndarray]:
+    igam = make(dataclasses.replace(PAPER, **settings), dtype="float64")
+    return [g.numpy() for g in igam.student_gradients(x, y)[0]]
+
+
+def test_l2_matching_to_zero_is_the_gradient_penalty():
+    data = tuple(map(tf.constant, batch(4, dtype=np.float64)))
+    penalty = gradients_of(*data, method="gradient_penalty")
+    for a, b in zip(
+        gradients_of(*data, method="l2", teacher_gradient="zero"), penalty, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    igam = make(dataclasses.replace(PAPER, method="gradient_penalty"), dtype="float64")
+    _, terms, _, (j_s, _) = igam.student_gradients(*data)
+    np.testing.assert_allclose(terms["L_diff"], np.sum(np.square(j_s), axis=(1, 2, 3)))
+
+
+def test_the_cosine_to_zero_moves_nothing():
+    """Not a number is what a finite difference along a vector of length 0 could have become."""
+    data = tuple(map(tf.constant, batch(4, dtype=np.float64)))
+    settings = {"method": "cosine", "teacher_gradient": "zero"}
+    exact = gradients_of(*data, **settings)
+    difference = gradients_of(*data, second_order="finite_difference", **settings)
+    for a, b in zip(exact, difference, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_teacher_gradients():
+    igam = make()
+    x, y = map(tf.constant, batch(5))
+    j_t, _, _ = igam.input_gradient(igam.teacher, x, y, training=False)
+    js = {}
+    for kind in ("teacher", "plain", "zero", "shuffled"):
+        igam.settings = dataclasses.replace(PAPER, teacher_gradient=kind)
+        js[kind] = igam.reference(x, y).numpy()
+    np.testing.assert_array_equal(js["teacher"], j_t)
+    np.testing.assert_array_equal(js["plain"], j_t)  # its teacher is another one
+    np.testing.assert_array_equal(js["zero"], 0 * x)
+    np.testing.assert_array_equal(js["shuffled"], np.concatenate([j_t[-1:], j_t[:-1]]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="two images on each replica"):
+        igam.reference(x[:1], y[:1])
+
+
+def test_jarns_adaptor_rests_in_plain_steps_and_moves_with_the_student():
+    igam = make(dataclasses.replace(JARN, igam_start=1))
+    data = tuple(map(tf.constant, batch(4)))
+    adaptor = lambda: [v.numpy() for v in igam.adaptor.variables]  # noqa: E731
+    before = adaptor()
+    igam.train_step(data)
+    assert all(map(np.array_equal, before, adaptor()))
+    igam.train_step(data)
+    assert not any(map(np.array_equal, before, adaptor()))
+
+
+def test_one_sided_label_smoothing_is_a_cross_entropy():
+    """Labels 0.9 for J_t and 0 for J_s, by Keras."""
+    igam = make(dataclasses.replace(PAPER, disc_label_smoothing=0.1), dtype="float64")
+    igam.weight_decay = 0.0
+    j_s, j_t = (tf.random.stateless_normal((4, *SHAPE), (0, s), dtype=tf.float64) for s in range(2))
+    grads, _ = igam.discriminator_gradients(j_s, j_t)
+    with tf.GradientTape() as tape:
+        d_s, d_t = igam.judge(j_s, j_t)
+        bce = keras.losses.BinaryCrossentropy(from_logits=True, dtype="float64")
+        loss = bce(tf.fill([4, 1], tf.constant(0.9, tf.float64)), d_t[:, None]) + bce(
+            tf.zeros([4, 1]), d_s[:, None]
+        )
+    expected = tape.gradient(loss, igam.discriminator.trainable_variables)
+    for a, b in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_r1_is_half_the_squared_slope_of_the_teachers_logit():
+    """Against central differences in float64, along a random direction of phi.
+
+    The gradient is float32's: in float64 it lacks what TensorFlow's batch norm leaves out.
+    """
+    ours, plain, wide = (
+        make(dataclasses.replace(PAPER, disc_r1=r1), dtype=dtype)
+        for r1, dtype in ((3.0, "float32"), (0.0, "float32"), (0.0, "float64"))
+    )
+    phi = wide.discriminator.trainable_variables
+    for v, narrow in zip(phi, ours.discriminator.trainable_variables, strict=True):
+        v.assign(tf.cast(narrow.value, tf.float64))
+    j_s, j_t = (tf.random.stateless_normal((4, *SHAPE), (0, s)) for s in range(2))
+    penalties = [
+        a - b
+        for a, b in zip(
+            ours.discriminator_gradients(j_s, j_t)[0],
+            plain.discriminator_gradients(j_s, j_t)[0],
+            strict=True,
+        )
+    ]
+    j_s, j_t = (tf.cast(j, tf.float64) for j in (j_s, j_t))
+    unit = normalize(j_t) * 432**0.5
+    np.testing.assert_allclose(np.mean(np.square(unit), axis=(1, 2, 3)), 1.0)
+
+    def value() -> float:
+        with tf.GradientTape() as tape:
+            tape.watch(unit)
+            _, d_t = wide.judge(j_s, unit)
+        return 1.5 * float(tf.reduce_sum(tape.gradient(d_t, unit) ** 2)) / 4
+
+    rng, h = np.random.default_rng(0), 1e-7
+    direction = [rng.normal(size=v.shape) for v in phi]
+    slope = sum(float(np.sum(g.numpy() * d)) for g, d in zip(penalties, direction, strict=True))
+    values = []
+    for sign in (1, -2):
+        for v, d in zip(phi, direction, strict=True):
+            v.assign_add(sign * h * d)
+        values.append(value())
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-3)
 
 
 def test_the_objective_is_smaller_after_a_step():
@@ -183,7 +329,9 @@ def _run_function(igam, batches):
 
 
 @pytest.mark.parametrize(
-    "settings", [PAPER, RELEASE_SETTINGS, DIFFERENCE], ids=["paper", "release", "difference"]
+    "settings",
+    [PAPER, RELEASE_SETTINGS, DIFFERENCE, JARN],
+    ids=["paper", "release", "difference", "jarn"],
 )
 def test_fit_eager_and_tf_function_agree_on_any_batch_size(settings, float64):
     """Plain steps, both kinds of IGAM step and a last, smaller batch."""
@@ -210,8 +358,8 @@ def test_several_steps_per_execution_are_refused():
 
 @pytest.mark.parametrize(
     ("settings", "n"),
-    [(PAPER, 7), (RELEASE_SETTINGS, 8), (DIFFERENCE, 7)],
-    ids=["paper, uneven", "release, even", "difference, uneven"],
+    [(PAPER, 7), (RELEASE_SETTINGS, 8), (DIFFERENCE, 7), (JARN, 7)],
+    ids=["paper, uneven", "release, even", "difference, uneven", "jarn, uneven"],
 )
 def test_two_replicas_give_the_weights_of_one(settings, n, float64):
     """Student, discriminator and both optimizers, batch norm synchronised, in float64."""

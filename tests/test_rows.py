@@ -10,11 +10,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from absl import flags
 
 from igam_tf import datasets, train
 from igam_tf.experiments import ROWS
 from igam_tf.loop import Log
+from igam_tf.objectives import METHODS
+from igam_tf.stages import Run
 from igam_tf.transforms import RandomPad
 
 FLAGFILES = [
@@ -58,21 +59,15 @@ def generated(monkeypatch) -> None:
 
 
 @pytest.fixture
-def command():
-    """Runs `main` on a flagfile, small, in a folder; leaves no flag behind."""
-    before = set(flags.FLAGS)
-    train.define_flags()
-    small = [f"--{name}={value}" for name, value in SMALL.items()]
+def command(command_of):
+    """Runs `main` on a flagfile, small, in a folder."""
+    run, small = command_of(train), [f"--{name}={value}" for name, value in SMALL.items()]
 
-    def run(path: Path, folder: Path) -> Path:
-        arguments = [f"--flagfile={path}", *small, f"--workdir={folder}", "--replicas=1"]
-        train.main(flags.FLAGS(["train", *arguments]))
+    def command(path: Path, folder: Path, *more: str) -> Path:
+        run(f"--flagfile={path}", *small, f"--workdir={folder}", "--replicas=1", *more)
         return folder
 
-    yield run
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +138,42 @@ def test_interrupted_and_resumed_ends_in_the_same_weights(
             weights(tmp_path / "run" / file), weights(whole / file), strict=True
         ):
             np.testing.assert_array_equal(ours, expected)
+
+
+MNIST = next(p for p in FLAGFILES if p.stem == "mnist_to_cifar10")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"igam"}))
+def test_two_steps_of_every_method(method, command, tmp_path):
+    folder = command(MNIST, tmp_path / "run", f"--method={method}")
+    models = json.loads((folder / "results.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["stage"] == "student" and "L_xent" in line]
+    if method == "finetune":
+        assert models.keys() == {"finetune"}
+        assert not steps
+        for a, b in zip(
+            *(weights(folder / f"{m}.keras") for m in ("student", "teacher")), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+        return
+    with_teacher = METHODS[method].teacher
+    assert models.keys() == {method} | ({"teacher"} if with_teacher else set())
+    assert ("alignment" in models[method]) == with_teacher
+    assert (folder / "teacher.keras").exists() == with_teacher
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all(set(METHODS[method].terms) <= line.keys() for line in steps)
+    validation = next(line for line in lines if "validation/clean_percent" in line)
+    watched = "validation/catastrophic_overfitting" in validation
+    assert watched == (METHODS[method].adversarial is not None)
+
+
+@pytest.mark.parametrize("kind", ["zero", "shuffled", "plain"])
+def test_two_steps_of_every_control(kind, command, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(Run, "_fit", lambda self, trainer, *a, _fit=Run._fit, **k: (
+        trained.append(type(trainer).__name__), _fit(self, trainer, *a, **k)))  # fmt: skip
+    folder = command(MNIST, tmp_path / "run", f"--teacher_gradient={kind}")
+    teacher = "Classifier" if kind == "plain" else "PGDTraining"
+    assert trained == [teacher, "FineTune", "IGAM"]
+    assert "alignment" in json.loads((folder / "results.json").read_text())["igam"]

@@ -87,7 +87,7 @@ def test_metrics_are_logged_one_by_one(finished):
     assert [row["step"] for row in validations] == [4, 8]
     events = list((finished / "tensorboard" / "student").glob("events.*"))
     content = b"".join(path.read_bytes() for path in events)
-    for name in (b"L_diff", b"x, J_s, J_t", b"validation/quick_pgd5_percent", b"hparams"):
+    for name in (b"L_diff", b"x, J_s, J_t", b"validation/pgd20_percent", b"hparams"):
         assert name in content
 
 

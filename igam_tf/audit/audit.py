@@ -9,6 +9,7 @@ from igam_tf.audit import attacking, outputs, planted
 from igam_tf.audit.lines import FAIL, STATUSES, WARN, Check
 from igam_tf.audit.subject import Row, Subject, joint
 from igam_tf.evaluation import eps_unit, figures, fraction_text
+from igam_tf.journal import digits
 from igam_tf.runs import write_json
 from madry_models.errors import UserError
 
@@ -127,7 +128,7 @@ def _headline(subject: Subject) -> dict[str, Any]:
         "batch_norm": "inference",
         "seed": subject.seed,
         "attacks": list(rows),
-        "standing": "".join("1" if s else "0" for s in standing),
+        "standing": digits(standing),
     }
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
 from igam_tf.evaluation import check_fits, figures, logits_function, stated
-from igam_tf.journal import Journal, remembered
+from igam_tf.journal import Journal, digits, remembered, undigits
 from igam_tf.survival import LogitsFn, in_pixel_range, survivors
 
 
@@ -76,15 +76,15 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy and 95 % interval in percent, the settings, and one digit for each example."""
-        digits = "".join("1" if s else "0" for s in self.standing)
-        return figures(self.standing) | self.settings | {"standing": digits}
+        return figures(self.standing) | self.settings | {"standing": digits(self.standing)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Row":
         """Inverse of `to_json`."""
-        digits = np.frombuffer(content["standing"].encode(), np.uint8) == ord("1")
         own = ("accuracy", "n", "ci95", "standing")
-        return cls(digits, {k: v for k, v in content.items() if k not in own})
+        return cls(
+            undigits(content["standing"]), {k: v for k, v in content.items() if k not in own}
+        )
 
 
 class Subject:

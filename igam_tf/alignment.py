@@ -1,0 +1,89 @@
+"""How far a student's input gradients came to be its teacher's, on images it was not trained on."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from igam_tf import gradients, losses
+from igam_tf.datasets import Split
+
+
+def linearised(model: keras.Model, x: tf.Tensor, pixel_max: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """(alpha, rho) of eq. 18, [B] each: l2 distances in pixels of 0..1.
+
+    With m the difference of the two largest logits and g = dm/dx: alpha = |<x, g>| / |g|, and rho =
+    m / |g|, the distance to the decision boundary of the model linearised at x. 0 where g is 0.
+    A model that standardises each image has alpha = 0 by construction: its logits do not change when
+    x is scaled, so that <x, g> = 0 (Euler).
+    """
+
+    def margin(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        logits = losses.at_least_float32(model(x, training=False))
+        top = tf.math.top_k(logits, 2).values
+        return top[:, 0] - top[:, 1], logits
+
+    g, m, _ = gradients.input_gradient(margin, x)
+    norm = tf.norm(gradients.flatten(g), axis=1)
+    along = tf.abs(tf.reduce_sum(gradients.flatten(x * g), axis=1))
+    return tuple(tf.math.divide_no_nan(value, norm) / pixel_max for value in (along, m))
+
+
+def alignment(
+    student: keras.Model,
+    teacher: keras.Model,
+    split: Split,
+    *,
+    num_examples: int,
+    input_gradient: str,
+    batch_size: int = 100,
+) -> dict:
+    """cos(J_s, J_t) and its relatives on the first images of a split, both in inference mode.
+
+    J_t is the teacher's own whatever the student was matched to.
+
+    Args:
+        student, teacher: models of the same images.
+        split: natural images.
+        num_examples: so many, from its beginning.
+        input_gradient: what J is the gradient of, see `igam_tf.losses.GRADIENT_OF`.
+        batch_size: images at once.
+
+    Returns:
+        n, the mean of the cosine with its 95 % interval (normal approximation), the median of
+        |J_s| / |J_t|, and of eq. 18's alpha and rho for both.
+    """
+    of, pixel_max = losses.GRADIENT_OF[input_gradient], split.spec.pixel_max
+
+    @tf.function
+    def measure(x, y):
+        def values(model):
+            def per_example(x):
+                logits = model(x, training=False)
+                return of(logits, y), logits
+
+            return per_example
+
+        j_s, j_t = (gradients.input_gradient(values(model), x)[0] for model in (student, teacher))
+        return (
+            gradients.cosine(j_s, j_t),
+            gradients.norm_ratio(j_s, j_t),
+            *linearised(student, x, pixel_max),
+            *linearised(teacher, x, pixel_max),
+        )
+
+    parts = []
+    for start in range(0, num_examples, batch_size):
+        chosen = slice(start, min(start + batch_size, num_examples))
+        x = split.images[chosen].astype("float32") / 255 * pixel_max
+        parts.append(measure(tf.constant(x), tf.constant(split.labels[chosen])))
+    cosine, ratio, *eq18 = (np.concatenate(values) for values in zip(*parts, strict=True))
+    half = 1.96 * cosine.std(ddof=1) / len(cosine) ** 0.5 if len(cosine) > 1 else float("nan")
+    names = ("student_alpha", "student_rho", "teacher_alpha", "teacher_rho")
+    return {
+        "n": len(cosine),
+        "input_gradient": input_gradient,
+        "cosine": float(cosine.mean()),
+        "cosine_ci95": [float(cosine.mean() - half), float(cosine.mean() + half)],
+        "norm_ratio_median": float(np.median(ratio)),
+        "distance_unit": "l2, pixels of 0..1",
+    } | {f"{n}_median": float(np.median(v)) for n, v in zip(names, eq18, strict=True)}

@@ -1,0 +1,110 @@
+"""The methods: what each trains a student with, one entry and one formula each.
+
+    J_s is matched, no adversarial example is made   igam, l2, cosine, jarn, gradient_penalty
+    trained on adversarial examples                  pgd, fast, trades, ard
+    neither                                          standard, finetune
+
+`igam_tf.igam.IGAM` trains the first, `igam_tf.adversarial.PGDTraining` the second kind.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from igam_tf import losses
+
+Forward = Callable[[tf.Tensor], tf.Tensor]  # x [B,H,W,C] -> logits [B,K] of the student in training
+# (loss [B], terms to report, each [B], logits whose accuracy is reported [B,K])
+Objective = tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]
+
+
+def adversarial_xent(f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, **_) -> Objective:
+    """L_xent at the adversarial example (eq. 3; Madry et al. 2018)."""
+    logits = f(x_adv)
+    l_xent = losses.xent(logits, y)
+    return l_xent, {"L_xent": l_xent}, logits
+
+
+def trades(f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, s: Any, **_) -> Objective:
+    """L_xent(x) + `trades_beta` KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
+    logits = f(x)
+    terms = {"L_xent": losses.xent(logits, y), "L_kl": losses.kl(logits, f(x_adv))}
+    return terms["L_xent"] + s.trades_beta * terms["L_kl"], terms, logits
+
+
+def ard(
+    f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, s: Any, teacher: keras.Model
+) -> Objective:
+    """(1 - alpha) L_xent(x) + alpha t^2 KL(teacher's p_t(x) || student's p_t(x_adv)).
+
+    alpha is `ard_alpha`, t `ard_temperature`, p_t the softmax of logits / t (Goldblum et al. 2020,
+    arXiv 1905.09747).
+    """
+    logits, alpha, t = f(x), s.ard_alpha, s.ard_temperature
+    l_kl = losses.kl(teacher(x, training=False) / t, f(x_adv) / t)
+    terms = {"L_xent": losses.xent(logits, y), "L_kl": l_kl}
+    return (1 - alpha) * terms["L_xent"] + alpha * t**2 * l_kl, terms, logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """What one method needs and minimises beside L_xent and weight decay.
+
+    Attributes:
+        teacher: f_t of stages 0 and 1.
+        matched_to: what J_s is matched to: "teacher" (J_t), "zero" or "image" (x itself); None: J_s
+            is not looked at.
+        difference: (J_s, what it is matched to) -> [B], the term that lambda_diff multiplies.
+        discriminator: f_disc, and with it the term L_adv.
+        adaptor: J_s passes a trained 1x1 convolution and a tanh before f_disc sees it.
+        adversarial: objective on adversarial examples, see `trades`.
+        attack_loss: what the attack maximises, "xent" or the "kl" from p(x).
+        one_step: the attack is one step of so many eps; None: `pgd_steps` of the data set's step.
+    """
+
+    teacher: bool = False
+    matched_to: str | None = None
+    difference: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+    discriminator: bool = False
+    adaptor: bool = False
+    adversarial: Callable[..., Objective] | None = None
+    attack_loss: str = "xent"
+    one_step: float | None = None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what a step reports."""
+        terms = ["L_xent"]
+        terms += ["L_adv", "disc_accuracy"] if self.discriminator else []
+        terms += ["L_diff"] if self.difference else []
+        terms += ["cosine", "norm_ratio"] if self.matched_to == "teacher" else []
+        terms += ["L_kl"] if self.adversarial in (trades, ard) else []
+        return (*terms, "accuracy")
+
+
+METHODS: dict[str, Method] = {
+    "igam": Method(
+        teacher=True, matched_to="teacher", difference=losses.l_diff, discriminator=True
+    ),
+    # Training on natural images alone (eq. 7).
+    "standard": Method(),
+    # Madry et al. 2018, the paper's PGD7-trained.
+    "pgd": Method(adversarial=adversarial_xent),
+    # The paper's FT-*: the teacher with its new logits, as a classifier.
+    "finetune": Method(teacher=True),
+    # eq. 13 alone.
+    "l2": Method(teacher=True, matched_to="teacher", difference=losses.l_diff),
+    # Direction alone, whatever the size.
+    "cosine": Method(teacher=True, matched_to="teacher", difference=losses.l_cosine),
+    # Chan et al. 2020, arXiv 1912.10185: f_disc tells the adapted J_s from the image.
+    "jarn": Method(matched_to="image", discriminator=True, adaptor=True),
+    # |J_s|^2: Drucker and LeCun 1992; Ross and Doshi-Velez 2018, arXiv 1711.09404.
+    "gradient_penalty": Method(matched_to="zero", difference=losses.l_diff),
+    "ard": Method(teacher=True, adversarial=ard),
+    # Wong et al. 2020, arXiv 2001.03994.
+    "fast": Method(adversarial=adversarial_xent, one_step=1.25),
+    "trades": Method(adversarial=trades, attack_loss="kl"),
+}

@@ -1,0 +1,37 @@
+"""Reading results.json: what a finished run says of its models."""
+
+import json
+from pathlib import Path
+
+from igam_tf.evaluation import fraction_text
+from madry_models.errors import UserError
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """Model -> its report, from a run folder's results.json.
+
+    Raises:
+        UserError: no results there.
+    """
+    path = folder / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"expected a finished run folder with {path}; {error}") from error
+
+
+def settings_text(r: dict) -> str:
+    """How one model's figures were got: data, n, threat model, attacks, batch norm, seed."""
+    worst, data = r["results"]["worst_case"], r["data"]
+    attacks = ", ".join(
+        f"{name}: {row['steps']} x {fraction_text(row['step_size'])}, "
+        f"{row['restarts']} restart(s), loss {row['loss']}"
+        for name, row in r["results"].items()
+        if row.get("steps")
+    )
+    return (
+        f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "
+        f"data {'builtin (synthetic)' if data == 'builtin' else data}, n = {worst['n']}, "
+        f"l-inf eps {fraction_text(worst['eps'])} of the pixel range, {attacks}, "
+        f"batch norm {worst['batch_norm']}, seed {worst['seed']}"
+    )
