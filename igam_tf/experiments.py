@@ -86,7 +86,7 @@ class Config:
     student_input: str = _setting("standardize", "input layer (R5)", ("standardize", "unit_norm"))
     precision: str = _setting(
         "float32",
-        "of the student's layers; J and losses stay float32",
+        "of the student's layers, and of the teacher's in J_t; J and losses stay float32",
         ("float32", "mixed_bfloat16"),
     )
     jit: str = _setting(
@@ -294,6 +294,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "disc_learning_rate": 0.001,
         "disc_every": 10,
+        "validate_every": 250,
     },
     # Seconds: every stage runs, nothing is learnt.
     "smoke": {
@@ -346,7 +347,7 @@ PLAIN_MNIST: dict[str, dict[str, Any]] = {
 # The cpu preset's objective, chosen on validation images; weights in the unit of each fidelity's J.
 CPU_OBJECTIVE: dict[str, dict[str, Any]] = {
     "paper": {"lambda_adv": 0.02, "lambda_diff": 1.0, "second_order": "finite_difference"},
-    "release": {"lambda_adv": 0.1, "lambda_diff": 100.0},
+    "release": {"lambda_adv": 0.1, "lambda_diff": 2000.0},
 }
 
 

@@ -30,8 +30,7 @@ class Monitor:
 
     Args:
         network: the network being trained, scored in inference mode.
-        split: validation images.
-        eps, step_size: of PGD-20, in the network's pixel unit.
+        split: validation images; its spec says eps and step size of PGD-20.
         num_examples: of `split`, from its beginning.
         igam: where given, J_s and J_t are drawn beside the first images.
     """
@@ -41,22 +40,22 @@ class Monitor:
         network: keras.Model,
         split: Split,
         *,
-        eps: float,
-        step_size: float,
         num_examples: int = 250,
         igam: IGAM | None = None,
     ):
         self.network, self.igam = network, igam
-        images = split.images[:num_examples].astype("float32") / 255 * split.spec.pixel_max
+        spec, self.pixel_max = split.spec, split.spec.pixel_max
+        images = split.images[:num_examples].astype("float32") / 255 * self.pixel_max
         self.x, self.y = tf.constant(images), tf.constant(split.labels[:num_examples])
-        self._attack = dict(eps=eps, step_size=step_size, steps=VALIDATION_STEPS, loss=losses.xent)
+        sizes = {"eps": spec.eps * self.pixel_max, "step_size": spec.step_size * self.pixel_max}
+        self._attack = sizes | {"steps": VALIDATION_STEPS, "loss": losses.xent}
         self._accuracies = tf.function(self._accuracies)
 
     def _logits(self, x: tf.Tensor) -> tf.Tensor:
         return self.network(x, training=False)
 
     def _accuracies(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        bounds = (0.0, self.network.pixel_max)
+        bounds = (0.0, self.pixel_max)
         x_adv = pgd(self._logits, x, y, bounds=bounds, **self._attack)
         right = tf.argmax(self._logits(x), 1) == y
         still = right & (tf.argmax(self._logits(x_adv), 1) == y)
@@ -70,5 +69,5 @@ class Monitor:
             j_s, _, _ = self.igam.input_gradient(self.network, x, y, training=False)
             j_t, _, _ = self.igam.input_gradient(self.igam.teacher, x, y, training=False)
             with log.tensorboard.as_default(step=step):
-                tf.summary.image("x, J_s, J_t", grid(x / self.network.pixel_max, j_s, j_t))
+                tf.summary.image("x, J_s, J_t", grid(x / self.pixel_max, j_s, j_t))
         return {CLEAN: float(clean), ROBUST: float(robust)}

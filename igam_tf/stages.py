@@ -5,7 +5,6 @@ Each stage leaves one product in the run folder; a product that is there is not 
 
 import dataclasses
 import functools
-import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +27,7 @@ from igam_tf.loop import train
 from igam_tf.monitor import ROBUST, Monitor
 from igam_tf.objectives import METHODS
 from igam_tf.optimizers import Momentum, Then, schedule
-from igam_tf.runs import RunFolder, load_model, save_model, write_json
+from igam_tf.runs import RunFolder, load_model, read_json, save_model, write_json
 from igam_tf.teacher import FineTune, Teacher
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -48,6 +47,26 @@ def student_size(name: str) -> tuple[int, int]:
             f"received {name!r}"
         )
     return int(match[1]), int(match[2])
+
+
+def load_source_network(path: str, spec: datasets.DatasetSpec) -> Network:
+    """A teacher that is there already: a MadryLab checkpoint folder, or a `.keras` file of a `Network`.
+
+    Raises:
+        UserError: neither of them, or a network of other images.
+    """
+    if not path.endswith(".keras"):
+        from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
+        return from_tf1_checkpoint(path)
+    network = load_model(Path(path))
+    shape = getattr(network, "image_shape", None)
+    if not isinstance(network, Network) or shape not in (None, spec.image_shape):
+        raise UserError(
+            f"expected a network of {spec.name} images {spec.image_shape} in "
+            f"--teacher_checkpoint={path}; it is a {type(network).__name__}"
+        )
+    return network
 
 
 class Run:
@@ -96,14 +115,12 @@ class Run:
 
     def source_network(self) -> Network:
         """Stage 0: the network of the source task, robust but for `--teacher_gradient=plain`."""
+        c, spec = self.config, datasets.SPECS[self.config.source]
         if self.teacher_checkpoint:
-            from madry_models.tf1_checkpoint import from_tf1_checkpoint
-
-            return from_tf1_checkpoint(self.teacher_checkpoint)
+            return load_source_network(self.teacher_checkpoint, spec)
         path = self.folder / "teacher_source.keras"
         if path.exists():
             return load_model(path)
-        c, spec = self.config, datasets.SPECS[self.config.source]
         network = self.new_source_network(spec)
         # The recipes of the two challenges: MNIST's, and CIFAR-10's for all else (§5.1.2).
         if spec.name == "mnist":
@@ -166,6 +183,7 @@ class Run:
                 steps=c.finetune_steps,
                 batch_size=c.batch_size,
                 augment=datasets.Augment(),
+                monitor=Monitor(teacher, self.target[1]) if c.method == "finetune" else None,
             )
         self._save(teacher, path)
         return teacher
@@ -177,22 +195,15 @@ class Run:
         path = self.folder / "student.keras"
         if path.exists():
             return load_model(path)
-        c, spec = self.config, datasets.SPECS[self.config.target]
+        c = self.config
         teacher = self.teacher() if self.method.teacher else None
         if c.method == "finetune":
             self._save(teacher, path)
             return teacher
         student = self.new_student(c.precision)
-        eps, step_size = spec.eps * spec.pixel_max, spec.step_size * spec.pixel_max
-        trainer = self.trainer(student, teacher, eps=eps, step_size=step_size)
-        optimizers = self.optimizers()
-        monitor = Monitor(
-            student,
-            self.target[1],
-            eps=eps,
-            step_size=step_size,
-            igam=trainer if self.method.matched_to == "teacher" else None,
-        )
+        trainer, optimizers = self.trainer(student, teacher), self.optimizers()
+        igam = trainer if self.method.matched_to == "teacher" else None
+        monitor = Monitor(student, self.target[1], igam=igam)
         if self.method.adversarial:
             monitor = OverfittingWatch(monitor, ROBUST, self.folder / "metrics.jsonl")
         with teacher.offsets_of(optimizers[0], c.seed) if teacher else nullcontext():
@@ -236,7 +247,7 @@ class Run:
         """
         path = self.folder / "results.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         c = self.config
         test = self.load(c.target, "test")
         models = {c.method: self.student()}
@@ -289,15 +300,15 @@ class Run:
             rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
         return [Momentum(rate, momentum=c.momentum) for rate in rates]
 
-    def trainer(self, student, teacher, *, eps: float, step_size: float) -> Classifier:
-        """What trains the student by `--method`, not compiled; eps and step_size in its pixel unit."""
-        c, method = self.config, self.method
+    def trainer(self, student: Network, teacher: Teacher | None) -> Classifier:
+        """What trains the student by `--method`, not compiled."""
+        c, method, spec = self.config, self.method, datasets.SPECS[self.config.target]
         if method.adversarial:
-            one = method.one_step
+            eps, one = spec.eps * spec.pixel_max, method.one_step
             return PGDTraining(
                 student,
                 eps=eps,
-                step_size=one * eps if one else step_size,
+                step_size=one * eps if one else spec.step_size * spec.pixel_max,
                 steps=1 if one else c.pgd_steps,
                 seed=c.seed,
                 objective=functools.partial(method.adversarial, teacher=teacher, s=c),
@@ -307,7 +318,9 @@ class Run:
             )
         if not method.matched_to:
             return Classifier(student, weight_decay=c.weight_decay)
-        shape = (None, *datasets.SPECS[c.target].image_shape)
+        if teacher and c.precision != "float32":
+            teacher.narrow(c.precision)
+        shape = (None, *spec.image_shape)
         disc = adaptor = None
         if method.adaptor:
             adaptor = keras.layers.Conv2D(shape[-1], 1, activation="tanh")

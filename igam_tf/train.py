@@ -14,7 +14,7 @@ from igam_tf import datasets, devices, experiments
 from igam_tf.attacks import attack_names
 from igam_tf.objectives import METHODS
 from igam_tf.runs import RunFolder
-from igam_tf.stages import Run, student_size
+from igam_tf.stages import Run, load_source_network, student_size
 from madry_models.errors import UserError, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -73,7 +73,7 @@ def default_workdir(config: experiments.Config) -> str:
 
 
 def teacher_checkpoint(config: experiments.Config) -> str | None:
-    """Folder of the checkpoint the teacher is loaded from, fetched where it is a known name."""
+    """Where the teacher is loaded from: a checkpoint, fetched where it is a known name, or a file."""
     if not METHODS[config.method].teacher or config.teacher == "train":
         return None
     from madry_models.fetch import NAMES, fetch
@@ -81,7 +81,10 @@ def teacher_checkpoint(config: experiments.Config) -> str | None:
 
     if config.teacher_checkpoint in NAMES:
         return str(fetch(config.source, config.teacher_checkpoint))
-    checkpoint_prefix(config.teacher_checkpoint)
+    if config.teacher_checkpoint.endswith(".keras"):
+        load_source_network(config.teacher_checkpoint, datasets.SPECS[config.source])
+    else:
+        checkpoint_prefix(config.teacher_checkpoint)
     return config.teacher_checkpoint
 
 
@@ -112,7 +115,8 @@ def main(_argv: list[str]) -> None:
                 run = Run(config, folder, checkpoint)
                 run.student()
             if chief:
-                run.evaluate()
+                with devices.alone(chosen).scope():
+                    run.evaluate()
     logging.info("%s: done in %.1f minutes", workdir, (time.monotonic() - started) / 60)
 
 

@@ -1,0 +1,123 @@
+"""`python -m igam_tf.reproduce --table=1 --preset=cpu`: every row of a table of the paper.
+
+Each row is one `python -m igam_tf.train` in a run folder of its own: what is finished is not run
+again, what was interrupted goes on.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+
+from igam_tf.experiments import PRESETS, TEACHERS
+from igam_tf.objectives import METHODS
+from igam_tf.reproduce.collecting import collect, finished
+from igam_tf.reproduce.tables import TABLES, Row, Table, table
+from igam_tf.reproduce.writing import write
+from madry_models.errors import UserError, run_entry_point
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_enum("table", None, TABLES, "table or figure of the paper, or baselines")
+    flags.DEFINE_enum("preset", "paper", tuple(PRESETS), "size and budget")
+    flags.DEFINE_enum("data", "tfds", ("tfds", "builtin"), "real data, or the synthetic pair")
+    flags.DEFINE_string("data_dir", "", "where tensorflow-datasets keeps its data; empty: its own")
+    flags.DEFINE_list("rows", [], "names of run folders of the table; empty: all of its rows")
+    flags.DEFINE_bool("collect", False, "run nothing, only write the table of what is finished")
+    flags.DEFINE_string("output", None, "folder of the rows; default runs/table<table>-<preset>...")
+    flags.DEFINE_list("teacher_checkpoints", [], "<source>=<folder of its checkpoint>, ...")
+    flags.DEFINE_integer(
+        "validate_every", None, "steps between two looks, for accuracy over minutes"
+    )
+
+
+def teacher_checkpoints() -> dict[str, str]:
+    """Source -> folder, of --teacher_checkpoints.
+
+    Raises:
+        UserError: something else than <source>=<folder>.
+    """
+    pairs = [item.split("=", 1) for item in FLAGS.teacher_checkpoints]
+    for pair in pairs:
+        if len(pair) != 2 or pair[0] not in TEACHERS:
+            raise UserError(
+                "expected --teacher_checkpoints=<source>=<folder>, source one of "
+                f"{', '.join(TEACHERS)}; received {'='.join(pair)!r}"
+            )
+    return dict(map(tuple, pairs))
+
+
+def chosen_rows(whole: Table) -> list[Row]:
+    """The rows to run.
+
+    Raises:
+        UserError: a name that is no row's.
+    """
+    names = [row.name for row in whole.rows]
+    if unknown := [name for name in FLAGS.rows if name not in names]:
+        raise UserError(f"expected --rows of {', '.join(names)}; received {', '.join(unknown)}")
+    return [row for row in whole.rows if not FLAGS.rows or row.name in FLAGS.rows]
+
+
+def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
+    """The command line of one row."""
+    given = {"preset": FLAGS.preset, "data": FLAGS.data, "data_dir": FLAGS.data_dir}
+    given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
+    if FLAGS.validate_every is not None:
+        given["validate_every"] = FLAGS.validate_every
+    source = row.flags["source"]
+    if source in checkpoints and METHODS[row.flags.get("method", "igam")].teacher:
+        given["teacher_checkpoint"] = checkpoints[source]
+    flags_of_row = [f"--{name}={value}" for name, value in (dict(row.flags) | given).items()]
+    return [sys.executable, "-m", "igam_tf.train", *flags_of_row]
+
+
+def run(arguments: list[str]) -> int:
+    """Exit status of a row; SIGTERM is handed on to it, and then ends this program too."""
+    process = subprocess.Popen(arguments)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        status = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        process.terminate()  # where this program was interrupted
+    if status in (128 + signal.SIGTERM, -signal.SIGTERM):
+        raise SystemExit(128 + signal.SIGTERM)
+    return status
+
+
+def main(_argv: list[str]) -> int:
+    """Runs what is missing, writes the table after each row and prints it at the end."""
+    if FLAGS.table is None:
+        raise UserError(f"expected --table, one of {', '.join(TABLES)}; received none")
+    logging.set_verbosity(logging.INFO)
+    whole, checkpoints = table(FLAGS.table, FLAGS.preset), teacher_checkpoints()
+    rows = chosen_rows(whole)
+    name = FLAGS.table if FLAGS.table in ("figure5", "baselines") else f"table{FLAGS.table}"
+    synthetic = "-builtin" if FLAGS.data == "builtin" else ""
+    output = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}")
+    if FLAGS.collect and not output.is_dir():
+        raise UserError(f"expected a folder of finished rows in --output; {output} is absent")
+    output.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for i, row in enumerate([] if FLAGS.collect else rows, start=1):
+        if finished(output / row.name):
+            continue
+        logging.info("row %d of %d: %s", i, len(rows), row.label)
+        if run(command(row, whole, output, checkpoints)):
+            failed.append(row.name)
+        write(collect(whole, output), output, name)
+    print("\n" + write(collect(whole, output), output, name))
+    if failed:
+        logging.error("rows that failed, their messages above: %s", ", ".join(failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_entry_point(main)

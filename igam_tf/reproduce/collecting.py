@@ -1,0 +1,155 @@
+"""Run folders -> the figures of a table; a row that was not run stays blank."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from igam_tf.audit.lines import excess
+from igam_tf.datasets import steps_per_epoch
+from igam_tf.experiments import TRAIN_IMAGES
+from igam_tf.journal import undigits
+from igam_tf.monitor import CLEAN, ROBUST
+from igam_tf.objectives import METHODS
+from igam_tf.reproduce.tables import Row, Table
+from igam_tf.results import read_results, settings_text
+from madry_models.errors import UserError
+
+PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # an epoch, §5.2 "Compute Time"
+
+
+def finished(folder: Path) -> bool:
+    """Whether a row's run folder has its results."""
+    return (folder / "results.json").exists()
+
+
+def collect(table: Table, output: Path) -> dict[str, Any]:
+    """Everything a table says, for JSON.
+
+    Args:
+        table: which.
+        output: folder that holds a run folder for each row that was run.
+
+    Returns:
+        title, with the budget of the rows that stand for the paper's; attacks; the evaluation's
+        settings in words; rows, see `_row`; gains, see `_gains`; seconds an epoch.
+
+    Raises:
+        UserError: rows that were evaluated differently, or a folder whose results are not a row's.
+    """
+    rows = [_row(row, table, output / row.name) for row in table.rows]
+    done = [row["run"] for row in rows if row["run"]]
+    settings = {run["settings"] for run in done}
+    if len(settings) > 1:
+        raise UserError(f"expected rows evaluated alike; received {'; '.join(sorted(settings))}")
+    budgets = sorted({run["budget"] for run in done})
+    return {
+        "title": f"{table.title} ({'; '.join(budgets) or 'nothing run'})",
+        "attacks": list(table.attacks),
+        "settings": next(iter(settings), ""),
+        "rows": rows,
+        "gains": _gains(table, rows),
+        "epoch_seconds": _epoch_seconds(rows),
+    }
+
+
+def _row(row: Row, table: Table, folder: Path) -> dict[str, Any]:
+    """name, label, part; cells: attack -> paper, ours, ci95, difference (None: not known); run."""
+    run, results = _run(folder) if finished(folder) else (None, {})
+    cells = {}
+    for i, attack in enumerate(table.attacks):
+        paper = row.paper[i] if row.paper else None
+        ours = results.get(attack, {})
+        known = paper is not None and ours
+        cells[attack] = {
+            "paper": paper,
+            "ours": ours.get("accuracy"),
+            "ci95": ours.get("ci95"),
+            "difference": round(ours["accuracy"] - paper, 2) if known else None,
+            "standing": ours.get("standing"),
+        }
+    return {"name": row.name, "label": row.label, "part": row.part, "cells": cells, "run": run}
+
+
+def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
+    """(what a run was and took, attack -> result)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    report = read_results(folder)[config["method"]]
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    stages: dict[str, list[dict]] = {}
+    for line in map(json.loads, lines):
+        stages.setdefault(line["stage"], []).append(line)
+    minutes = {stage: of_stage[-1]["train_minutes"] for stage, of_stage in stages.items()}
+    last = stages[list(stages)[-1]]
+    before = sum(minutes.values()) - last[-1]["train_minutes"]
+    run = {
+        "settings": settings_text(report),
+        "budget": _budget(config),
+        "method": config["method"],
+        "steps": last[-1]["step"],
+        "minutes": minutes,
+        "alignment": report.get("alignment"),
+        "epoch_seconds": _epoch(config, last, minutes.get("teacher", 0.0)),
+        "curve": [
+            {"minutes": before + line["train_minutes"], "clean": line[CLEAN], "pgd20": line[ROBUST]}
+            for line in last
+            if ROBUST in line
+        ],
+    }
+    return run, report["results"]
+
+
+def _budget(config: dict) -> str:
+    text = f"preset {config['preset']}"
+    if config["preset"] != "paper":
+        text += f": {config['student']}, not the paper's budget"
+    if config["data"] == "builtin":
+        text += "; data builtin (synthetic)"
+    return text + ("; fidelity release" if config["fidelity"] == "release" else "")
+
+
+def _gains(table: Table, rows: list[dict]) -> list[dict[str, Any]]:
+    """Paired differences in points under the last attack, with 95 % interval."""
+    attack = table.attacks[-1]
+    found = {row["name"]: row for row in rows if row["run"]}
+    gains = []
+    for name, other in table.gains:
+        if {name, other} <= found.keys():
+            ours, theirs = (undigits(found[n]["cells"][attack]["standing"]) for n in (name, other))
+            gain = excess(ours, theirs)
+            gains.append(
+                {
+                    "row": found[name]["label"],
+                    "over": found[other]["label"],
+                    "attack": attack,
+                    "points": 100 * gain.net / gain.n,
+                    "ci95": [100 * gain.low, 100 * gain.high],
+                    "n": gain.n,
+                }
+            )
+    return gains
+
+
+def _epoch_seconds(rows: list[dict]) -> dict[str, float]:
+    """Seconds an epoch of the table's first IGAM and first PGD row, where they were run."""
+    seconds: dict[str, float] = {}
+    for row in rows:
+        run = row["run"]
+        if run and run["method"] in PAPER_SECONDS and run["epoch_seconds"]:
+            seconds.setdefault(run["method"], run["epoch_seconds"])
+    return seconds
+
+
+def _epoch(config: dict, lines: list[dict], teacher_minutes: float) -> float | None:
+    """Seconds an epoch takes while J_s is matched, or of any step where a method does not match.
+
+    The minutes of stage 1 are spread over the steps, as in §5.2.
+    """
+    start = config["igam_start"] if METHODS[config["method"]].matched_to else 0
+    lines = [line for line in lines if line["step"] > start]
+    steps = lines[-1]["step"] - lines[0]["step"] if lines else 0
+    if not steps:
+        return None
+    a_step = (lines[-1]["train_minutes"] - lines[0]["train_minutes"]) / steps
+    a_step += teacher_minutes / config["train_steps"]
+    images = config["train_examples"] or TRAIN_IMAGES[config["target"]]
+    return 60 * a_step * steps_per_epoch(images, config["batch_size"])

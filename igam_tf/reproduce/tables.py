@@ -1,0 +1,239 @@
+"""The paper's tables as data: rows, their flags for `igam_tf.train`, the published figures."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from igam_tf.experiments import PUBLISHED_TO_MEAN_UNIT
+
+PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
+PGD_100 = (*PGD_20, "pgd50", "pgd100")
+# The cpu preset's ablation and controls: its recipe, shorter.
+SHORT = {"igam_start": "500", "train_steps": "1100"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run.
+
+    Attributes:
+        name: of its run folder.
+        label: in the table; the paper's where it has the row.
+        flags: of `igam_tf.train`, beyond those every row shares.
+        paper: accuracy in % for each of the table's attacks, as published; empty: not in the paper.
+        part: heading below which the row stands; empty: the paper's own table.
+    """
+
+    name: str
+    label: str
+    flags: Mapping[str, str]
+    paper: tuple[float, ...] = ()
+    part: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table.
+
+    Attributes:
+        title: what it shows.
+        attacks: its columns.
+        rows: its runs.
+        gains: pairs (row, another) whose paired difference under the last attack is given.
+    """
+
+    title: str
+    attacks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    gains: tuple[tuple[str, str], ...] = ()
+
+
+def _transfer(source: str, target: str, **flags: str) -> dict[str, str]:
+    return {"source": source, "target": target} | flags
+
+
+_MNIST = _transfer("mnist", "cifar10")
+_ABLATION = "Ablation, lambda_adv x lambda_diff"
+_CONTROLS = "Controls, what stands for J_t"
+_BEYOND = "Beyond the paper"
+
+_TABLE_1 = (
+    Row(
+        name="standard", label="Standard", flags=_MNIST | {"method": "standard"},
+        paper=(95.0, 13.4, 0.0, 0.0, 0.0),
+    ),
+    Row(
+        name="ft-mnist", label="FT-MNIST", flags=_MNIST | {"method": "finetune"},
+        paper=(33.4, 1.51, 0.44, 0.15, 0.12),
+    ),
+    Row(name="igam-mnist", label="IGAM-MNIST", flags=_MNIST, paper=(93.6, 67.8, 63.6, 56.9, 43.5)),
+    Row(
+        name="pgd7", label="PGD7-trained", flags=_MNIST | {"method": "pgd"},
+        paper=(87.3, 56.2, 55.5, 47.3, 45.9),
+    ),
+)  # fmt: skip
+
+
+def _mnist(name: str, label: str, part: str, **flags: str) -> Row:
+    return Row(name=name, label=label, part=part, flags=_MNIST | flags)
+
+
+def _table_1(preset: str) -> "Table":
+    """With ablation and controls: of the cpu preset in small, beside J_t = 0 at the whole budget."""
+    small, both = preset == "cpu", "igam-mnist"
+    flags = SHORT if small else {}
+    rows = [
+        _mnist("no-adv", "lambda_adv = 0", _ABLATION, lambda_adv="0", **flags),
+        _mnist("no-diff", "lambda_diff = 0", _ABLATION, lambda_diff="0", **flags),
+        _mnist("zero", "J_t = 0", _CONTROLS, teacher_gradient="zero"),
+        _mnist("shuffled", "J_t of another image", _CONTROLS, teacher_gradient="shuffled", **flags),
+        _mnist("plain", "J_t of a plain teacher", _CONTROLS, teacher_gradient="plain", **flags),
+    ]
+    zero = "zero"
+    if small:
+        both, zero = "small", "small-zero"
+        rows = [
+            _mnist("small", "both terms", _ABLATION, **flags),
+            _mnist("small-neither", "neither (Standard)", _ABLATION, method="standard", **flags),
+            _mnist("small-zero", "J_t = 0, as short", _CONTROLS, teacher_gradient="zero", **flags),
+            *rows,
+        ]
+    return Table(
+        title="Table 1: CIFAR-10, upwards transfer",
+        attacks=PGD_20,
+        rows=_TABLE_1 + tuple(sorted(rows, key=lambda row: row.part)),
+        gains=tuple(dict.fromkeys([
+            ("igam-mnist", "standard"), ("igam-mnist", "ft-mnist"), ("igam-mnist", "pgd7"),
+            ("igam-mnist", "zero"),
+            *((both, other) for other in (zero, "shuffled", "plain", "no-adv", "no-diff")),
+        ])),
+    )  # fmt: skip
+
+
+def _downwards(name: str, label: str, paper: tuple[float, ...], **flags: str) -> Row:
+    flags = _transfer("tiny_imagenet", "cifar10", **flags)
+    return Row(name=name, label=label, flags=flags, paper=paper)
+
+
+def _cifar100(name: str, label: str, source: str, paper: tuple[float, ...], **flags: str) -> Row:
+    return Row(name=name, label=label, flags=_transfer(source, "cifar100", **flags), paper=paper)
+
+
+def _tiny_imagenet(name: str, label: str, source: str, **flags: str) -> Row:
+    """Figure 5 has bars without numbers."""
+    return Row(name=name, label=label, flags=_transfer(source, "tiny_imagenet", **flags))
+
+
+def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> Row:
+    """IGAM-CIFAR10 with weights as published, in the release's unit."""
+    flags = {
+        "lambda_adv": f"{lambda_adv:g}",
+        "lambda_diff": repr(lambda_diff * PUBLISHED_TO_MEAN_UNIT),
+    }
+    name, label = (
+        text.format(lambda_adv, lambda_diff)
+        for text in ("adv{:g}-diff{:g}", "lambda_adv {:g}, lambda_diff {:g}")
+    )
+    return _cifar100(name, label, "cifar10", (clean, pgd20), **flags)
+
+
+_TABLES: dict[str, Table] = {
+    "2": Table(
+        title="Table 2: CIFAR-10, downwards transfer",
+        attacks=PGD_100,
+        rows=(
+            _downwards("standard", "Standard", (95.0, 13.4, 0, 0, 0, 0, 0), method="standard"),
+            _downwards(
+                "ft-tiny-imagenet", "FT-TinyImagenet", (77.2, 37.7, 33.9, 28.0, 24.9, 23.0, 22.5),
+                transform="resize", method="finetune",
+            ),
+            _downwards(
+                "transpose-conv", "IGAM-TransposeConv", (93.2, 65.0, 58.8, 44.5, 32.4, 22.4, 18.7),
+                transform="transpose_conv",
+            ),
+            _downwards(
+                "random-pad", "IGAM-RandomPad", (88.3, 35.8, 43.9, 40.1, 38.6, 37.8, 37.6),
+                transform="random_pad",
+            ),
+            _downwards(
+                "pad", "IGAM-Pad", (87.9, 51.6, 52.2, 46.6, 44.0, 43.0, 42.5), transform="pad"
+            ),
+            _downwards(
+                "upsize", "IGAM-Upsize", (88.7, 54.0, 52.5, 47.6, 45.1, 43.5, 43.0), transform="resize"
+            ),
+            _downwards(
+                "pgd7", "PGD7-trained", (87.25, 56.22, 55.5, 47.3, 45.9, 45.4, 45.3), method="pgd"
+            ),
+        ),
+    ),
+    "3": Table(
+        title="Table 3: CIFAR-100",
+        attacks=PGD_20,
+        rows=(
+            _cifar100("standard", "Standard", "mnist", (78.7, 7.95, 0.13, 0.03, 0), method="standard"),
+            _cifar100(
+                "ft-cifar10", "FT-CIFAR10", "cifar10", (49.3, 17.2, 15.3, 11.7, 10.5), method="finetune"
+            ),
+            _cifar100("igam-mnist", "IGAM-MNIST", "mnist", (73.16, 41.41, 33.09, 23.35, 17.67)),
+            _cifar100("igam-cifar10", "IGAM-CIFAR10", "cifar10", (62.39, 34.31, 29.59, 24.05, 21.74)),
+            _cifar100("pgd7", "PGD7-trained", "mnist", (60.4, 29.1, 29.3, 24.3, 23.5), method="pgd"),
+        ),
+    ),
+    "4": Table(
+        title="Table 4: IGAM-CIFAR10 with varying lambda_diff",
+        attacks=("clean", "pgd20"),
+        rows=(
+            _weights(2, 0, 58.9, 16.0),
+            _weights(2, 2.5, 61.8, 16.3),
+            _weights(2, 5, 62.9, 21.7),
+            _weights(2, 10, 62.4, 21.7),
+        ),
+    ),
+    "5": Table(
+        title="Table 5: IGAM-CIFAR10 with varying lambda_adv",
+        attacks=("clean", "pgd20"),
+        rows=(
+            _weights(0, 10, 78.4, 3.9),
+            _weights(0.5, 10, 77.4, 4.34),
+            _weights(1, 10, 74.3, 7.37),
+            _weights(2, 10, 62.4, 21.7),
+        ),
+    ),
+    "figure5": Table(
+        title="Figure 5: Tiny-ImageNet (the figure gives no numbers)",
+        attacks=PGD_20,
+        rows=(
+            _tiny_imagenet("standard", "Standard", "cifar10", method="standard"),
+            _tiny_imagenet("ft-cifar10", "FT-CIFAR10", "cifar10", method="finetune"),
+            _tiny_imagenet("ft-cifar100", "FT-CIFAR100", "cifar100", method="finetune"),
+            _tiny_imagenet("cifar10-resize", "IGAM-CIFAR10-Resize", "cifar10", transform="resize"),
+            _tiny_imagenet("cifar10-crop", "IGAM-CIFAR10-Crop", "cifar10", transform="crop"),
+            _tiny_imagenet("cifar100-resize", "IGAM-CIFAR100-Resize", "cifar100", transform="resize"),
+            _tiny_imagenet("cifar100-crop", "IGAM-CIFAR100-Crop", "cifar100", transform="crop"),
+            _tiny_imagenet("pgd7", "PGD7-trained", "cifar10", method="pgd"),
+        ),
+    ),
+    "baselines": Table(
+        title="Baselines: CIFAR-10, the methods of the paper and others",
+        attacks=PGD_20,
+        rows=_TABLE_1
+        + tuple(
+            _mnist(method, label, _BEYOND, method=method)
+            for method, label in (
+                ("l2", "l2 matching (L_diff alone)"),
+                ("cosine", "cosine matching"),
+                ("jarn", "JARN"),
+                ("gradient_penalty", "gradient penalty"),
+                ("ard", "ARD"),
+                ("fast", "fast adversarial training"),
+                ("trades", "TRADES"),
+            )
+        ),
+    ),
+}  # fmt: skip
+
+TABLES = ("1", *_TABLES)
+
+
+def table(name: str, preset: str) -> Table:
+    """A table of TABLES, its rows as the preset runs them."""
+    return _table_1(preset) if name == "1" else _TABLES[name]

@@ -1,0 +1,197 @@
+"""The figures of a table as Markdown and LaTeX, and accuracy over minutes as a plot."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from igam_tf.reproduce.collecting import PAPER_SECONDS
+from igam_tf.runs import write_json, write_text
+
+# Okabe and Ito's, told apart in every common kind of colour blindness; markers say it again.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX*<>"
+NAMES = {"clean": "clean", "fgsm": "FGSM"}
+
+
+def write(content: dict[str, Any], output: Path, name: str) -> str:
+    """Writes <name>.json, .md, .tex and, where rows were validated, <name>-minutes.png and .svg.
+
+    Args:
+        content: from `igam_tf.reproduce.collecting.collect`.
+        output: folder that is there.
+        name: of the files.
+
+    Returns:
+        The Markdown.
+    """
+    text = markdown(content)
+    write_json(output / f"{name}.json", content)
+    write_text(output / f"{name}.md", text)
+    write_text(output / f"{name}.tex", latex(content))
+    if _validated(content):
+        figure = over_minutes(content)
+        for kind in ("png", "svg"):
+            figure.savefig(output / f"{name}-minutes.{kind}", dpi=200)
+    return text
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The whole table with its notes; rows that were not run are blank."""
+    lines = [f"# {content['title']}", "", content["settings"] or "No row was run.", ""]
+    for part, rows in _parts(content):
+        lines += [f"## {part}", ""] if part else []
+        lines += _pipes([_head(content), *(_cells(row, content["attacks"]) for row in rows)])
+    lines += [
+        "Cells: paper / ours (95 % interval) / difference; a blank was not published or not run."
+    ]
+    lines += [
+        "Minutes: training on this machine, the teacher's fine-tuning included, evaluation not."
+    ]
+    lines += ["cos(J_s, J_t): mean over the same test images, 95 % interval.", ""]
+    for title, table in (("Paired differences", _gain_rows(content)), *_time_tables(content)):
+        lines += [f"## {title}", "", *_pipes(table)] if len(table) > 1 else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(content: dict[str, Any]) -> str:
+    """The rows alone, as a tabular."""
+    columns = len(_head(content))
+    lines = [
+        f"% {content['settings']}",
+        r"\begin{tabular}{l" + "r" * (columns - 1) + "}",
+        r"\hline",
+    ]
+    lines += [_ampersands(_head(content)), r"\hline"]
+    for part, rows in _parts(content):
+        lines += [rf"\multicolumn{{{columns}}}{{l}}{{{_escaped(part)}}} \\"] if part else []
+        lines += [_ampersands(_cells(row, content["attacks"])) for row in rows]
+    lines += [r"\hline", r"\end{tabular}"]
+    return f"% {content['title']}\n" + "\n".join(lines) + "\n"
+
+
+def over_minutes(content: dict[str, Any]) -> Figure:
+    """Clean and PGD-20 accuracy on validation images over minutes trained, of every validated row."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    for axes, key, title in zip(panels, ("clean", "pgd20"), ("clean", "PGD-20"), strict=True):
+        for i, row in enumerate(_validated(content)):
+            curve = row["run"]["curve"]
+            axes.plot(
+                [point["minutes"] for point in curve], [point[key] for point in curve],
+                color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4,
+                linewidth=1.2, label=row["label"],
+            )  # fmt: skip
+        axes.set(xlabel="minutes trained", ylabel="accuracy on validation images (%)", title=title)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.suptitle(content["title"], fontsize=8)
+    return figure
+
+
+# --- cells -----------------------------------------------------------------------------------------
+
+
+def _parts(content: dict[str, Any]) -> list[tuple[str, list[dict]]]:
+    parts = dict.fromkeys(row["part"] for row in content["rows"])
+    return [(part, [r for r in content["rows"] if r["part"] == part]) for part in parts]
+
+
+def _validated(content: dict[str, Any]) -> list[dict]:
+    """Rows with accuracies over time, those of the paper and what is as long."""
+    longest = max((row["run"]["steps"] for row in content["rows"] if row["run"]), default=0)
+    return [
+        row
+        for row in content["rows"]
+        if row["run"]
+        and row["run"]["curve"]
+        and (not row["part"] or row["run"]["steps"] == longest)
+    ]
+
+
+def _head(content: dict[str, Any]) -> list[str]:
+    attacks = [NAMES.get(a, a.replace("pgd", "PGD-")) for a in content["attacks"]]
+    return ["row", *attacks, "cos(J_s, J_t)", "steps", "minutes"]
+
+
+def _cells(row: dict, attacks: list[str]) -> list[str]:
+    cells = [_cell(row["cells"][attack]) for attack in attacks]
+    run = row["run"]
+    if not run:
+        return [row["label"], *cells, "", "", ""]
+    found = run["alignment"]
+    cosine = f"{found['cosine']:.3f} ({_interval(found['cosine_ci95'], '.3f')})" if found else ""
+    return [row["label"], *cells, cosine, str(run["steps"]), f"{sum(run['minutes'].values()):.1f}"]
+
+
+def _cell(cell: dict) -> str:
+    paper = "" if cell["paper"] is None else f"{cell['paper']:g}"
+    if cell["ours"] is None:
+        return f"{paper} / / " if paper else ""
+    ours = f"{cell['ours']:.1f} ({_interval(cell['ci95'])})"
+    return f"{paper} / {ours} / {cell['difference']:+.1f}" if paper else ours
+
+
+def _interval(ci95: list[float], form: str = ".1f") -> str:
+    return " to ".join(format(end, form) for end in ci95)
+
+
+def _gain_rows(content: dict[str, Any]) -> list[list[str]]:
+    return [["row", "over", "attack", "points (95 % interval)", "n"]] + [
+        [g["row"], g["over"], NAMES.get(g["attack"], g["attack"].replace("pgd", "PGD-")),
+         f"{g['points']:+.1f} ({_interval(g['ci95'], '+.1f')})", str(g["n"])]
+        for g in content["gains"]
+    ]  # fmt: skip
+
+
+def _time_tables(content: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    return [
+        ("Seconds an epoch, stage 1 included", _epoch_rows(content["epoch_seconds"])),
+        (
+            "At equal minutes: clean / PGD-20 on validation images, at the last look before",
+            _minute_rows(_validated(content)),
+        ),
+    ]
+
+
+def _epoch_rows(ours: dict[str, float]) -> list[list[str]]:
+    rows = [["", "IGAM", "PGD7-trained", "IGAM / PGD7-trained"]]
+    if ours.keys() != PAPER_SECONDS.keys():
+        return rows
+    for whose, seconds in (("paper", PAPER_SECONDS), ("ours", ours)):
+        igam, pgd = seconds["igam"], seconds["pgd"]
+        rows.append([whose, f"{igam:.0f}", f"{pgd:.0f}", f"{igam / pgd:.2f}"])
+    return rows
+
+
+def _minute_rows(rows: list[dict]) -> list[list[str]]:
+    end = max((row["run"]["curve"][-1]["minutes"] for row in rows), default=0.0)
+    times = [end * share for share in (0.25, 0.5, 0.75, 1.0)]
+    table = [["row", *(f"{t:.1f} min" for t in times), "done after"]]
+    for row in rows:
+        curve = row["run"]["curve"]
+        cells = []
+        for t in times:
+            seen = [point for point in curve if point["minutes"] <= t + 1e-9]
+            cells.append(f"{seen[-1]['clean']:.1f} / {seen[-1]['pgd20']:.1f}" if seen else "")
+        table.append([row["label"], *cells, f"{curve[-1]['minutes']:.1f} min"])
+    return table
+
+
+def _pipes(rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""]
+
+
+def _ampersands(cells: list[str]) -> str:
+    return " & ".join(map(_escaped, cells)) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", r"\%").replace("_", r"\_")

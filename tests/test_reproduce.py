@@ -1,0 +1,239 @@
+"""Tables of the paper: their rows, what is collected from run folders, and the program itself."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from igam_tf import reproduce
+from igam_tf.experiments import PRESETS, resolve
+from igam_tf.reproduce import __main__ as program
+from igam_tf.reproduce.collecting import collect
+from igam_tf.reproduce.tables import TABLES, Row, Table, table
+from igam_tf.reproduce.writing import latex, markdown, write
+from madry_models.errors import UserError
+
+PGD, CLEAN = "pgd20", "clean"
+SMALL = Table(
+    title="Table 0",
+    attacks=(CLEAN, PGD),
+    rows=(
+        Row(name="igam", label="IGAM-MNIST", flags={}, paper=(93.6, 43.5)),
+        Row(name="pgd7", label="PGD7-trained", flags={}, paper=(87.3, 45.9)),
+        Row(name="absent", label="Standard", flags={}, paper=(95.0, 0.0)),
+        Row(name="zero", label="J_t = 0", flags={}, part="Controls"),
+    ),
+    gains=(("igam", "pgd7"), ("igam", "absent")),
+)
+
+
+def finish(folder: Path, standing: str, *, method: str = "igam", seed: int = 0, **config) -> None:
+    """A run folder: 10 test images, 100 steps of 6 seconds, 2 minutes of stage 1."""
+    folder.mkdir(parents=True)
+    settings = {
+        "method": method, "preset": "cpu", "student": "wrn-8-2", "data": "tfds", "target": "cifar10",
+        "fidelity": "paper", "igam_start": 0, "train_steps": 100, "train_examples": 0,
+        "batch_size": 128, **config,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(settings))
+    common = {
+        "n": 10,
+        "eps": 8 / 255,
+        "eps_unit": "fraction",
+        "batch_norm": "inference",
+        "seed": seed,
+    }
+    kept = 10.0 * standing.count("1")
+    steps = {"steps": 20, "step_size": 2 / 255, "restarts": 1, "loss": "xent"}
+    results = {
+        CLEAN: {"accuracy": 90.0, "ci95": [60, 98], "standing": "1111111110"} | common,
+        PGD: {"accuracy": kept, "ci95": [kept - 9, kept + 9], "standing": standing}
+        | common
+        | steps,
+        "worst_case": {"accuracy": kept, "ci95": [0, 1]} | common,
+    }
+    alignment = (
+        {"alignment": {"cosine": 0.25, "cosine_ci95": [0.2, 0.3]}} if method == "igam" else {}
+    )
+    report = {"results": results, "dataset": "cifar10", "split": "test", "data": "tfds"} | alignment
+    (folder / "results.json").write_text(json.dumps({method: report}))
+    lines = [{"stage": "teacher", "step": 50, "train_minutes": 2.0}] if method == "igam" else []
+    lines += [{"stage": "student", "step": s, "train_minutes": s / 10} for s in (50, 100)]
+    for s in (50, 100):
+        looks = {"validation/clean_percent": 40.0 + s / 10, "validation/pgd20_percent": s / 10}
+        lines.append({"stage": "student", "step": s, "train_minutes": s / 10} | looks)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    finish(tmp_path / "igam", "1110000000")
+    finish(tmp_path / "pgd7", "0111100000", method="pgd")
+    finish(tmp_path / "zero", "1100000000")
+    return tmp_path
+
+
+def test_a_table_by_hand(output):
+    content = collect(SMALL, output)
+    assert content["title"] == "Table 0 (preset cpu: wrn-8-2, not the paper's budget)"
+    for part in ("n = 10", "eps 8/255", "pgd20: 20 x 2/255", "batch norm inference", "seed 0"):
+        assert part in content["settings"]
+    cell = content["rows"][0]["cells"][PGD]
+    assert (cell["paper"], cell["ours"], cell["difference"]) == (43.5, 30.0, -13.5)
+    assert content["rows"][0]["run"]["minutes"] == {"teacher": 2.0, "student": 10.0}
+    # One example IGAM alone keeps, two PGD7-trained alone.
+    (gain,) = content["gains"]
+    assert (gain["row"], gain["over"], gain["points"], gain["n"]) == (
+        "IGAM-MNIST", "PGD7-trained", -10.0, 10,
+    )  # fmt: skip
+    # 50 steps in 5 minutes are 6 s a step, stage 1 adds 120 s / 100; 391 steps an epoch.
+    assert content["epoch_seconds"] == pytest.approx({"igam": 391 * 7.2, "pgd": 391 * 6.0})
+
+
+def test_rows_that_were_not_run_are_blank(output):
+    text = markdown(collect(SMALL, output))
+    assert "| Standard | 95 / /  | 0 / /  |  |  |  |" in text
+    assert (
+        "| IGAM-MNIST | 93.6 / 90.0 (60.0 to 98.0) / -3.6 | 43.5 / 30.0 (21.0 to 39.0) / -13.5 |"
+        in text
+    )
+    assert "| 0.250 (0.200 to 0.300) | 100 | 12.0 |" in text
+    assert "## Controls" in text
+    assert "| J_t = 0 | 90.0 (60.0 to 98.0) |" in text
+    assert "| ours | 2815 | 2346 | 1.20 |" in text
+    assert "| paper | 347 | 815 | 0.43 |" in text
+    # A quarter of 12 minutes is before the first look; IGAM's second comes with the last minute.
+    assert "| IGAM-MNIST |  |  | 45.0 / 5.0 | 50.0 / 10.0 | 12.0 min |" in text
+    assert "| PGD7-trained |  | 45.0 / 5.0 | 45.0 / 5.0 | 50.0 / 10.0 | 10.0 min |" in text
+    nothing = collect(SMALL, output / "elsewhere")
+    assert nothing["title"] == "Table 0 (nothing run)"
+    assert "No row was run" in markdown(nothing)
+
+
+def test_every_form_is_written(output):
+    write(collect(SMALL, output), output, "table0")
+    assert json.loads((output / "table0.json").read_text())["rows"][2]["run"] is None
+    assert (output / "table0-minutes.png").read_bytes().startswith(b"\x89PNG")
+    assert "IGAM-MNIST" in (output / "table0-minutes.svg").read_text()
+    tex = latex(collect(SMALL, output))
+    assert r"IGAM-MNIST & 93.6 / 90.0 (60.0 to 98.0) / -3.6 & 43.5" in tex
+    assert r"J\_t = 0 & " in tex
+    rows = [line for line in tex.splitlines() if "&" in line]
+    assert {line.count("&") for line in rows} == {5}
+
+
+def test_rows_that_were_evaluated_differently_are_no_table(output):
+    finish(output / "absent", "0000000000", method="standard", seed=1)
+    with pytest.raises(UserError, match="expected rows evaluated alike"):
+        collect(SMALL, output)
+
+
+# --- the tables themselves -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_are_settings_and_have_their_own_folders(name, preset):
+    whole = table(name, preset)
+    names = [row.name for row in whole.rows]
+    assert len(set(names)) == len(names)
+    assert {n for pair in whole.gains for n in pair} <= set(names)
+    for row in whole.rows:
+        assert len(row.paper) in (0, len(whole.attacks))
+        kinds = {"train_steps": int, "igam_start": int, "lambda_adv": float, "lambda_diff": float}
+        chosen = {key: kinds.get(key, str)(value) for key, value in row.flags.items()}
+        assert resolve(chosen | {"preset": preset}).method == row.flags.get("method", "igam")
+
+
+def test_the_papers_figures_are_the_papers(golden_dir):
+    """Each published accuracy stands in the paper's text, row by row."""
+    paper = golden_dir.parent / "paper" / "igam-cvpr2020.md"
+    if not paper.exists():
+        pytest.skip(f"{paper} is absent")
+    text = paper.read_text(encoding="utf-8")
+    for name in ("1", "2", "3"):
+        for row in table(name, "paper").rows:
+            if row.paper:
+                numbers = [f"{value:g}" for value in row.paper]
+                assert any(
+                    all(number in line.replace(".0 ", " ") for number in numbers)
+                    for line in text.splitlines()
+                ), (name, row.label)
+
+
+# --- the program -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(command_of):
+    return command_of(program)
+
+
+def test_a_row_through_the_real_program_and_again(command, tmp_path, capsys):
+    arguments = ("--table=1", "--preset=smoke", "--data=builtin", f"--output={tmp_path}")
+    assert command(*arguments, "--rows=standard") == 0
+    out = capsys.readouterr().out
+    assert "# Table 1: CIFAR-10, upwards transfer (preset smoke" in out
+    assert "data builtin (synthetic)" in out
+    before = (tmp_path / "standard" / "results.json").stat().st_mtime_ns
+    assert command(*arguments, "--rows=standard") == 0
+    assert command(*arguments, "--collect", "--rows=") == 0
+    assert (tmp_path / "standard" / "results.json").stat().st_mtime_ns == before
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["standard"]
+
+
+def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeypatch, caplog):
+    ran = []
+    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or len(ran) == 1)
+    checkpoint = "--teacher_checkpoints=mnist=/there"
+    status = command(
+        "--table=1", "--preset=cpu", f"--output={tmp_path}", "--rows=standard,zero", checkpoint,
+        "--data_dir=/data",
+    )  # fmt: skip
+    assert status == 1
+    assert "rows that failed, their messages above: standard" in caplog.text
+    standard, zero = ran
+    assert standard[1:3] == ["-m", "igam_tf.train"]
+    assert {"--method=standard", "--data_dir=/data", f"--workdir={tmp_path / 'standard'}"} < set(
+        standard
+    )
+    assert not any("teacher_checkpoint" in a for a in standard)
+    assert {"--teacher_gradient=zero", "--teacher_checkpoint=/there", "--preset=cpu"} < set(zero)
+    assert "--eval_attacks=clean,fgsm,pgd5,pgd10,pgd20" in zero
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--table=1", "--rows=other"), "expected --rows of standard, .*received other"),
+        (("--table=1", "--teacher_checkpoints=there"), "<source>=<folder>.*received 'there'"),
+        (("--table=1", "--collect", "--output=/nowhere"), "/nowhere is absent"),
+        ((), "expected --table, one of 1, 2"),
+    ],
+)
+def test_mistakes(arguments, message, command):
+    with pytest.raises(UserError, match=message):
+        command(*arguments)
+
+
+def test_sigterm_is_handed_on(tmp_path):
+    """The row gets it, saves, and this program ends with its status."""
+    row = (
+        "import signal, sys, time;"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)"
+    )
+    here = (
+        "from igam_tf.reproduce.__main__ import run; import os, signal, sys, threading;"
+        "threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start();"
+        f"run([sys.executable, '-c', {row!r}])"
+    )
+    process = subprocess.run([sys.executable, "-c", here], timeout=50, check=False)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_the_package_says_where_what_is():
+    for path in Path(reproduce.__file__).parent.glob("*.py"):
+        assert path.name == "__init__.py" or path.name in reproduce.__doc__
