@@ -1,0 +1,208 @@
+"""`python -m igam_tf.export`: a finished run's student as a folder to give away.
+
+python -m igam_tf.export --run=runs/mnist-cifar10-igam-cpu --output=exported
+
+    student.keras   Keras, needs this package
+    saved_model/    SavedModel, needs TensorFlow alone: `serve`, and serving_default
+    card.json       settings, results, pixel range, class names, versions, git commit, checksums
+    README.md       the same for people, with how to load and attack it
+
+Both files hold the input layer: raw pixels in, logits out, batch norm by its moving averages.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags, logging
+
+from igam_tf import datasets
+from igam_tf.datasets.names import class_names
+from igam_tf.evaluation import fraction_text
+from igam_tf.folders import new_folder
+from igam_tf.models import find_model
+from igam_tf.results import read_results, settings_text
+from igam_tf.runs import environment, write_json, write_text
+from madry_models.errors import UserError, run_entry_point
+
+FLAGS = flags.FLAGS
+TOLERANCE = 1e-4  # of the largest logit, or of 1; SavedModel against .keras file in float32
+STUDENT, SAVED_MODEL = "student.keras", "saved_model"
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("run", None, "folder of a finished run")
+    flags.DEFINE_string("output", None, "new or empty folder")
+
+
+def save_saved_model(model: keras.Model, shape: tuple[int, ...], path: Path) -> None:
+    """A SavedModel with `serve`, images [B,*shape] float32 -> logits [B,K], in inference mode."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serve",
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((None, *shape), tf.float32, "images")],
+    )
+    archive.write_out(str(path), verbose=False)
+
+
+def largest_difference(
+    model: keras.Model, folder: Path, shape: tuple[int, ...], pixel_max: float
+) -> float:
+    """Between the logits of a model and of its SavedModel in `folder`, on 16 random images.
+
+    Raises:
+        UserError: more than TOLERANCE.
+    """
+    x = np.random.default_rng(0).uniform(0, pixel_max, (16, *shape)).astype(np.float32)
+    expected = model(x, training=False)
+    loaded = tf.saved_model.load(str(folder / SAVED_MODEL))  # its functions die with it
+    difference = float(np.abs(expected - loaded.serve(tf.constant(x))).max())
+    largest = float(np.abs(expected).max())
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise UserError(
+            f"expected the SavedModel's logits within {TOLERANCE} of the .keras file's, of which the "
+            f"largest is {largest:g}; they differ by {difference:g}"
+        )
+    return difference
+
+
+def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> dict[str, Any]:
+    """What a user must know of a student, for JSON.
+
+    Args:
+        config: of its run, with `environment`.
+        report: of its evaluation, see `igam_tf.evaluation.model_report`.
+        model: the student.
+    """
+    spec = datasets.SPECS[config["target"]]
+    results = {
+        attack: {name: value for name, value in row.items() if name != "standing"}
+        for attack, row in report["results"].items()
+    }
+    return {
+        "title": f"{config['method']}: {config['source']} to {config['target']}, "
+        f"data {_data(config['data'])}",
+        "input": {
+            "shape": ["batch", *spec.image_shape],
+            "dtype": "float32",
+            "pixel_range": [0, report["pixel_max"]],
+        },
+        "output": {"shape": ["batch", spec.num_classes], "dtype": "float32", "what": "logits"},
+        "batch_norm": "inference",
+        "parameters": model.count_params(),
+        "class_names": class_names(
+            spec.name, source=config["data"], data_dir=config["data_dir"] or None
+        ),
+        "data": _data(config["data"]),
+        "evaluation": settings_text(report),
+        "results": report | {"results": results},
+        "settings": {name: value for name, value in config.items() if name != "environment"},
+        "trained_with": config["environment"],
+        "exported_with": environment() | {"tensorflow": tf.__version__},
+    }
+
+
+def _data(source: str) -> str:
+    return "builtin (synthetic images)" if source == "builtin" else source
+
+
+def readme(card: dict[str, Any]) -> str:
+    """The card for people, in Markdown."""
+    report, settings, names = card["results"], card["settings"], card["class_names"]
+    spec, highest = datasets.SPECS[report["dataset"]], card["input"]["pixel_range"][1]
+    worst = report["results"]["worst_case"]
+    rows = [
+        f"| {attack} | {row['accuracy']:.1f} | {row['ci95'][0]:.1f} to {row['ci95'][1]:.1f} |"
+        for attack, row in report["results"].items()
+    ]
+    synthetic = settings["data"] == "builtin"
+    data = f" --data=builtin --data_seed={settings['data_seed']}" if synthetic else ""
+    pgd = f"eps={spec.eps * highest:g}, step_size={spec.step_size * highest:g}, steps=20, "
+    pgd += f"bounds=(0, {highest:g})"
+    made = card["trained_with"]
+    return f"""# {card["title"]}
+
+A student network of {card["parameters"]} parameters, trained on {spec.name}, data {card["data"]}.
+
+- Input: float32 [batch, {", ".join(map(str, spec.image_shape))}], raw pixels in 0..{highest:g};
+  the network normalises them itself.
+- Output: {spec.num_classes} logits; batch norm by moving averages.
+- Classes, in order: {", ".join(names)}.
+
+## Results
+
+{card["evaluation"][0].upper() + card["evaluation"][1:]}.
+
+| attack | accuracy % | 95 % interval |
+| --- | --- | --- |
+{chr(10).join(rows)}
+
+`worst_case` joins the others, example by example. Nothing is said here of attacks that are not listed.
+
+## Load and attack it
+
+With `{STUDENT}`, on {spec.name}:
+
+```
+python -m igam_tf.eval_pgd --model={STUDENT} --dataset={spec.name} --attacks=clean,fgsm,pgd20 \\
+    --eps={fraction_text(worst["eps"])} --num_examples={worst["n"]}{data}
+```
+
+With `{SAVED_MODEL}`, on any x (float32, as above) and y (int64 [batch]); PGD-20 from x itself:
+
+```python
+import tensorflow as tf
+from igam_tf.attacks import loss_named, pgd
+
+student = tf.saved_model.load("{SAVED_MODEL}")
+x_adv = pgd(student.serve, x, y, {pgd}, loss=loss_named("xent"))
+```
+
+## How it was made
+
+git commit {made["git_commit"]}, Keras {made["keras"]}, Python {made["python"]}; exported with TensorFlow
+{card["exported_with"]["tensorflow"]}. Everything else: `card.json`.
+
+```json
+{json.dumps(settings, indent=2)}
+```
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Exports one run."""
+    logging.set_verbosity(logging.WARNING)  # not a line for each variable saved
+    if argv[1:]:
+        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    for flag in ("run", "output"):
+        if not FLAGS[flag].value:
+            raise UserError(f"expected --{flag}=<folder>; received none")
+    load, student, config = find_model(FLAGS.run)
+    if not config:
+        raise UserError(f"expected a run folder, with config.json, in --run={FLAGS.run}")
+    report = read_results(student.parent)[config["method"]]
+    shape, pixel_max = datasets.SPECS[config["target"]].image_shape, report["pixel_max"]
+    with new_folder("output", FLAGS.output) as folder:
+        shutil.copyfile(student, folder / STUDENT)
+        model = load(folder / STUDENT)
+        save_saved_model(model, shape, folder / SAVED_MODEL)
+        about = card(config, report, model) | {
+            "logits_difference": largest_difference(model, folder, shape, pixel_max),
+            "sha256": {STUDENT: hashlib.sha256(student.read_bytes()).hexdigest()},
+        }
+        write_json(folder / "card.json", about)
+        write_text(folder / "README.md", readme(about))
+    print(f"{FLAGS.output}: {STUDENT}, {SAVED_MODEL}, card.json, README.md")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_entry_point(main)

@@ -1,0 +1,221 @@
+r"""`python -m igam_tf.figures`: input gradients, loss landscape, decision regions, alignment.
+
+python -m igam_tf.figures --runs=Standard=runs/mnist-cifar10-standard-cpu,runs/mnist-cifar10-igam-cpu \
+    --output=figures
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import keras
+import matplotlib
+import tensorflow as tf
+from absl import flags
+from matplotlib.figure import Figure
+
+from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.datasets.names import class_names
+from igam_tf.evaluation import check_fits, eps_unit
+from igam_tf.figures import drawing
+from igam_tf.figures.composing import FIGURES, Composer, Settings
+from igam_tf.figures.measuring import EXTENT, PGD_STEPS, Subject
+from igam_tf.folders import new_folder
+from igam_tf.journal import model_identity
+from igam_tf.losses import GRADIENT_OF
+from igam_tf.models import define_data_flags, find_model, model_and_images, parse_fraction
+from igam_tf.runs import environment, load_model, write_json
+from madry_models.errors import UserError, run_entry_point
+
+FLAGS = flags.FLAGS
+DPI = 200
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_list(
+        "runs",
+        [],
+        "run folders, .keras files, MadryLab checkpoint folders; <label>=<path> names one",
+    )
+    flags.DEFINE_string(
+        "teacher", None,
+        "one more model, whose J is J_t: run folder, .keras file, or none; default: the teacher of the "
+        "first run that has one",
+    )  # fmt: skip
+    flags.DEFINE_list("figures", list(FIGURES), f"some of {', '.join(FIGURES)}")
+    flags.DEFINE_string("output", None, "new or empty folder")
+    flags.DEFINE_integer("num_examples", 500, "alignment: first so many images", lower_bound=1)
+    flags.DEFINE_integer("num_drawn", 6, "gradients: first so many images", lower_bound=1)
+    flags.DEFINE_integer("image", 0, "landscape, regions: place in the split", lower_bound=0)
+    flags.DEFINE_enum(
+        "direction",
+        "fgsm",
+        ("fgsm", "pgd"),
+        f"landscape, regions: sign of FGSM or of PGD-{PGD_STEPS}",
+    )
+    flags.DEFINE_integer("points", 51, "landscape, regions: a side of the grid, odd", lower_bound=3)
+    flags.DEFINE_string(
+        "eps",
+        None,
+        "l-inf radius, fraction of the pixel range such as 8/255; default: the data set's",
+    )
+    flags.DEFINE_enum("input_gradient", "xent", tuple(GRADIENT_OF), "J is the gradient of (R1)")
+    flags.DEFINE_integer("seed", 0, "of the random direction", lower_bound=0)
+    define_data_flags()
+
+
+def labelled(items: Sequence[str]) -> dict[str, str]:
+    """Label -> path, of "path" or "label=path"; without a label the path's last name.
+
+    Raises:
+        UserError: none at all, or a label twice.
+    """
+    pairs = []
+    for item in items:
+        label, equals, path = item.partition("=")
+        if not equals or Path(item).expanduser().exists():
+            label, path = Path(item).name.removesuffix(".keras"), item
+        pairs.append((label, path))
+    if not pairs or len(dict(pairs)) < len(pairs):
+        raise UserError(
+            "expected --runs=<run folder>,<label>=<run folder>,..., no label twice; received "
+            f"{','.join(items)!r}"
+        )
+    return dict(pairs)
+
+
+def settings(spec: DatasetSpec, eps: float | None, available: int) -> Settings:
+    """The settings of this command line, for a data set of so many images.
+
+    Raises:
+        UserError: more images asked for.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    chosen = {name: FLAGS[name].value for name in names} | {"eps": eps or spec.eps}
+    largest = max(FLAGS.num_examples, FLAGS.num_drawn, FLAGS.image + 1)
+    if largest > available:
+        raise UserError(
+            f"expected --num_examples, --num_drawn and --image within the {available} images of "
+            f"{spec.name} {FLAGS.split}; received {largest}"
+        )
+    return Settings(**chosen)
+
+
+def check_same_data(runs: dict[str, dict]) -> None:
+    """Raises a UserError where runs are of different data and no flag says which to draw on."""
+    asked = {"target": FLAGS.dataset, "data": FLAGS.data, "data_seed": FLAGS.data_seed}
+    for name, flag in asked.items():
+        values = {
+            run[name]
+            for run in runs.values()
+            if name in run and (name != "data_seed" or (FLAGS.data or run.get("data")) == "builtin")
+        }
+        if flag is None and len(values) > 1:
+            raise UserError(
+                f"expected runs of one data set, or --{name.replace('target', 'dataset')}; received "
+                f"runs of {', '.join(sorted(map(str, values)))}"
+            )
+
+
+def find_teacher(name: str | None, runs: dict[str, str]) -> dict[str, Path]:
+    """Label -> file of the teacher that `--teacher=name` means, or nothing; runs: label -> path.
+
+    Raises:
+        UserError: no such file, or a run has its label.
+    """
+    if name == "none":
+        return {}
+    named = {"teacher": name} if name else {f"teacher of {k}": path for k, path in runs.items()}
+    for label, path in named.items():
+        file = Path(path).expanduser()
+        file = file if name and file.is_file() else file / "teacher.keras"
+        if file.is_file():
+            if label in runs:
+                raise UserError(f"expected another label for the run {label!r}, the teacher's own")
+            return {label: file}
+    if name:
+        raise UserError(f"expected a teacher.keras in --teacher={name}, or a .keras file there")
+    return {}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes `path`.png, `path`.svg, and the picture to TensorBoard."""
+    figure.savefig(path.with_suffix(".png"), dpi=DPI)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    picture = tf.io.decode_png(path.with_suffix(".png").read_bytes(), channels=3)
+    tf.summary.image(path.name, picture[None])
+
+
+def main(argv: list[str]) -> None:
+    """Draws, and writes one folder."""
+    if argv[1:]:
+        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    if not FLAGS.figures or not set(FLAGS.figures) <= FIGURES.keys():
+        raise UserError(
+            f"expected --figures among {', '.join(FIGURES)}; received {','.join(FLAGS.figures)!r}"
+        )
+    if FLAGS.points % 2 == 0:
+        raise UserError(f"expected odd --points, so that x is one of them; received {FLAGS.points}")
+    if not FLAGS.output:
+        raise UserError("expected --output=<new folder>; received none")
+    eps = parse_fraction("eps", FLAGS.eps)
+    paths = labelled(FLAGS.runs)
+    found = {label: find_model(path) for label, path in paths.items()}
+    runs = {label: run for label, (_, _, run) in found.items()}
+    check_same_data(runs)
+    teacher = find_teacher(FLAGS.teacher, paths)
+    with new_folder("output", FLAGS.output) as folder:
+        # Data as the runs say, which agree, or the flags.
+        run = next(filter(None, runs.values()), {})
+        (first, (load, path, _)), *others = found.items()
+        model, split, data_seed = model_and_images(
+            partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
+            data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
+        )  # fmt: skip
+        chosen = settings(split.spec, eps, len(split.labels))
+        models = {first: model} | {label: load(path) for label, (load, path, _) in others}
+        models |= {label: load_model(file) for label, file in teacher.items()}
+        subjects = {label: _subject(label, model, split) for label, model in models.items()}
+        composer = Composer(
+            list(subjects.values()),
+            subjects[next(iter(teacher))] if teacher else None,
+            split,
+            class_names(
+                split.spec.name, source=split.source, data_dir=FLAGS.data_dir or run.get("data_dir")
+            ),
+            chosen,
+        )
+        numbers = {}
+        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+        with matplotlib.rc_context(drawing.STYLE), writer.as_default(step=0):
+            for name in FLAGS.figures:
+                figure, numbers[name] = FIGURES[name](composer)
+                save(figure, folder / name)
+                print(f"{FLAGS.output}/{name}.png", flush=True)
+        writer.close()
+        data = {"dataset": split.spec.name, "split": split.name, "data": split.source}
+        report = {
+            "models": {label: model_identity(model) for label, model in models.items()},
+            "runs": paths,
+            **data,
+            **({"data_seed": data_seed} if split.source == "builtin" else {}),
+            "eps_unit": eps_unit("linf"),
+            "settings": dataclasses.asdict(chosen) | {"extent_in_eps": EXTENT},
+            "figures": numbers,
+            "versions": environment() | {"tensorflow": tf.__version__},
+        }
+        write_json(folder / "figures.json", report)
+
+
+def _subject(label: str, model: keras.Model, split: Split) -> Subject:
+    pixel_max = getattr(model, "pixel_max", split.spec.pixel_max)
+    subject = Subject(label, model, pixel_max)
+    check_fits(subject.logits, split, pixel_max)
+    return subject
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_entry_point(main)

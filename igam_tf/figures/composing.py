@@ -1,0 +1,184 @@
+"""The figures: what is measured for each, how it is titled, and its numbers for `figures.json`."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from igam_tf.datasets import Split
+from igam_tf.evaluation import fraction_text
+from igam_tf.figures import drawing, measuring
+from igam_tf.figures.measuring import Plane, Subject
+from igam_tf.gradients import cosine
+
+_J_OF = {"xent": "the cross-entropy", "softmax": "the true class's probability"}
+_J_UNIT = {
+    "xent": "nats per unit of pixels in 0..1",
+    "softmax": "probability per unit of pixels in 0..1",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the figures, beside models and data.
+
+    Attributes:
+        eps: l-inf radius, fraction of the pixel range.
+        num_examples: first so many images, of `alignment`.
+        num_drawn: first so many images, of `gradients`.
+        image: place in the split, of `landscape` and `regions`.
+        direction: the adversarial one, see `measuring.adversarial_direction`.
+        points: a side of their grid, odd.
+        input_gradient: what J is the gradient of, see `igam_tf.losses.GRADIENT_OF`.
+        seed: of the random direction.
+    """
+
+    eps: float
+    num_examples: int
+    num_drawn: int
+    image: int
+    direction: str
+    points: int
+    input_gradient: str
+    seed: int
+
+
+class Composer:
+    """The figures of one list of models; each method returns a figure and its numbers.
+
+    Args:
+        subjects: the models drawn.
+        teacher: the one of them whose gradients `alignment` takes for J_t.
+        split: images, as many as the settings ask for.
+        names: of the classes.
+        settings: of all figures.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        teacher: Subject | None,
+        split: Split,
+        names: Sequence[str],
+        settings: Settings,
+    ):
+        self.subjects, self.teacher, self.split = subjects, teacher, split
+        self.names, self.s = names, settings
+        synthetic = ", synthetic images (builtin)" if split.source == "builtin" else ""
+        self._data = f"{split.spec.name} {split.name}{synthetic}"
+
+    def _first(self, n: int) -> Split:
+        return self.split.take(slice(n), self.split.name)
+
+    def gradients(self) -> tuple[Figure, dict[str, Any]]:
+        """Input gradients of the first images (Figures 1, 4, 6)."""
+        first, of = self._first(self.s.num_drawn), self.s.input_gradient
+        figure, scales = drawing.gradient_grid(
+            first.images,
+            [drawing.class_label(k, self.names) for k in first.labels],
+            {
+                subject.label: measuring.sensitivity(subject, first, input_gradient=of)[0]
+                for subject in self.subjects
+            },
+            unit=_J_UNIT[of],
+            title=f"Input gradients J of {_J_OF[of]}\n{self._data}, first n = {self.s.num_drawn} "
+            "images, unperturbed (eps 0)",
+        )
+        return figure, {"n": self.s.num_drawn, "unit": _J_UNIT[of], "percentile_99": scales}
+
+    @cached_property
+    def _image(self) -> Split:
+        return self.split.take(slice(self.s.image, self.s.image + 1), self.split.name)
+
+    @cached_property
+    def _planes(self) -> dict[str, Plane]:
+        s, spec = self.s, self.split.spec
+        step_size = spec.step_size / spec.eps * s.eps
+        random = measuring.random_direction(spec.image_shape, s.seed)
+        planes = {}
+        for subject in self.subjects:
+            adversarial = measuring.adversarial_direction(
+                subject, self._image, eps=s.eps, step_size=step_size, attack=s.direction
+            )
+            planes[subject.label] = measuring.plane(
+                subject, self._image, adversarial, random, eps=s.eps, points=s.points
+            )
+        return planes
+
+    def _on_planes(self, what: str) -> dict[str, Any]:
+        """Arguments that `drawing.landscape` and `drawing.regions` share."""
+        whole = abs(self.s.eps * 255 - round(self.s.eps * 255)) < 1e-9
+        attack = {"fgsm": "FGSM", "pgd": f"PGD-{measuring.PGD_STEPS}"}[self.s.direction]
+        true = drawing.class_label(int(self._image.labels[0]), self.names)
+        return {
+            "eps": self.s.eps,
+            "factor": 255.0 if whole else 1.0,
+            "unit": "x/255" if whole else "pixels of 0..1",
+            "title": f"{what} around one image, n = 1, l-inf eps {fraction_text(self.s.eps)}\n"
+            f"{self._data}, image {self.s.image}, true: {true}\na: sign of each model's own "
+            f"{attack}, b: a random sign (seed {self.s.seed}); pixels clipped",
+        }
+
+    def landscape(self) -> tuple[Figure, dict[str, Any]]:
+        """L_xent along an adversarial and a random direction (Figure 7)."""
+        figure = drawing.landscape(self._planes, **self._on_planes("Cross-entropy"))
+        return figure, {"unit": "nats"} | {
+            label: {
+                "at_x": plane.at_x(plane.loss),
+                "largest_within_eps": plane.loss[plane.within(self.s.eps)].max().item(),
+            }
+            for label, plane in self._planes.items()
+        }
+
+    def regions(self) -> tuple[Figure, dict[str, Any]]:
+        """Predicted class along the same directions (Figure 7)."""
+        true = int(self._image.labels[0])
+        figure = drawing.regions(
+            self._planes, true, self.names, **self._on_planes("Predicted class")
+        )
+        return figure, {"true_class": true} | {
+            label: {
+                "at_x": plane.at_x(plane.predicted),
+                "share_right_within_eps": float(
+                    (plane.predicted[plane.within(self.s.eps)] == true).mean()
+                ),
+            }
+            for label, plane in self._planes.items()
+        }
+
+    def alignment(self) -> tuple[Figure, dict[str, Any]]:
+        """cos(J_s, J_t), and alpha and rho of eq. 18."""
+        first, of = self._first(self.s.num_examples), self.s.input_gradient
+        measured = {
+            subject: measuring.sensitivity(subject, first, input_gradient=of)
+            for subject in self.subjects
+        }
+        values = {}
+        for subject, (j, alpha, rho) in measured.items():
+            values[subject.label] = {"alpha": alpha, "rho": rho}
+            if self.teacher and subject is not self.teacher:
+                cosines = cosine(tf.constant(j), tf.constant(measured[self.teacher][0]))
+                values[subject.label]["cosine"] = cosines.numpy()
+        numbers = {
+            label: {name: measuring.statistics(v) for name, v in row.items()}
+            for label, row in values.items()
+        }
+        teacher = self.teacher and self.teacher.label
+        figure = drawing.alignment(
+            values, numbers, teacher,
+            title=f"Alignment of input gradients, linearised robustness (eq. 18)\n{self._data}, "
+            f"first n = {self.s.num_examples} images, unperturbed (eps 0), J of {_J_OF[of]}",
+        )  # fmt: skip
+        facts = {"n": self.s.num_examples, "J_t": teacher, "unit": "alpha, rho: l2, pixels of 0..1"}
+        return figure, facts | numbers
+
+
+FIGURES = {
+    "gradients": Composer.gradients,
+    "landscape": Composer.landscape,
+    "regions": Composer.regions,
+    "alignment": Composer.alignment,
+}

@@ -1,0 +1,178 @@
+"""What the figures show, as numbers; every model in inference mode."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from igam_tf import gradients, losses
+from igam_tf.alignment import linearised
+from igam_tf.attacks import loss_named, pgd
+from igam_tf.datasets import Split
+from igam_tf.survival import in_pixel_range
+from madry_models.errors import UserError
+
+BATCH = 100
+PGD_STEPS = 20
+EXTENT = 2.0  # of the plane, in eps to each side
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is drawn, and its pixel range 0..pixel_max."""
+
+    label: str
+    model: keras.Model
+    pixel_max: float
+
+    def logits(self, x: tf.Tensor) -> tf.Tensor:
+        """[B,H,W,C] in 0..pixel_max -> [B,K]."""
+        return self.model(x, training=False)
+
+
+def sensitivity(
+    subject: Subject, split: Split, *, input_gradient: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """J, and eq. 18's alpha and rho, of every image.
+
+    Args:
+        subject: the model.
+        split: n images.
+        input_gradient: what J is the gradient of, see `igam_tf.losses.GRADIENT_OF`.
+
+    Returns:
+        (J [n,H,W,C] per unit of pixels in 0..1, alpha [n], rho [n]), float32; see `linearised`.
+    """
+    of = losses.GRADIENT_OF[input_gradient]
+
+    def measure(x, y):
+        def values(x):
+            logits = subject.logits(x)
+            return of(logits, y), logits
+
+        j, _, _ = gradients.input_gradient(values, x)
+        return j * subject.pixel_max, *linearised(subject.model, x, subject.pixel_max)
+
+    x = in_pixel_range(split.images, subject.pixel_max)
+    return _in_batches(measure, x, split.labels)
+
+
+def statistics(values: np.ndarray) -> dict:
+    """Quartiles and mean of [n] values, and its 95 % interval (normal; None where n = 1)."""
+    low, median, high = (float(v) for v in np.percentile(values, [25, 50, 75]))
+    mean, n = float(values.mean()), len(values)
+    half = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else None
+    ci95 = None if half is None else [mean - half, mean + half]
+    return {"median": median, "quartiles": [low, high], "mean": mean, "mean_ci95": ci95}
+
+
+def adversarial_direction(
+    subject: Subject, split: Split, *, eps: float, step_size: float, attack: str
+) -> np.ndarray:
+    """sign(x_adv - x) of one image, [H,W,C]: by FGSM, or PGD-20 from x itself, on L_xent.
+
+    A pixel that stands at an end of the range where the attack would leave it has 0.
+
+    Args:
+        subject: the model attacked.
+        split: one image.
+        eps, step_size: l-inf, as fractions of the pixel range; step_size is PGD's.
+        attack: "fgsm" or "pgd".
+
+    Raises:
+        UserError: J is 0 there, so that there is no such direction.
+    """
+    x = tf.constant(in_pixel_range(split.images, subject.pixel_max))
+    steps = {"fgsm": 1, "pgd": PGD_STEPS}[attack]
+    x_adv = pgd(
+        subject.logits, x, tf.constant(split.labels),
+        eps=eps * subject.pixel_max,
+        step_size=(eps if attack == "fgsm" else step_size) * subject.pixel_max,
+        steps=steps, loss=loss_named("xent"), bounds=(0.0, subject.pixel_max),
+    )  # fmt: skip
+    direction = np.sign((x_adv - x).numpy()[0])
+    if not direction.any():
+        raise UserError(
+            f"expected an input gradient other than 0 for an adversarial direction; that of "
+            f"{subject.label} is 0 at the image, choose another --image"
+        )
+    return direction
+
+
+def random_direction(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """-1 or 1 with even odds (Rademacher), float32 of this shape."""
+    return np.random.default_rng(seed).choice(np.float32([-1, 1]), size=shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plane:
+    """L_xent and predicted class at x + a adversarial + b random direction, clipped to the range.
+
+    A point is within l-inf eps of x where |a| + |b| <= eps: on some pixels the directions agree.
+
+    Attributes:
+        ticks: [P] values of both a and b, as fractions of the pixel range.
+        loss: [P,P] nats; rows are b, columns a.
+        predicted: [P,P] classes, likewise.
+    """
+
+    ticks: np.ndarray
+    loss: np.ndarray
+    predicted: np.ndarray
+
+    def within(self, eps: float) -> np.ndarray:
+        """[P,P] bool: the points of the l-inf ball."""
+        return np.abs(self.ticks)[:, None] + np.abs(self.ticks)[None] <= eps * (1 + 1e-6)
+
+    def at_x(self, values: np.ndarray):
+        """Value at x itself."""
+        centre = len(self.ticks) // 2
+        return values[centre, centre].item()
+
+
+def plane(
+    subject: Subject,
+    split: Split,
+    adversarial: np.ndarray,
+    random: np.ndarray,
+    *,
+    eps: float,
+    points: int,
+) -> Plane:
+    """Values on a square of points x points, EXTENT eps to each side of one image.
+
+    Args:
+        subject: the model.
+        split: one image.
+        adversarial, random: directions [H,W,C].
+        eps: as a fraction of the pixel range.
+        points: odd, so that x is one of them.
+    """
+    ticks = np.linspace(-EXTENT * eps, EXTENT * eps, points)
+    ticks[points // 2] = 0.0
+    x = in_pixel_range(split.images, subject.pixel_max)
+    b, a = (v.reshape(-1, 1, 1, 1) for v in np.meshgrid(ticks, ticks, indexing="ij"))
+
+    def measure(x, y):
+        logits = subject.logits(x)
+        return losses.xent(logits, y), tf.argmax(logits, 1)
+
+    moved = x + subject.pixel_max * (a * adversarial + b * random)
+    moved = np.clip(moved, 0, subject.pixel_max).astype(np.float32)
+    loss, predicted = _in_batches(measure, moved, np.repeat(split.labels, len(moved)))
+    return Plane(ticks, loss.reshape(points, points), predicted.reshape(points, points))
+
+
+def _in_batches(
+    measure: Callable[..., tuple[tf.Tensor, ...]], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """measure(x, y), traced once, over all examples; x [n,...] float32, y [n] int64."""
+    signature = [tf.TensorSpec((None, *x.shape[1:]), x.dtype), tf.TensorSpec((None,), y.dtype)]
+    traced = tf.function(measure, input_signature=signature).get_concrete_function()
+    parts = [
+        traced(tf.constant(x[i : i + BATCH]), tf.constant(y[i : i + BATCH]))
+        for i in range(0, len(x), BATCH)
+    ]
+    return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
