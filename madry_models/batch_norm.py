@@ -23,6 +23,31 @@ def _count(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
 
 
+def _sum_of_products(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """sum(a b) per channel, [C] float32."""
+    if tf.config.list_logical_devices("GPU"):
+        return _sum(tf.cast(a, tf.float32) * tf.cast(b, tf.float32))
+    # On processors the fused kernel is the fastest: dgamma for x^ = b.
+    zeros, ones = tf.zeros(b.shape[-1]), tf.ones(b.shape[-1])
+    return tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=a,
+        x=b,
+        scale=ones,
+        reserve_space_1=zeros,
+        reserve_space_2=ones,
+        reserve_space_3=[],
+        epsilon=1e-12,
+        is_training=True,
+    ).scale_backprop
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _combine(tensors: list[tf.Tensor], factors: list[tf.Tensor], constant: tf.Tensor) -> tf.Tensor:
+    """sum_i factors_i tensors_i + constant in one pass; [B,H,W,C] each, [C] float32."""
+    products = [f * tf.cast(t, tf.float32) for t, f in zip(tensors, factors, strict=True)]
+    return tf.cast(tf.add_n(products) + constant, tensors[0].dtype)
+
+
 def normalize(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -68,7 +93,7 @@ def normalize(
                 count = _count(x)
                 a, c = dbeta / count, dgamma / count
                 u_mean, u_c = u_sum / count, u_sum_x / count
-                e = _sum(tf.cast(u, tf.float32) * tf.cast(g, tf.float32)) / count
+                e = _sum_of_products(u, g) / count
                 r = tf.math.rsqrt(variance + epsilon)
                 k = gamma * r * r
                 # x's coefficient, u's, g's and the constant, per channel
@@ -76,10 +101,9 @@ def normalize(
                 q = -k * c
                 w = u_gamma * r - k * u_c
                 s = k * (c * u_mean + u_c * a) - u_gamma * r * a - p * mean
-                to = lambda t: tf.cast(t, x.dtype)  # noqa: E731
-                of_x = to(p) * x + to(q) * u + to(w) * g + to(s)
+                of_x = _combine([x, u, g], [p, q, w], s)
                 v = u_gamma * r
-                of_g = ug + to(v) * x + to(u_beta - v * mean)
+                of_g = _combine([ug, x], [tf.ones_like(v), v], u_beta - v * mean)
                 of_gamma = count * r * (e - u_mean * a - u_c * c)
                 return of_g, of_x, of_gamma, *[None] * (2 + len(reserved))
 
@@ -94,6 +118,26 @@ def normalize(
 @keras.saving.register_keras_serializable(package="madry_models")
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with `normalize` for batch statistics of one replica below float64."""
+
+    def add_weight(self, *args, trainable: bool = True, **kwargs):
+        """Keras's; moving averages of replicas with statistics of their own stay one, their mean."""
+        aggregation = "none" if trainable or self.synchronized else "mean"
+        return super().add_weight(*args, trainable=trainable, aggregation=aggregation, **kwargs)
+
+    def _moments(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keras's; over replicas in one reduction instead of three of the same shape.
+
+        Reductions of one shape that do not depend on each other come in any order when a tape is
+        differentiated, and on two replicas not always in the same one: sums were mixed up.
+        """
+        if not self.synchronized or mask is not None:
+            return super()._moments(inputs, mask)
+        count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], inputs.dtype)
+        sums = [tf.reduce_sum(v, self._reduction_axes) for v in (inputs, tf.square(inputs))]
+        sums = tf.concat([*sums, count[None]], axis=0)
+        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        mean, square = tf.split(total[:-1] / total[-1], 2)
+        return mean, tf.maximum(square - tf.square(mean), 0)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B,H,W,C] -> the same; `training` alone chooses batch statistics."""

@@ -39,7 +39,7 @@ def test_first_and_second_derivatives(compiled):
     ours = run(lambda *t: normalize(*t, epsilon=1e-3)[0], tf.float32)
     for got, expected in zip(ours, _derivatives(_plain, tf.float64), strict=True):
         expected = expected.numpy()
-        np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(got, expected, atol=4e-6 * np.abs(expected).max())
 
 
 def test_bfloat16_is_as_close_as_its_eight_bits_allow():

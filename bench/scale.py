@@ -1,0 +1,103 @@
+"""Speed of the IGAM step on 1, 2 and 4 replicas, the same global batch, in one process.
+
+python bench/scale.py [--student=wrn-8-2] [--counts=1,2,4]
+
+Times are medians of --repeats rounds; a round runs each number of replicas in turn, with the steps of
+`bench/step.py`. Each batch is split as in `igam_tf.train`. Weights and images are random.
+
+Without GPUs the replicas are logical CPUs, which share the cores: there is nothing to gain from them
+but what one replica leaves idle, and what is lost is the cost of splitting the step, of synchronised
+batch norm and of adding up. Above 1 they tell nothing about several GPUs or machines. Ends with one
+line of JSON.
+"""
+
+import statistics
+
+import keras
+import step
+import tensorflow as tf
+from absl import flags
+
+from igam_tf import devices
+from madry_models.errors import UserError, run_entry_point
+
+FLAGS = flags.FLAGS
+KIND = "igam"
+
+
+def define_flags() -> None:
+    """The flags of `step`, whose trainer this is, and the numbers of replicas."""
+    step.define_flags()
+    flags.DEFINE_list("counts", ["1", "2", "4"], "numbers of replicas, the first the reference")
+
+
+def replicated(config, count: int) -> tuple:
+    """(a step on so many replicas, its batches)."""
+    strategy = devices.here(count)
+    with strategy.scope():
+        one = step.Step(config, FLAGS.teacher)
+        batches = devices.shares(tf.data.Dataset.from_tensors((one.x, one.y)).repeat())
+    return strategy, one, batches
+
+
+def measure(student: str, counts: list[int]) -> dict:
+    """The figures of one student; prints a line for each number of replicas."""
+    config = step.configs(student)[KIND]
+    runs = {count: replicated(config, count) for count in counts}
+
+    def seconds(count: int) -> float:
+        strategy, one, batches = runs[count]
+        with strategy.scope():
+            return one.seconds(batches)
+
+    for count in counts:
+        seconds(count)  # traces
+    times = {count: [] for count in counts}
+    for _ in range(FLAGS.repeats):
+        for count in counts:
+            times[count].append(seconds(count))
+    rates = {n: config.batch_size / statistics.median(values) for n, values in times.items()}
+    over = {n: rate / rates[counts[0]] for n, rate in rates.items()}
+    for n in counts:
+        print(
+            f"{student:10s} {n} replicas {rates[n]:9.2f} images/s, {over[n]:5.2f} x that of "
+            f"{counts[0]}",
+            flush=True,
+        )
+    return {
+        "batch_size": config.batch_size,
+        "images_per_second": {n: round(rate, 2) for n, rate in rates.items()},
+        f"over_{counts[0]}": {n: round(ratio, 3) for n, ratio in over.items()},
+    }
+
+
+def main(_argv: list[str]) -> None:
+    """Prints a line for each network and number of replicas, and one line of JSON."""
+    try:
+        counts = list(map(int, FLAGS.counts))
+        ok = min(counts) > 0
+    except ValueError:
+        ok = False
+    if not ok:
+        raise UserError(f"expected --counts such as 1,2,4; received {','.join(FLAGS.counts)!r}")
+    if KIND not in FLAGS.kinds:
+        raise UserError(
+            f"expected {KIND}, the step of this program, in --kinds; received {','.join(FLAGS.kinds)!r}"
+        )
+    step.check()
+    devices.here(max(counts))  # as many logical CPUs, before any tensor is made
+    tf.get_logger().setLevel("ERROR")
+    kind = "GPUs" if tf.config.list_physical_devices("GPU") else "logical CPUs that share the cores"
+    print(f"weights and images: random; replicas: {kind}")
+    result = {"kind": KIND, "replicas": kind, "teacher": FLAGS.teacher}
+    result |= {"precision": FLAGS.precision, "disc_every": FLAGS.disc_every}
+    result |= {"repeats": FLAGS.repeats, "networks": {}}
+    for student in FLAGS.student:
+        result["networks"][student] = measure(student, counts)
+        keras.backend.clear_session()
+    step.finish(result)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_entry_point(main)

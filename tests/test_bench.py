@@ -1,0 +1,279 @@
+"""bench/: operations counted by hand, what is printed last, and refusals before any work.
+
+Times themselves are not tested, but what is computed from them.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from igam_tf.datasets import builtin
+from madry_models.errors import UserError
+
+BENCH = Path(__file__).parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import pipeline  # noqa: E402
+import scale  # noqa: E402
+import step  # noqa: E402
+
+SMALL = ("--student=wrn-8-1", "--batch_size=4", "--repeats=1", "--nomemory", "--precision=float32")
+
+
+# --- operations ------------------------------------------------------------------------------------
+
+X, KERNEL = tf.ones([2, 8, 8, 3]), tf.ones([3, 3, 3, 5])
+CONVOLUTION = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)  # two for each multiply-add
+
+
+def _convolved():
+    return tf.nn.conv2d(X, KERNEL, 2, "SAME")  # [2,4,4,5]
+
+
+def _gradient(value, of):
+    with tf.GradientTape() as tape:
+        tape.watch(of)
+        loss = value()
+    return tape.gradient(loss, of)
+
+
+def test_operations_of_a_convolution():
+    assert step.flops_of(_convolved) == CONVOLUTION
+    assert step.flops_of(lambda: _convolved() + _convolved() * 3) == 2 * CONVOLUTION
+
+
+def test_operations_of_its_gradients():
+    """Each costs what the convolution does; only what is asked for is counted."""
+
+    def square():
+        return tf.reduce_sum(_convolved() ** 2)  # its gradient needs the convolution itself
+
+    def linear():
+        return tf.reduce_sum(_convolved())  # this one's does not
+
+    def operations(value, of):
+        return step.flops_of(lambda: _gradient(value, of))
+
+    for one in (X, KERNEL):
+        assert operations(linear, one) == CONVOLUTION
+        assert operations(square, one) == 2 * CONVOLUTION
+    assert operations(square, [X, KERNEL]) == 3 * CONVOLUTION
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_operations_of_a_matrix_product(transpose_a, transpose_b):
+    """[4,6] x [6,3], and both gradients."""
+    a = tf.ones([6, 4] if transpose_a else [4, 6])
+    b = tf.ones([3, 6] if transpose_b else [6, 3])
+
+    def product():
+        return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+
+    once = 2 * 4 * 6 * 3
+    assert step.flops_of(product) == once
+    assert step.flops_of(lambda: _gradient(lambda: product() ** 2, [a, b])) == 3 * once
+
+
+def test_operations_behind_an_assignment():
+    variable = tf.Variable(tf.zeros([4, 3]))
+
+    def update():
+        variable.assign(tf.matmul(tf.ones([4, 6]), tf.ones([6, 3])))
+
+    assert step.flops_of(update) == 2 * 4 * 6 * 3
+
+
+def test_everything_else_is_left_out():
+    assert step.flops_of(lambda: tf.nn.relu(X) * 2 + tf.reduce_sum(X)) == 0
+
+
+# Multiply-adds of wrn-8-1 for one 32x32x3 image: the first convolution, then of each group both.
+FIRST = 32 * 32 * 16 * 9 * 3
+FORWARD = (
+    FIRST
+    + 2 * 32 * 32 * 16 * 9 * 16
+    + 16 * 16 * 32 * 9 * (16 + 32)
+    + 8 * 8 * 64 * 9 * (32 + 64)
+    + 64 * 10
+)
+PLAIN = 3 * FORWARD - FIRST  # forward, kernels, inputs; the images' own gradient is not needed
+PGD7 = PLAIN + 7 * 2 * FORWARD  # each step forward, and back to the images
+
+
+# --- the commands ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def printed(command_of, capsys, monkeypatch):
+    """Runs a program with its flags; returns (lines before the last, the last as JSON)."""
+    monkeypatch.setattr(step, "SIDE", 64)
+    monkeypatch.setitem(builtin.SIZES, "train", 64)
+
+    def of(module, *arguments):
+        command_of(module)(*SMALL, *arguments)
+        *lines, last = capsys.readouterr().out.strip().splitlines()
+        return lines, json.loads(last)
+
+    level = tf.get_logger().level
+    yield of
+    tf.get_logger().setLevel(level)
+
+
+def test_step(printed, tmp_path):
+    lines, result = printed(step, "--kinds=pgd7", f"--json={tmp_path / 'step.json'}")
+    assert json.loads((tmp_path / "step.json").read_text()) == result
+    assert lines[0] == "weights and images: random; the teacher's too"
+    assert [re.split(" +", line)[:2] for line in lines[1:]] == [
+        ["wrn-8-1", "plain"], ["wrn-8-1", "pgd7"],
+    ]  # fmt: skip
+    assert {k: v for k, v in result.items() if k != "networks"} == {
+        "teacher": "mnist", "precision": "float32", "jit": "auto", "disc_every": 5, "repeats": 1
+    }  # fmt: skip
+    row = result["networks"]["wrn-8-1"]
+    assert row["batch_size"] == 4
+    assert row["gflops_per_step"] == {
+        "plain": round(2 * 4 * PLAIN / 1e9, 3), "pgd7": round(2 * 4 * PGD7 / 1e9, 3)
+    }  # fmt: skip
+    assert row["flops_over_plain"] == {"plain": 1.0, "pgd7": round(PGD7 / PLAIN, 3)}
+    for kind, seconds in row["seconds"].items():
+        assert row["images_per_second"][kind] == pytest.approx(4 / seconds, rel=0.01)
+        rate = row["gflops_per_step"][kind] / seconds
+        share = rate / row["peak_gflops_per_second"]
+        rounding = 0.01 + 0.06 / row["peak_gflops_per_second"]
+        assert row["share_of_peak"][kind] == pytest.approx(share, rel=rounding, abs=1e-4)
+    assert row["peak_memory_gib"] == {}
+
+
+@pytest.mark.slow
+def test_step_of_igam_and_memory(printed):
+    """Both ways of IGAM beside plain training, and each kind's memory in a process of its own."""
+    lines, result = printed(step, "--memory", "--disc_every=2")
+    row = result["networks"]["wrn-8-1"]
+    kinds = {"plain", "igam", "igam_finite_difference", "pgd7"}
+    assert row["seconds"].keys() == row["peak_memory_gib"].keys() == kinds
+    assert len(lines) == 1 + len(kinds)
+    for kind in ("igam", "igam_finite_difference"):
+        for other in ("plain", "pgd7"):
+            ratio = row["seconds"][kind] / row["seconds"][other]
+            assert row[f"{kind}_over_{other}"] == pytest.approx(ratio, rel=0.01)
+        assert row["flops_over_plain"][kind] > 2  # J_s alone takes another pass to the images
+    assert all(0.1 < gib < 16 for gib in row["peak_memory_gib"].values())
+
+
+def test_peak_memory_is_in_gib(monkeypatch):
+    class Nothing:
+        def __init__(self, config, teacher):
+            pass
+
+        def seconds(self):
+            return 0.0
+
+    monkeypatch.setattr(step, "Step", Nothing)
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("no /proc, which says in kB what the peak is")
+    kib = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    assert step.peak_memory(None, "mnist") == pytest.approx(kib / 2**20, rel=0.05)
+
+
+def test_pipeline(printed):
+    lines, result = printed(pipeline, "--batches=3", "--disc_every=2")
+    assert {k: v for k, v in result.items() if k != "networks"} == {
+        "data": "builtin", "precision": "float32", "repeats": 1
+    }  # fmt: skip
+    row = result["networks"]["wrn-8-1"]
+    rates = row["images_per_second"]
+    assert rates.keys() == {"pipeline", "step", "fed"}
+    assert min(rates.values()) > 0
+    assert row["batch_size"] == 4
+    assert row["pipeline_over_step"] == pytest.approx(rates["pipeline"] / rates["step"], rel=0.05)
+    assert row["fed_over_step"] == pytest.approx(rates["step"] / rates["fed"], rel=0.05)
+    assert len(lines) == 1
+    assert lines[0].startswith("wrn-8-1    pipeline ")
+
+
+@pytest.mark.parametrize("kind", ["plain", pytest.param("igam", marks=pytest.mark.slow)])
+def test_scale(printed, monkeypatch, kind):
+    """The quick one is of plain training, whose step takes seconds to trace instead of tens."""
+    monkeypatch.setattr(scale, "KIND", kind)
+    lines, result = printed(scale, "--counts=1,2", "--kinds=plain,igam", "--disc_every=2")
+    assert {k: v for k, v in result.items() if k != "networks"} == {
+        "kind": kind, "replicas": "logical CPUs that share the cores", "teacher": "mnist",
+        "precision": "float32", "disc_every": 2, "repeats": 1,
+    }  # fmt: skip
+    row = result["networks"]["wrn-8-1"]
+    rates = row["images_per_second"]
+    assert row["batch_size"] == 4
+    assert rates.keys() == row["over_1"].keys() == {"1", "2"}
+    assert row["over_1"]["1"] == 1
+    assert row["over_1"]["2"] == pytest.approx(rates["2"] / rates["1"], rel=0.05, abs=0.001)
+    assert "logical CPUs that share the cores" in lines[0]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["wrn-8-1", n, "replicas"] for n in ("1", "2")
+    ]
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [step, pipeline, scale], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--student=wrn-8-2,wrn-9-1", "--batch_size=4"], "depth 6n [+] 2, .*; received 'wrn-9-1'"),
+        (["--student=wrn-8-2,wrn-8-1"], "expected --batch_size with --student=wrn-8-1"),
+        (["--kinds=igam,trades"], "expected --kinds of plain, igam, .*; received trades"),
+        (["--json=/no/such/folder/x"], "expected --json=/no/such/folder/x to be writable; No"),
+    ],
+)
+def test_wrong_flags_end_before_any_work(
+    command_of, monkeypatch, capsys, module, arguments, message
+):
+    def work(student, *_):
+        pytest.fail(f"work on {student}")
+
+    monkeypatch.setattr(module, "measure", work)
+    with pytest.raises(UserError, match=message) as raised:
+        command_of(module)(*arguments)
+    assert "\n" not in str(raised.value)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--counts=1,two"], "expected --counts such as 1,2,4; received '1,two'"),
+        (["--counts=0"], "expected --counts such as 1,2,4; received '0'"),
+        (["--counts="], "expected --counts such as 1,2,4; received ''"),
+        (["--kinds=pgd7"], "expected igam, .* in --kinds; received 'pgd7'"),
+    ],
+)
+def test_wrong_flags_of_scale(command_of, arguments, message):
+    with pytest.raises(UserError, match=message):
+        command_of(scale)(*SMALL, *arguments)
+
+
+def test_synthetic_images_of_two_data_sets_alone(command_of):
+    with pytest.raises(
+        UserError, match=r"--data=builtin, .* no other data set; received 'cifar100'"
+    ):
+        command_of(pipeline)(*SMALL, "--teacher=cifar10")
+
+
+def test_an_error_is_one_line_and_status_1():
+    ended = subprocess.run(
+        [sys.executable, BENCH / "scale.py", "--counts=none"],
+        capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHONPATH": str(BENCH.parent)},
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last == "error: expected --counts such as 1,2,4; received 'none'"
