@@ -12,7 +12,7 @@ from igam_tf import reproduce
 from igam_tf.experiments import PRESETS, resolve
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.collecting import collect
-from igam_tf.reproduce.tables import TABLES, Row, Table, table
+from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import latex, markdown, write
 from madry_models.errors import UserError
 
@@ -137,7 +137,7 @@ def test_rows_that_were_evaluated_differently_are_no_table(output):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_are_settings_and_have_their_own_folders(name, preset):
-    whole = table(name, preset)
+    whole = TABLES[name]
     names = [row.name for row in whole.rows]
     assert len(set(names)) == len(names)
     assert {n for pair in whole.gains for n in pair} <= set(names)
@@ -155,7 +155,7 @@ def test_the_papers_figures_are_the_papers(golden_dir):
         pytest.skip(f"{paper} is absent")
     text = paper.read_text(encoding="utf-8")
     for name in ("1", "2", "3"):
-        for row in table(name, "paper").rows:
+        for row in TABLES[name].rows:
             if row.paper:
                 numbers = [f"{value:g}" for value in row.paper]
                 assert any(

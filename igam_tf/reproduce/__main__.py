@@ -14,7 +14,7 @@ from absl import flags, logging
 from igam_tf.experiments import PRESETS, TEACHERS
 from igam_tf.objectives import METHODS
 from igam_tf.reproduce.collecting import collect, finished
-from igam_tf.reproduce.tables import TABLES, Row, Table, table
+from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import write
 from madry_models.errors import UserError, run_entry_point
 
@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_enum("table", None, TABLES, "table or figure of the paper, or baselines")
+    flags.DEFINE_enum("table", None, tuple(TABLES), "table or figure of the paper, or baselines")
     flags.DEFINE_enum("preset", "paper", tuple(PRESETS), "size and budget")
     flags.DEFINE_enum("data", "tfds", ("tfds", "builtin"), "real data, or the synthetic pair")
     flags.DEFINE_string("data_dir", "", "where tensorflow-datasets keeps its data; empty: its own")
@@ -96,7 +96,7 @@ def main(_argv: list[str]) -> int:
     if FLAGS.table is None:
         raise UserError(f"expected --table, one of {', '.join(TABLES)}; received none")
     logging.set_verbosity(logging.INFO)
-    whole, checkpoints = table(FLAGS.table, FLAGS.preset), teacher_checkpoints()
+    whole, checkpoints = TABLES[FLAGS.table], teacher_checkpoints()
     rows = chosen_rows(whole)
     name = FLAGS.table if FLAGS.table in ("figure5", "baselines") else f"table{FLAGS.table}"
     synthetic = "-builtin" if FLAGS.data == "builtin" else ""

@@ -7,8 +7,6 @@ from igam_tf.experiments import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
 PGD_100 = (*PGD_20, "pgd50", "pgd100")
-# The cpu preset's ablation and controls: its recipe, shorter.
-SHORT = {"igam_start": "500", "train_steps": "1100"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +52,10 @@ def _transfer(source: str, target: str, **flags: str) -> dict[str, str]:
 _MNIST = _transfer("mnist", "cifar10")
 _ABLATION = "Ablation, lambda_adv x lambda_diff"
 _CONTROLS = "Controls, what stands for J_t"
+_OTHERS = ("standard", "ft-mnist", "pgd7", "zero", "shuffled", "plain", "no-adv", "no-diff")
 _BEYOND = "Beyond the paper"
 
-_TABLE_1 = (
+_MAIN = (
     Row(
         name="standard", label="Standard", flags=_MNIST | {"method": "standard"},
         paper=(95.0, 13.4, 0.0, 0.0, 0.0),
@@ -75,38 +74,6 @@ _TABLE_1 = (
 
 def _mnist(name: str, label: str, part: str, **flags: str) -> Row:
     return Row(name=name, label=label, part=part, flags=_MNIST | flags)
-
-
-def _table_1(preset: str) -> "Table":
-    """With ablation and controls: of the cpu preset in small, beside J_t = 0 at the whole budget."""
-    small, both = preset == "cpu", "igam-mnist"
-    flags = SHORT if small else {}
-    rows = [
-        _mnist("no-adv", "lambda_adv = 0", _ABLATION, lambda_adv="0", **flags),
-        _mnist("no-diff", "lambda_diff = 0", _ABLATION, lambda_diff="0", **flags),
-        _mnist("zero", "J_t = 0", _CONTROLS, teacher_gradient="zero"),
-        _mnist("shuffled", "J_t of another image", _CONTROLS, teacher_gradient="shuffled", **flags),
-        _mnist("plain", "J_t of a plain teacher", _CONTROLS, teacher_gradient="plain", **flags),
-    ]
-    zero = "zero"
-    if small:
-        both, zero = "small", "small-zero"
-        rows = [
-            _mnist("small", "both terms", _ABLATION, **flags),
-            _mnist("small-neither", "neither (Standard)", _ABLATION, method="standard", **flags),
-            _mnist("small-zero", "J_t = 0, as short", _CONTROLS, teacher_gradient="zero", **flags),
-            *rows,
-        ]
-    return Table(
-        title="Table 1: CIFAR-10, upwards transfer",
-        attacks=PGD_20,
-        rows=_TABLE_1 + tuple(sorted(rows, key=lambda row: row.part)),
-        gains=tuple(dict.fromkeys([
-            ("igam-mnist", "standard"), ("igam-mnist", "ft-mnist"), ("igam-mnist", "pgd7"),
-            ("igam-mnist", "zero"),
-            *((both, other) for other in (zero, "shuffled", "plain", "no-adv", "no-diff")),
-        ])),
-    )  # fmt: skip
 
 
 def _downwards(name: str, label: str, paper: tuple[float, ...], **flags: str) -> Row:
@@ -136,7 +103,20 @@ def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) 
     return _cifar100(name, label, "cifar10", (clean, pgd20), **flags)
 
 
-_TABLES: dict[str, Table] = {
+TABLES: dict[str, Table] = {
+    "1": Table(
+        title="Table 1: CIFAR-10, upwards transfer",
+        attacks=PGD_20,
+        rows=(
+            *_MAIN,
+            _mnist("no-adv", "lambda_adv = 0", _ABLATION, lambda_adv="0"),
+            _mnist("no-diff", "lambda_diff = 0", _ABLATION, lambda_diff="0"),
+            _mnist("zero", "J_t = 0", _CONTROLS, teacher_gradient="zero"),
+            _mnist("shuffled", "J_t of another image", _CONTROLS, teacher_gradient="shuffled"),
+            _mnist("plain", "J_t of a plain teacher", _CONTROLS, teacher_gradient="plain"),
+        ),
+        gains=tuple(("igam-mnist", other) for other in _OTHERS),
+    ),
     "2": Table(
         title="Table 2: CIFAR-10, downwards transfer",
         attacks=PGD_100,
@@ -215,7 +195,7 @@ _TABLES: dict[str, Table] = {
     "baselines": Table(
         title="Baselines: CIFAR-10, the methods of the paper and others",
         attacks=PGD_20,
-        rows=_TABLE_1
+        rows=_MAIN
         + tuple(
             _mnist(method, label, _BEYOND, method=method)
             for method, label in (
@@ -230,10 +210,3 @@ _TABLES: dict[str, Table] = {
         ),
     ),
 }  # fmt: skip
-
-TABLES = ("1", *_TABLES)
-
-
-def table(name: str, preset: str) -> Table:
-    """A table of TABLES, its rows as the preset runs them."""
-    return _table_1(preset) if name == "1" else _TABLES[name]
