@@ -1,7 +1,6 @@
 """Training on adversarial examples (paper eq. 3-4): robust teachers and the baselines that need them."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from igam_tf import losses
 from igam_tf.attacks import pgd
 from igam_tf.classifier import Classifier
 from igam_tf.objectives import Objective, adversarial_xent
+from igam_tf.runs import read_metrics
 
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 # Catastrophic overfitting: less than this share of the best so far, which was above so many percent.
@@ -101,8 +101,8 @@ class OverfittingWatch:
     def __call__(self, step: int, log) -> dict[str, float]:
         """The scalars of `validate`, and whether this is catastrophic overfitting, 1 or 0."""
         scalars = self._validate(step, log)
-        lines = self._metrics.read_text(encoding="utf-8").splitlines()
-        best = max((json.loads(line).get(self._robust, 0.0) for line in lines), default=0.0)
+        rows = read_metrics(self._metrics)
+        best = max((row.get(self._robust, 0.0) for row in rows), default=0.0)
         now = scalars[self._robust]
         fallen = best > ROBUST and now < FALLEN * best
         if fallen:

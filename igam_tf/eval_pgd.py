@@ -8,9 +8,11 @@ on where it was.
 
 import math
 from functools import partial
+from pathlib import Path
 
 from absl import flags
 
+from igam_tf import devices
 from igam_tf.attacks import LOSSES, NORMS, attack_names
 from igam_tf.evaluation import BATCH_NORMS, check_threat, model_report, table
 from igam_tf.journal import Journal, model_identity
@@ -50,6 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "batch_norm", "inference", BATCH_NORMS, "by moving averages, or by each batch's statistics"
     )
+    flags.DEFINE_integer("replicas", 0, "devices that share each batch; 0: all GPUs, or one CPU")
     define_data_flags()
 
 
@@ -64,6 +67,13 @@ def main(argv: list[str]) -> None:
     )
     check_threat(FLAGS.norm, eps)
     output = writable(FLAGS.json) if FLAGS.json else None
+    with devices.here(FLAGS.replicas).scope():
+        _evaluate(attacks, eps, step_size, output)
+
+
+def _evaluate(
+    attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
+) -> None:
     load, path, run = find_model(FLAGS.model)
     model, split, data_seed = model_and_images(
         partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,

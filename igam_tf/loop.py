@@ -8,15 +8,18 @@ checkpoint computes what it would have computed without the interruption, bit fo
 import json
 import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from igam_tf import losses
+from igam_tf import devices, losses
+from igam_tf.checkpoints import Checkpoints
 from igam_tf.classifier import Classifier
-from igam_tf.runs import RunFolder
+from igam_tf.runs import RunFolder, read_metrics, write_text
 from madry_models.errors import UserError
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -27,25 +30,25 @@ class Log:
 
     def __init__(self, folder: RunFolder, stage: str):
         self._stage, self._path = stage, folder / "metrics.jsonl"
-        self.tensorboard = tf.summary.create_file_writer(str(folder / "tensorboard" / stage))
+        self._silent = not folder.chief
+        self.tensorboard = (
+            tf.summary.create_noop_writer()
+            if self._silent
+            else tf.summary.create_file_writer(str(folder / "tensorboard" / stage))
+        )
 
     def forget_after(self, step: int) -> None:
         """Drops lines beyond the checkpoint that the stage goes on from: they will come again."""
-        if not self._path.exists():
+        if self._silent or not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        keep = [
-            line
-            for line in lines
-            if line.endswith("}\n")
-            and ((row := json.loads(line))["stage"] != self._stage or row["step"] <= step)
-        ]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(keep), encoding="utf-8")
-        temporary.replace(self._path)
+        rows = read_metrics(self._path)
+        keep = [row for row in rows if row["stage"] != self._stage or row["step"] <= step]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in keep))
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
         """Writes scalars of one step."""
+        if self._silent:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self._stage, "step": step} | scalars) + "\n")
         with self.tensorboard.as_default(step=step):
@@ -96,26 +99,33 @@ def train(
         validate: (step, log) -> scalars.
 
     Raises:
-        UserError: a loss is NaN or infinite; what was saved stays.
+        UserError: a loss is NaN or infinite; what was saved stays. What was saved is damaged.
         SystemExit: SIGTERM came; the state is saved.
     """
     # Keras 3 keeps layers in lists that tf.train.Checkpoint cannot see: name every variable to it.
-    state = tf.train.Checkpoint(variables=[variable.value for variable in trainer.state])
-    manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / stage), max_to_keep=2)
-    if manager.latest_checkpoint:
-        state.restore(manager.latest_checkpoint).assert_consumed()
+    minutes = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+    state = tf.train.Checkpoint(
+        variables=[variable.value for variable in trainer.state], train_minutes=minutes
+    )
+    checkpoints = Checkpoints(state, folder / "checkpoints" / stage)
+    checkpoints.restore()
     done = int(trainer.optimizer.iterations.numpy())
     log, watch = Log(folder, stage), SaturationWatch()
     log.forget_after(done)
+    if not devices.same_everywhere(tf.distribute.get_strategy(), done):
+        raise UserError(
+            f"stage {stage}: expected all workers to read one checkpoint; this one is at step {done}, "
+            f"others elsewhere: is {folder.path} on a file system that all of them share?"
+        )
     if done:
         logging.info("%s: going on from step %d of %d", stage, done, steps)
     if done >= steps:
         return
     stop = _SigtermFlag()
-    strategy = tf.distribute.get_strategy()
-    data = iter(strategy.experimental_distribute_dataset(batches(done)))
+    data = devices.shares(batches(done))
     train_function = trainer.make_train_function() or trainer.train_function
     trainer.reset_metrics()
+    clock = _Stopwatch(float(minutes.numpy()))
     with stop, tqdm(initial=done, total=steps, desc=stage, unit="step", mininterval=1.0) as bar:
         for step in range(done + 1, steps + 1):
             try:
@@ -124,7 +134,7 @@ def train(
                 term = re.search(r"(\w+) : Tensor had", error.message)
                 if not term:
                     raise
-                kept = manager.latest_checkpoint or "none yet"
+                kept = checkpoints.latest or "none yet"
                 raise UserError(
                     f"stage {stage}, step {step}: {term[1]} is not finite (NaN or infinite); "
                     f"training stopped, last good checkpoint: {kept}"
@@ -135,12 +145,17 @@ def train(
                 trainer.reset_metrics()
                 watch(step, means)
                 rate = float(tf.convert_to_tensor(trainer.optimizer.learning_rate))
-                log(step, means | {"learning_rate": rate})
+                log(step, means | {"learning_rate": rate, "train_minutes": clock.minutes()})
                 bar.set_postfix_str(f"L_xent {means['L_xent']:.3f}, acc {means['accuracy']:.3f}")
+            if not folder.chief:  # the chief alone validates, saves and heeds SIGTERM
+                continue
             if validate and (step % validate_every == 0 or step == steps):
-                log(step, validate(step, log))
+                with clock.stopped():
+                    log(step, validate(step, log) | {"train_minutes": clock.minutes()})
             if stop.set or step % checkpoint_every == 0 or step == steps:
-                manager.save(checkpoint_number=step)
+                with clock.stopped():
+                    minutes.assign(clock.minutes())
+                    checkpoints.save(step)
             if stop.set:
                 logging.warning(
                     "SIGTERM: %s saved at step %d of %d; the same command goes on",
@@ -149,6 +164,28 @@ def train(
                     steps,
                 )
                 raise SystemExit(SIGTERM_STATUS)
+
+
+class _Stopwatch:
+    """Minutes of training alone, going on from those of an earlier process."""
+
+    def __init__(self, minutes: float):
+        self._begin = time.monotonic() - 60 * minutes
+        self._stopped: float | None = None
+
+    def minutes(self) -> float:
+        """Minutes so far; while stopped, those until then."""
+        return ((self._stopped or time.monotonic()) - self._begin) / 60
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Validation and checkpoints are not training."""
+        self._stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            self._begin += time.monotonic() - self._stopped
+            self._stopped = None
 
 
 class _SigtermFlag:

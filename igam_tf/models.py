@@ -1,6 +1,5 @@
 """From what a user names on a command line to a model, a number or a file."""
 
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from absl import flags
 import igam_tf.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
 from igam_tf.datasets import Split
-from igam_tf.runs import load_model
+from igam_tf.runs import load_model, read_json
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
@@ -55,11 +54,8 @@ def find_model(path: str | None) -> tuple[Callable[[Path], keras.Model], Path, d
         return from_tf1_checkpoint, path, {}
     settings, student = path / "config.json", path / "student.keras"
     if settings.is_file():
-        try:
-            run = json.loads(settings.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"expected JSON in {settings}; it is damaged: {error}") from error
-        if not isinstance(run, dict) or "target" not in run:
+        run = read_json(settings)
+        if "target" not in run:
             raise UserError(f"expected the settings of a run in {settings}; it names no target")
         if not student.is_file():
             raise UserError(

@@ -1,9 +1,9 @@
 """Reading results.json: what a finished run says of its models."""
 
-import json
 from pathlib import Path
 
 from igam_tf.evaluation import fraction_text
+from igam_tf.runs import read_json
 from madry_models.errors import UserError
 
 
@@ -11,13 +11,20 @@ def read_results(folder: Path) -> dict[str, dict]:
     """Model -> its report, from a run folder's results.json.
 
     Raises:
-        UserError: no results there.
+        UserError: no results there, or damaged ones.
     """
     path = folder / "results.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        reports = read_json(path)
+        for report in reports.values():
+            settings_text(report)
+    except OSError as error:
         raise UserError(f"expected a finished run folder with {path}; {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"expected a report of each model in {path}; it is damaged: {error}"
+        ) from error
+    return reports
 
 
 def settings_text(r: dict) -> str:

@@ -16,12 +16,15 @@ import json
 import os
 import platform
 import subprocess
-import zipfile
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError
 
 _PACKAGES = ("igam_tf", "tensorflow", "keras", "tensorflow-datasets", "numpy", "absl-py")
@@ -46,11 +49,32 @@ def environment() -> dict[str, str | None]:
     return versions | {"python": platform.python_version(), "git_commit": commit}
 
 
+def sync(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp.{path.name}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the name of `path` once the block ends without error."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, content: str) -> None:
     """Writes `path` atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -58,23 +82,67 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        UserError: damaged.
+        OSError: not there, or not to be read.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"expected JSON in {path}; it is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"expected a JSON object in {path}; it holds a {type(content).__name__}")
+    return content
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, none if it is not there, without half a line at the end.
+
+    Raises:
+        UserError: a damaged line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            _ = row["stage"], row["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"expected a row of JSON with stage and step in line {number} of {path}; it is "
+                f"damaged ({error}): mend or remove that line"
+            ) from error
+        rows.append(row)
+    return rows
+
+
 def save_model(model: keras.Model, path: Path) -> None:
     """Saves a `.keras` file atomically."""
-    temporary = path.with_name(f".tmp.{path.name}")
-    model.save(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        model.save(temporary)
 
 
 def load_model(path: Path) -> keras.Model:
-    """Loads a `.keras` file of this project.
+    """Loads a `.keras` file of this project; no code in it is run.
 
     Raises:
-        UserError: not a readable `.keras` file.
+        UserError: damaged, too large, of something else, or with code (a Lambda layer) in it.
     """
     try:
-        return keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"expected a readable .keras file; {path} is not: {error}") from error
+        # Where a checksum is wrong, Keras would read the weights once more, without checksums.
+        with archive_errors(), open_zip(path) as bundle:
+            if damaged := bundle.testzip():
+                raise UserError(f"{damaged} in it is damaged")
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # anything may come out of a file of unknown origin
+        # Of Keras's pages, the first sentence of the innermost error.
+        reason = str(error).rsplit("Exception encountered: ")[-1].split(". ")[0]
+        raise UserError(
+            "expected a readable .keras file without code in it; "
+            f"received {path}: {textwrap.shorten(reason, 200)}"
+        ) from error
 
 
 class RunFolder:
@@ -83,13 +151,26 @@ class RunFolder:
     Args:
         path: made if absent.
         config: dataclass of settings; an existing folder must hold the same.
+        chief: whether this process writes; the other workers of a cluster only read what their
+            chief, which has made the folder, writes.
 
     Raises:
-        UserError: other settings than those in the folder, another process in it, or not writable.
+        UserError: other settings than those in the folder, another process in it, or not writable;
+            of a worker that is not the chief: no run folder there.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Any):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, config: Any, *, chief: bool = True):
+        self.path, self.chief, self._lock = Path(path), chief, None
+        if chief:
+            self._take()
+        try:
+            self._settle(json.loads(json.dumps(dataclasses.asdict(config))))
+        except UserError:
+            self.close()
+            raise
+
+    def _take(self) -> None:
+        path = self.path
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the run lives)
@@ -104,17 +185,12 @@ class RunFolder:
             raise UserError(
                 f"another process is working in --workdir={path}; wait for it or name another folder"
             ) from error
-        try:
-            self._settle(json.loads(json.dumps(dataclasses.asdict(config))))
-        except UserError:
-            self.close()
-            raise
 
     def _settle(self, settings: dict[str, Any]) -> None:
         path = self / "config.json"
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            del before["environment"]
+            before = read_json(path)
+            before.pop("environment", None)
             changed = [
                 f"--{name} was {before.get(name)!r}, is {settings.get(name)!r}"
                 for name in sorted(before.keys() | settings.keys())
@@ -126,7 +202,13 @@ class RunFolder:
                     "name another --workdir or the same settings"
                 )
             return
-        if any(p.name != ".lock" for p in self.path.iterdir()):
+        if not self.chief:
+            raise UserError(
+                f"expected the chief's run folder in --workdir={self.path}, on a file system that all "
+                "workers share; it holds no config.json"
+            )
+        ours = (self / ".lock", _temporary(path))
+        if any(p not in ours for p in self.path.iterdir()):
             raise UserError(
                 f"expected an empty folder or a run folder in --workdir={self.path}; "
                 "it holds other files and no config.json"
@@ -144,4 +226,5 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets another process in."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()

@@ -357,7 +357,14 @@ class Run:
         augment: datasets.Augment,
         monitor: Monitor | None = None,
     ) -> None:
-        c = self.config
+        c, replicas = self.config, tf.distribute.get_strategy().num_replicas_in_sync
+        last = len(split.labels) % batch_size or batch_size
+        if last < replicas > 1 and not c.sync_batch_norm:
+            raise UserError(
+                f"expected an image for each of {replicas} devices in every batch, with statistics of "
+                f"its own (--nosync_batch_norm); an epoch's last batch has {last} of "
+                f"{len(split.labels)} images"
+            )
         self.compile(trainer, optimizers)
         if not optimizers[0].built:
             optimizers[0].build(trainer.trained)

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from igam_tf import devices
 from igam_tf.attacks import AttackSpec, apgd, dlr_targeted, fab, loss_named, pgd, square
 from igam_tf.attacks.losses import other_logits
 from igam_tf.attacks.norms import length, per_example
@@ -116,7 +117,9 @@ def survivors(
         steps = 0 if spec.kind == "pgd" else spec.steps
         kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets)
         if kind not in compiled:
-            compiled[kind] = _compiled(logits_fn, spec, inputs, pixel_max)
+            compiled[kind] = _compiled(
+                logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch"
+            )
         predicted = compiled[kind](inputs).numpy()
         if (predicted == _NOT_FINITE).any():
             raise UserError(
@@ -169,10 +172,13 @@ def _check(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
         )
 
 
-def _compiled(logits_fn: LogitsFn, spec: AttackSpec, inputs: dict, pixel_max: float):
+def _compiled(
+    logits_fn: LogitsFn, spec: AttackSpec, inputs: dict, pixel_max: float, *, whole: bool
+):
     """One trace for every batch size (and for every PGD of a loss): inputs -> predicted classes [B].
 
-    Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images.
+    Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images. The
+    replicas of the current strategy share each batch, unless it must stay `whole`.
     """
     by_example = {"x", "y", "noise", "start", "moves"}
 
@@ -202,12 +208,25 @@ def _compiled(logits_fn: LogitsFn, spec: AttackSpec, inputs: dict, pixel_max: fl
         size = {"step_size": inputs["step_size"], "steps": inputs["steps"]}
         return pgd(logits_fn, x, y, **threat, **size, loss=loss_named(spec.loss), noise=noise)
 
-    @tf.function(input_signature=[{k: signature(k, np.asarray(v)) for k, v in inputs.items()}])
-    def predicted(inputs):
+    def classes(inputs: dict) -> tf.Tensor:
         x = inputs["x"] if spec.loss is None else attack(**inputs)
         logits = logits_fn(x)
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
         return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
+
+    @tf.function(input_signature=[{k: signature(k, np.asarray(v)) for k, v in inputs.items()}])
+    def predicted(inputs):
+        strategy = tf.distribute.get_strategy()
+        replicas = strategy.num_replicas_in_sync
+        if whole or replicas == 1:
+            return classes(inputs)
+
+        def of_replica() -> tf.Tensor:
+            here = tf.distribute.get_replica_context().replica_id_in_sync_group
+            part = {k: devices.share(inputs[k], here, replicas) for k in by_example & inputs.keys()}
+            return classes(inputs | part)
+
+        return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 0)
 
     # Called as such: TensorFlow takes many functions of one name for one that is traced over again.
     traced = predicted.get_concrete_function()

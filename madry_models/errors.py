@@ -1,11 +1,44 @@
 """The one exception for a user's mistake, and how an entry point shows it."""
 
+import errno
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# A full or failing disk, and one that may not be written to.
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
+)  # fmt: skip
 
 
 class UserError(Exception):
     """Bad input: one sentence with what was expected and what came. Shown without a traceback."""
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Says in one sentence that the disk is full, failing or read-only.
+
+    Raises:
+        UserError: an OSError of such a kind came, or a TensorFlow error that ends in one's text.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            where, what = error.filename, os.strerror(error.errno)
+        elif found := re.search(rf"(\S+); ({'|'.join(map(os.strerror, _DISK))})", str(error)):
+            where, what = found.groups()
+        else:
+            raise
+        raise UserError(
+            f"expected to read and write on; {what}{f': {where}' if where else ''}; what was saved "
+            "before is kept, and the same command goes on from it"
+        ) from error
 
 
 def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
@@ -17,7 +50,8 @@ def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded(argv: list[str]) -> int | None:
         try:
-            return main(argv)
+            with disk_errors():
+                return main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -5,26 +5,22 @@
 The archive's digest is enforced where one is published. `<dest>/<name>` appears whole or never.
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
 import shutil
-import stat
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tqdm import tqdm
 
+from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError, run_entry_point
 
 TIMEOUT = 15.0  # seconds without a byte
-MAX_UNPACKED = 4 * 2**30  # bytes; the largest checkpoint, weights and momentum, takes 0.4 GB
 NAMES = ("natural", "adv_trained", "secret")
 
 
@@ -93,7 +89,8 @@ def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
         print(f"downloading {source.url}")
         _download(source.url, archive)
         print(_check_digest(archive, source))
-        _unpack(archive, partial / "unpacked")
+        with archive_errors(), open_zip(archive) as bundle:
+            bundle.extractall(partial / "unpacked")
         os.replace(_checkpoint_folder(partial / "unpacked"), target)
     except (UserError, OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
@@ -138,35 +135,6 @@ def _check_digest(path: Path, source: Source) -> str:
     if not published:
         return f"no digest is published for this file, so it is unverified; its SHA-256: {sha256}"
     return f"{' and '.join(kind for kind, _, _ in published)} as published"
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks an archive; refuses it whole if an entry is a link or would leave `folder`."""
-    with _archive_errors(), zipfile.ZipFile(archive) as bundle:
-        entries = bundle.infolist()
-        if unsafe := next((e.filename for e in entries if not _is_safe(e)), None):
-            raise UserError(f"unsafe archive: {unsafe!r} is a link or leaves its folder")
-        unpacked = sum(entry.file_size for entry in entries)  # zipfile never writes more than that
-        if unpacked > MAX_UNPACKED:
-            raise UserError(
-                f"unsafe archive: expected at most {MAX_UNPACKED} bytes. Received: {unpacked}"
-            )
-        bundle.extractall(folder)
-
-
-def _is_safe(entry: zipfile.ZipInfo) -> bool:
-    name = entry.filename.replace("\\", "/")
-    path = PurePosixPath(name)
-    leaves = path.is_absolute() or ".." in path.parts or ":" in name
-    return not leaves and not stat.S_ISLNK(entry.external_attr >> 16)
-
-
-@contextlib.contextmanager
-def _archive_errors() -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"damaged or unsupported archive: {error}") from None
 
 
 def _checkpoint_folder(folder: Path) -> Path:

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-# Two logical CPUs, so that MirroredStrategy can be tested; everything else runs on the first.
+# Four logical CPUs, so that MirroredStrategy can be tested; everything else runs on the first.
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"

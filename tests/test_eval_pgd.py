@@ -16,7 +16,7 @@ from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 ROW = {"accuracy", "n", "ci95", "eps", "eps_unit", "step_size", "steps", "restarts", "loss"}
-ROW |= {"batch_norm", "batch_size", "seed", "kind", "targets", "after"}
+ROW |= {"batch_norm", "batch_size", "seed", "kind", "targets", "after", "standing"}
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_damaged_model(command, loaded, tmp_path):
         ("student.keras", None, "a finished student in the run folder .* has no student.keras yet"),
         ("config.json", "{", "expected JSON in .*config.json; it is damaged"),
         ("config.json", "{}", "settings of a run in .*config.json; it names no target"),
-        ("config.json", "[]", "it names no target"),
+        ("config.json", "[]", "expected a JSON object in .*; it holds a list"),
         ("config.json", None, "received '.*run', a folder without them"),
     ],
 )

@@ -16,6 +16,7 @@ from igam_tf.evaluation import (
     table,
     wilson_interval,
 )
+from igam_tf.journal import undigits
 from igam_tf.survival import in_pixel_range, random_start, survivors
 from madry_models import WideResNet
 from madry_models.errors import UserError
@@ -107,6 +108,8 @@ def test_every_row_states_its_settings(loss):
     assert list(results) == list(per_attack)
     for name, row in results.items():
         figures = {"accuracy": row.pop("accuracy"), "ci95": row.pop("ci95")}
+        if name != WORST_CASE:
+            assert figures["accuracy"] == pytest.approx(100 * undigits(row.pop("standing")).mean())
         assert row == per_attack[name] | common
         interval = wilson_interval(round(figures["accuracy"] * 0.6), 60)
         assert figures["ci95"] == pytest.approx([100 * bound for bound in interval], abs=1e-3)

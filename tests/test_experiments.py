@@ -250,6 +250,8 @@ def test_every_flag_reaches_its_setting(parse):
             continue
         if choices:
             value = text = next(c for c in choices if c != before)
+        elif field.type is bool:
+            text = str(value := not before).lower()
         elif field.type in (int, float):
             text = str(value := before + 1)
         else:

@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 
+from madry_models import archives
 from madry_models import fetch as module
 from madry_models.errors import UserError
 from madry_models.fetch import SOURCES, Source, fetch
@@ -198,9 +199,9 @@ def test_unsafe_entries(serve, refused, entry):
 
 
 def test_archive_bomb(serve, refused, monkeypatch):
-    monkeypatch.setattr(module, "MAX_UNPACKED", 1_000_000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 1_000_000)
     serve(make_zip({**FILES, "zeros": bytes(2_000_000)}))
-    refused("unsafe archive: expected at most 1000000 bytes. Received: 20040")
+    refused("unsafe archive: expected at most 1000000 bytes; received 20040")
 
 
 def test_an_archive_that_lies_about_its_size_writes_no_more_than_it_says(serve, refused):

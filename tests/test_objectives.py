@@ -129,7 +129,8 @@ def test_a_step_reports_the_methods_terms(name):
 def test_catastrophic_overfitting_is_said(tmp_path, caplog):
     """Below a fifth of the best so far, which earlier lines of the run remember."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1, "robust": 30.0}) + "\n" + json.dumps({"step": 2}) + "\n")
+    lines = [{"stage": "student", "step": 1, "robust": 30.0}, {"stage": "student", "step": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     now = [6.5, 5.5]
     watch = OverfittingWatch(lambda *_: {"robust": now.pop(0)}, "robust", path)
     fine = watch(3, None)

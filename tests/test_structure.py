@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = {
-    "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.report", "igam_tf.audit.__main__", "igam_tf.reproduce.__main__",
+    "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.report", "igam_tf.audit.__main__",
+    "igam_tf.reproduce.__main__", "igam_tf.figures.__main__", "igam_tf.export",
     "madry_models.fetch", "madry_models.convert",
 }  # fmt: skip
 MAY_IMPORT = ("igam_tf.attacks", "igam_tf.losses", "igam_tf.gradients")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import transforms
-from igam_tf.classifier import mirrored
+from igam_tf.devices import mirrored
 from igam_tf.experiments import MAPS, ROWS, resolve, transform
 from igam_tf.gradients import input_gradient
 from igam_tf.optimizers import Momentum

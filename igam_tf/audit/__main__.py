@@ -16,6 +16,7 @@ import keras
 from absl import flags
 
 import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
+from igam_tf import devices
 from igam_tf.audit.audit import CHECKS, audit, check_names
 from igam_tf.audit.lines import FAIL
 from igam_tf.audit.report import html, line_text, markdown, summary
@@ -71,6 +72,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0, upper_bound=2**31 - 1)
     flags.DEFINE_integer("batch_size", 100, "images attacked at once", lower_bound=1)
+    flags.DEFINE_integer("replicas", 0, "devices that share each batch; 0: all GPUs, or one CPU")
     define_data_flags()
 
 
@@ -109,6 +111,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
     names = check_names(FLAGS.lines)
     eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
+    with devices.here(FLAGS.replicas).scope():
+        return _audit(names, eps, step_size)
+
+
+def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     load, run = find(FLAGS.model)
     transfers = {name: find(name)[0] for name in FLAGS.transfer_from}
     teacher = Path(FLAGS.model).expanduser() / "teacher.keras"

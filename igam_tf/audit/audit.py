@@ -1,6 +1,5 @@
 """All lines in order, kept as they are finished; and the headline, the worst case over everything."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from igam_tf.audit.lines import FAIL, STATUSES, WARN, Check
 from igam_tf.audit.subject import Row, Subject, joint
 from igam_tf.evaluation import eps_unit, figures, fraction_text
 from igam_tf.journal import digits
-from igam_tf.runs import write_json
+from igam_tf.runs import read_json, write_json
 from madry_models.errors import UserError
 
 CHECKS: dict[str, Check] = {**outputs.CHECKS, **attacking.CHECKS, **planted.CHECKS}
@@ -77,7 +76,7 @@ def audit(
 def _resume(subject: Subject, progress_file: Path | None) -> dict[str, dict]:
     if progress_file is None or not progress_file.exists():
         return {}
-    kept = json.loads(progress_file.read_text(encoding="utf-8"))
+    kept = read_json(progress_file)
     subject.rows |= {name: Row.from_json(row) for name, row in kept["rows"].items()}
     return kept["lines"]
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 import urllib.request
 import warnings
@@ -97,7 +98,8 @@ def _read(spec: DatasetSpec, split: str, data_dir: str | None) -> tuple[np.ndarr
                 decoders=tfds.decode.PartialDecoding({"image": True, "label": True}),
             )
     except (tf.errors.OpError, OSError) as error:
-        raise _damaged(builder, error) from error
+        files = builder.info.splits[split].filepaths
+        raise _damaged(builder, _bad_records(files) or error) from error
     images, labels = everything["image"].numpy(), everything["label"].numpy().astype(np.int64)
     if len(labels) != expected or images.shape[1:] != spec.image_shape:
         raise _damaged(
@@ -106,6 +108,18 @@ def _read(spec: DatasetSpec, split: str, data_dir: str | None) -> tuple[np.ndarr
             f"found {len(labels)} of {images.shape[1:]}",
         )
     return images, labels
+
+
+def _bad_records(files: list[os.PathLike]) -> str | None:
+    """Which of the record files is not sound up to its end, and why; None if all are."""
+    import tensorflow as tf
+
+    for file in map(os.fspath, files):
+        try:
+            tf.data.TFRecordDataset(file).reduce(np.int64(0), lambda n, _: n + 1)
+        except tf.errors.OpError as error:
+            return f"{file}: {_first_line(error.message)}"
+    return None
 
 
 def _prepared_builder(name: str, data_dir: str | None):
@@ -176,7 +190,8 @@ def _damaged(builder, problem) -> UserError:
 
 
 def _first_line(problem) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    return re.sub(r"\{\{.*?\}\} ?", "", line)  # TensorFlow's nodes
 
 
 @contextmanager

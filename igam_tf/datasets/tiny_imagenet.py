@@ -7,52 +7,61 @@ labelled `val`: the labels of the official test images were never published.
 
 import io
 import os
-import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError
 
 _ROOT = "tiny-imagenet-200"
+_ANNOTATIONS = "val/val_annotations.txt"
 
 
 class Archive:
     """The files of the data set by their path below `tiny-imagenet-200/`, zipped or not.
 
     Raises:
-        UserError: a damaged zip, or one without the data set's files.
+        UserError: a damaged or unsafe zip, or one without the data set's files.
     """
 
     def __init__(self, source: Path):
         self.source, self._zip = source, None
         if source.is_dir():
             paths = (p.relative_to(source) for p in source.rglob("*") if p.is_file())
-            self.names = sorted(path.as_posix() for path in paths)
+            names = (path.as_posix() for path in paths)
         else:
-            try:
-                self._zip = zipfile.ZipFile(source)
-            except (zipfile.BadZipFile, OSError) as error:
-                raise self._damaged(error) from error
+            with self.errors():
+                self._zip = open_zip(source)
             prefix = f"{_ROOT}/"
-            names = (name for name in self._zip.namelist() if not name.endswith("/"))
-            self.names = sorted(n.removeprefix(prefix) for n in names if n.startswith(prefix))
-        for needed in ("wnids.txt", "val/val_annotations.txt"):
+            inside = (n for n in self._zip.namelist() if n.startswith(prefix) and n[-1] != "/")
+            names = (name.removeprefix(prefix) for name in inside)
+        self.names = dict.fromkeys(sorted(names))
+        for needed in ("wnids.txt", _ANNOTATIONS):
             if needed not in self.names:
                 raise UserError(f"expected Tiny-ImageNet in {source}; it has no {_ROOT}/{needed}")
 
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
-        if self._zip is None:
-            return (self.source / name).read_bytes()
-        try:
+        with self.errors():
+            if name not in self.names:  # annotations may name anything
+                raise UserError(f"{name!r} is not among its files")
+            if self._zip is None:
+                return (self.source / name).read_bytes()
             return self._zip.read(f"{_ROOT}/{name}")
-        except (zipfile.BadZipFile, OSError, KeyError, EOFError) as error:
-            raise self._damaged(error) from error
 
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(f"Tiny-ImageNet's archive {self.source} is damaged: {error}")
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Makes one sentence, which names the source, of whatever is wrong with it."""
+        try:
+            with archive_errors():
+                yield
+        except (UserError, OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"Tiny-ImageNet's {self.source} is damaged or unsafe: {error}"
+            ) from error
 
     def examples(self, split: str) -> Iterator[tuple[str, str]]:
         """(file, class id) of every image of "train" or "val"."""
@@ -61,9 +70,11 @@ class Archive:
                 if name.startswith("train/") and name.endswith(".JPEG"):
                     yield name, name.split("/")[1]
         else:
-            for line in self.read("val/val_annotations.txt").decode().splitlines():
-                file, wnid, *_ = line.split("\t")
-                yield f"val/images/{file}", wnid
+            text = self.read(_ANNOTATIONS)
+            with self.errors():
+                rows = [line.split("\t") for line in text.decode().splitlines()]
+                pairs = [(f"val/images/{file}", wnid) for file, wnid, *_ in rows]
+            yield from pairs
 
 
 def find(data_dir: str) -> Path | None:
@@ -101,7 +112,9 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, archive: Archive, split: str) -> Iterator[tuple[str, dict]]:
         labels = {w: i for i, w in enumerate(archive.read("wnids.txt").decode().split())}
         for name, wnid in archive.examples(split):
-            yield name, {"image": io.BytesIO(archive.read(name)), "label": labels[wnid]}
+            with archive.errors():
+                label = labels[wnid]
+            yield name, {"image": io.BytesIO(archive.read(name)), "label": label}
 
 
 def prepared_builder(data_dir: str | None) -> TinyImagenet:

@@ -1,0 +1,177 @@
+"""Where a run computes: on one device, on several of one machine, or on several machines.
+
+A replica's share of a batch is the same part of the same examples whichever machine it is on, so
+that the weights do not depend on how many there are; `igam_tf.classifier` reduces over all of them.
+How several machines are started: `igam_tf/cluster.md`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import tensorflow as tf
+
+from madry_models.errors import UserError
+
+STRATEGIES = ("auto", "default", "mirrored", "multiworker")
+TF_CONFIG = "TF_CONFIG"
+# What operations across workers end in where one is gone; an InternalError may be anything else.
+_GONE = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+
+
+def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
+    """The strategy of a command line; to be called before any tensor is made.
+
+    Args:
+        name: "default", one device; "mirrored", see `here`; "multiworker", all devices of every
+            worker that the environment's TF_CONFIG names; "auto": multiworker where there is a
+            TF_CONFIG, else mirrored.
+        replicas: devices of this machine, see `here`.
+
+    Raises:
+        UserError: as `here`; no TF_CONFIG or a wrong one, workers that do not come, or a number of
+            replicas where there is no choice.
+    """
+    if name == "multiworker" or (name == "auto" and os.environ.get(TF_CONFIG)):
+        return _multiworker(replicas)
+    if name == "default" and replicas > 1:
+        raise UserError(
+            f"expected one device with --strategy=default; received --replicas={replicas}"
+        )
+    return here(1 if name == "default" else replicas)
+
+
+def here(replicas: int) -> tf.distribute.Strategy:
+    """MirroredStrategy over so many devices of this machine, the default strategy for a single one.
+
+    Args:
+        replicas: 0: all GPUs, or one CPU. CPUs are divided into as many logical ones, which share
+            the cores; for that it must be called before any tensor is made.
+
+    Raises:
+        UserError: more replicas than GPUs.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if replicas < 0 or (gpus and replicas > len(gpus)):
+        raise UserError(f"expected --replicas within 0..{len(gpus)} GPUs; received {replicas}")
+    replicas = replicas or len(gpus) or 1
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    if not gpus:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        if len(tf.config.get_logical_device_configuration(cpu) or []) < replicas:
+            one = tf.config.LogicalDeviceConfiguration()
+            tf.config.set_logical_device_configuration(cpu, [one] * replicas)
+    return mirrored([f"{'GPU' if gpus else 'CPU'}:{i}" for i in range(replicas)])
+
+
+def alone(chosen: tf.distribute.Strategy) -> tf.distribute.Strategy:
+    """`chosen`, or where that needs other workers the default strategy: for the chief by itself."""
+    return tf.distribute.get_strategy() if chosen.cluster_resolver else chosen
+
+
+def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """MirroredStrategy that adds up on one device instead of through collective kernels.
+
+    Those are paired by the order in which each replica's tapes happen to create them. In a step with
+    nested tapes and synchronised batch norms that order differed between replicas now and then,
+    which ended in an error or a deadlock.
+    """
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def _multiworker(replicas: int) -> tf.distribute.MultiWorkerMirroredStrategy:
+    if replicas:
+        raise UserError(
+            "expected no --replicas with --strategy=multiworker, where each worker takes all of its "
+            f"devices; received {replicas}"
+        )
+    text = os.environ.get(TF_CONFIG, "")
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        known = cluster.keys() <= {"chief", "worker"} and all(cluster.values())
+        ok = known and 0 <= task["index"] < len(cluster[task["type"]])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        ok = False
+    if not ok:
+        raise UserError(
+            'expected in the environment TF_CONFIG={"cluster": {"worker": ["<host>:<port>", ...]}, '
+            f'"task": {{"type": "worker", "index": <place in that list>}}}}; received {text!r}'
+        )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except _GONE as error:
+        raise UserError(f"expected all workers of TF_CONFIG {text} to come up; {error}") from error
+
+
+def is_chief(chosen: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run folder: the first worker of several, or the only one."""
+    resolver = chosen.cluster_resolver
+    if resolver is None or not resolver.cluster_spec().jobs:
+        return True
+    return resolver.task_id == 0 and resolver.task_type == resolver.cluster_spec().jobs[0]
+
+
+def same_everywhere(chosen: tf.distribute.Strategy, value: float) -> bool:
+    """Whether all workers come here with the same value; those that are here wait for the others."""
+    per_replica = chosen.experimental_distribute_values_from_function(
+        lambda _: tf.constant(value, tf.float64)
+    )
+    return float(chosen.reduce(tf.distribute.ReduceOp.MEAN, per_replica, axis=None)) == value
+
+
+@contextmanager
+def lost_workers(chosen: tf.distribute.Strategy) -> Iterator[None]:
+    """Says so in one sentence when another worker is gone.
+
+    Raises:
+        UserError: one was.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search("Collective ops is aborted by: (.+)", error.message)
+        if chosen.cluster_resolver is None or not (found or isinstance(error, _GONE)):
+            raise
+        raise UserError(
+            "another worker stopped or cannot be reached, so this one stops too; the same command on "
+            f"every worker goes on from the last checkpoint ({found[1] if found else error.message})"
+        ) from error
+
+
+def shares(batches: tf.data.Dataset) -> Iterator:
+    """Iterator over global batches (x [b,...], y [b]), split over the replicas in order.
+
+    Every worker makes every batch and takes its part: batches are functions of the step, and an
+    automatic shard would deal out examples, or whole batches, instead of parts of each batch.
+    """
+    chosen = tf.distribute.get_strategy()
+    replicas = chosen.num_replicas_in_sync
+    if replicas == 1:
+        return iter(batches)
+
+    def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        local = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+
+        def parts(*batch):
+            return tf.data.Dataset.range(first, first + local).map(
+                lambda i: tuple(share(tensor, i, replicas) for tensor in batch)
+            )
+
+        # Whoever takes one batch too many is told; without a known end no worker asks the others.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return batches.flat_map(parts).apply(endless).prefetch(2 * local)
+
+    return iter(chosen.distribute_datasets_from_function(mine))
+
+
+def share(tensor: tf.Tensor, replica: tf.Tensor, replicas: int) -> tf.Tensor:
+    """Part number `replica` of `replicas` along the first axis; sizes differ by at most one."""
+    n, replica = tf.shape(tensor, tf.int64)[0], tf.cast(replica, tf.int64)
+    return tensor[n * replica // replicas : n * (replica + 1) // replicas]

@@ -1,0 +1,53 @@
+"""Zip archives of unknown origin: looked through before anything in them is read or written."""
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from madry_models.errors import UserError
+
+MAX_UNPACKED = 4 * 2**30  # bytes; the largest checkpoint, weights and momentum, takes 0.4 GB
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Opens an archive; refuses it whole if an entry is a link, leaves its folder, or all are too large.
+
+    `zipfile` never reads more of an entry than the size that counts here. To be called, as whatever
+    reads the archive, inside `archive_errors`.
+
+    Raises:
+        UserError: refused; the sentence does not name the file.
+    """
+    bundle = zipfile.ZipFile(path)
+    entries = bundle.infolist()
+    unsafe = next((entry.filename for entry in entries if not _is_safe(entry)), None)
+    unpacked = sum(entry.file_size for entry in entries)
+    if unsafe is None and unpacked <= MAX_UNPACKED:
+        return bundle
+    bundle.close()
+    if unsafe is not None:
+        raise UserError(f"unsafe archive: {unsafe!r} is a link or leaves its folder")
+    raise UserError(f"unsafe archive: expected at most {MAX_UNPACKED} bytes; received {unpacked}")
+
+
+def _is_safe(entry: zipfile.ZipInfo) -> bool:
+    name = entry.filename.replace("\\", "/")
+    path = PurePosixPath(name)
+    leaves = path.is_absolute() or ".." in path.parts or ":" in name
+    return not leaves and not stat.S_ISLNK(entry.external_attr >> 16)
+
+
+@contextmanager
+def archive_errors() -> Iterator[None]:
+    """Makes one sentence of what `zipfile` raises.
+
+    Raises:
+        UserError: a damaged archive, or one of a kind that is not read; the file is not named.
+    """
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"damaged or unsupported archive: {error}") from None
