@@ -117,7 +117,11 @@ def normalize(
 
 @keras.saving.register_keras_serializable(package="madry_models")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer, with `normalize` for batch statistics of one replica below float64."""
+    """Keras's layer, with `normalize` for batch statistics of one replica below float64.
+
+    In float64 tf.nn.moments takes them, as in the recordings of the original code; it holds the mean
+    constant in the variance, which a second derivative notices. Over replicas none is held.
+    """
 
     def add_weight(self, *args, trainable: bool = True, **kwargs):
         """Keras's; moving averages of replicas with statistics of their own stay one, their mean."""
@@ -125,11 +129,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return super().add_weight(*args, trainable=trainable, aggregation=aggregation, **kwargs)
 
     def _moments(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keras's; over replicas in one reduction instead of three of the same shape.
-
-        Reductions of one shape that do not depend on each other come in any order when a tape is
-        differentiated, and on two replicas not always in the same one: sums were mixed up.
-        """
+        """Keras's; over replicas in one reduction instead of three."""
         if not self.synchronized or mask is not None:
             return super()._moments(inputs, mask)
         count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], inputs.dtype)

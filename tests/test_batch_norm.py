@@ -42,6 +42,22 @@ def test_first_and_second_derivatives(compiled):
         np.testing.assert_allclose(got, expected, atol=4e-6 * np.abs(expected).max())
 
 
+def test_first_and_second_derivatives_over_replicas():
+    """What a layer that is synchronised computes, here on one replica, in float64."""
+    layer = BatchNormalization(
+        epsilon=1e-3, scale=False, center=False, synchronized=True, dtype="float64"
+    )
+
+    def f(x, gamma, beta):  # as tensors, which the tapes watch
+        return layer(x, training=True) * gamma + beta
+
+    for got, expected in zip(
+        _derivatives(f, tf.float64), _derivatives(_plain, tf.float64), strict=True
+    ):
+        expected = expected.numpy()
+        np.testing.assert_allclose(got, expected, atol=1e-12 * np.abs(expected).max())
+
+
 def test_bfloat16_is_as_close_as_its_eight_bits_allow():
     x = tf.constant(X, tf.float32)
     y, mean, variance = normalize(

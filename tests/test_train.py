@@ -100,7 +100,13 @@ def test_finished_stages_are_not_done_again(finished):
 
 
 @pytest.mark.parametrize(
-    "moment", [("teacher_source", 2), ("teacher", 4), ("student", 2), ("student", 6)]
+    "moment",
+    [
+        pytest.param(("teacher_source", 2), marks=pytest.mark.slow),
+        ("teacher", 4),
+        pytest.param(("student", 2), marks=pytest.mark.slow),
+        ("student", 6),
+    ],
 )
 def test_killed_and_resumed_ends_in_the_same_weights(finished, tmp_path, moment):
     """SIGKILL as soon as the moment is logged; the discriminator's turn comes on steps 2, 4, 6."""
