@@ -103,7 +103,7 @@ def test_methods_change_their_rows():
     assert resolve({"method": "cosine"}).lambda_diff == 1.0  # a cosine has no unit
     plain = resolve({"teacher_gradient": "plain"})
     assert (plain.teacher, plain.teacher_steps) == ("train", 25_000)
-    assert resolve({"method": "pgd", "preset": "cpu"}).train_steps == 1500
+    assert resolve({"method": "pgd", "preset": "cpu"}).train_steps == 500
     assert resolve({"method": "pgd", "preset": "cpu", "train_steps": 3}).train_steps == 3
 
 

@@ -332,7 +332,7 @@ def _run_function(igam, batches):
     "settings",
     [
         PAPER,
-        DIFFERENCE,
+        pytest.param(DIFFERENCE, marks=pytest.mark.slow),
         pytest.param(RELEASE_SETTINGS, marks=pytest.mark.slow),
         pytest.param(JARN, marks=pytest.mark.slow),
     ],

@@ -16,6 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
+from igam_tf.runs import read_metrics
+
 # Students on natural images alone; `test_igam` has the others on several replicas.
 SMOKE = ["--preset=smoke", "--data=builtin", "--method=standard", "--validate_every=100"]
 LOST = "error: another worker stopped or cannot be reached"
@@ -78,7 +80,7 @@ def test_two_workers_give_the_weights_of_one(tmp_path):
         statuses, texts = end(start([folder] * workers, *steps))
         assert statuses == [0] * workers, texts
     assert_same_weights(tmp_path / "1", tmp_path / "2")
-    rows = [[json.loads(r) for r in (tmp_path / w / "metrics.jsonl").open()] for w in "12"]
+    rows = [read_metrics(tmp_path / w / "metrics.jsonl") for w in "12"]
     for one, two in zip(*rows, strict=True):
         assert (one["stage"], one["step"]) == (two["stage"], two["step"])
         assert ("L_xent" in one) == ("L_xent" in two)

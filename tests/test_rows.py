@@ -111,7 +111,9 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     ("name", "moments"),
     [
         ("tiny_imagenet_to_cifar10_random_pad", [("teacher", 2), ("student", 2)]),
-        ("tiny_imagenet_to_cifar10_transpose_conv", [("teacher", 2)]),
+        pytest.param(
+            "tiny_imagenet_to_cifar10_transpose_conv", [("teacher", 2)], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_interrupted_and_resumed_ends_in_the_same_weights(

@@ -103,7 +103,7 @@ def test_finished_stages_are_not_done_again(finished):
     "moment",
     [
         pytest.param(("teacher_source", 2), marks=pytest.mark.slow),
-        ("teacher", 4),
+        pytest.param(("teacher", 4), marks=pytest.mark.slow),
         pytest.param(("student", 2), marks=pytest.mark.slow),
         ("student", 6),
     ],

@@ -82,7 +82,7 @@ def over_minutes(content: dict[str, Any]) -> Figure:
             axes.plot(
                 [point["minutes"] for point in curve], [point[key] for point in curve],
                 color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4,
-                linewidth=1.2, label=row["label"],
+                markevery=-(-len(curve) // 12), linewidth=1.2, label=row["label"],
             )  # fmt: skip
         axes.set(xlabel="minutes trained", ylabel="accuracy on validation images (%)", title=title)
         axes.set_xlim(left=0)
@@ -104,15 +104,14 @@ def _parts(content: dict[str, Any]) -> list[tuple[str, list[dict]]]:
 
 
 def _validated(content: dict[str, Any]) -> list[dict]:
-    """Rows with accuracies over time, those of the paper and what is as long."""
-    longest = max((row["run"]["steps"] for row in content["rows"] if row["run"]), default=0)
-    return [
-        row
-        for row in content["rows"]
-        if row["run"]
-        and row["run"]["curve"]
-        and (not row["part"] or row["run"]["steps"] == longest)
-    ]
+    """Rows with accuracies over time: the table's own, and one of each method that those leave out."""
+    rows, methods = [], set()
+    for row in content["rows"]:
+        run = row["run"]
+        if run and run["curve"] and (not row["part"] or run["method"] not in methods):
+            rows.append(row)
+            methods.add(run["method"])
+    return rows
 
 
 def _head(content: dict[str, Any]) -> list[str]:
