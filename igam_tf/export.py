@@ -168,7 +168,7 @@ x_adv = pgd(student.serve, x, y, {pgd}, loss=loss_named("xent"))
 
 ## How it was made
 
-git commit {made["git_commit"]}, Keras {made["keras"]}, Python {made["python"]}; exported with TensorFlow
+git commit {made["git_commit"] or "unknown"}, Keras {made["keras"]}, Python {made["python"]}; exported with TensorFlow
 {card["exported_with"]["tensorflow"]}. Everything else: `card.json`.
 
 ```json
