@@ -10,6 +10,8 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
+# As many test processes as cores: threads of their own would only wait for each other.
+tf.config.threading.set_intra_op_parallelism_threads(1)
 # Four logical CPUs, so that MirroredStrategy can be tested; everything else runs on the first.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4

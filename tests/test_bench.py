@@ -199,7 +199,8 @@ def test_pipeline(printed):
     assert lines[0].startswith("wrn-8-1    pipeline ")
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("igam", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "igam"])
 def test_scale(printed, monkeypatch, kind):
     """The quick one is of plain training, whose step takes seconds to trace instead of tens."""
     monkeypatch.setattr(scale, "KIND", kind)

@@ -1,5 +1,6 @@
 """Export: both files give the run's logits, the documented lines run, and nothing is overwritten."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -45,7 +46,8 @@ def _finetuned() -> Teacher:
 
 @pytest.fixture(scope="module")
 def test_images():
-    return load("cifar10", "test", source="builtin", seed=3, num=8)
+    split = load("cifar10", "test", source="builtin", seed=3)
+    return dataclasses.replace(split, images=split.images[:8], labels=split.labels[:8])
 
 
 def _run(folder, model, images, method):
@@ -111,7 +113,7 @@ def test_documented_lines_run(exported, student, monkeypatch, command_of, capsys
     np.testing.assert_allclose(theirs, ours, rtol=0.15)
     assert np.abs(place["x_adv"] - X).max() == pytest.approx(8)
     line = re.search(r"```\npython -m igam_tf.eval_pgd (.*?)```", text, re.S)[1]
-    command_of(eval_pgd)(*shlex.split(line))
+    command_of(eval_pgd)(*shlex.split(line.replace("\\\n", "")))
     printed = capsys.readouterr().out
     assert "data builtin (synthetic): first n = 8 images" in printed
     clean = json.loads((exported / "card.json").read_text())["results"]["results"]["clean"]

@@ -331,8 +331,8 @@ def _run_function(igam, batches):
 @pytest.mark.parametrize(
     "settings",
     [
-        PAPER,
-        pytest.param(DIFFERENCE, marks=pytest.mark.slow),
+        pytest.param(PAPER, marks=pytest.mark.slow),
+        DIFFERENCE,
         pytest.param(RELEASE_SETTINGS, marks=pytest.mark.slow),
         pytest.param(JARN, marks=pytest.mark.slow),
     ],
@@ -365,7 +365,9 @@ def test_several_steps_per_execution_are_refused():
     ("settings", "counts"),
     [
         (dataclasses.replace(PAPER, disc_every=1), (2,)),
-        (dataclasses.replace(RELEASE_SETTINGS, disc_every=1), (2,)),
+        pytest.param(
+            dataclasses.replace(RELEASE_SETTINGS, disc_every=1), (2,), marks=pytest.mark.slow
+        ),
         pytest.param(DIFFERENCE, (2,), marks=pytest.mark.slow),
         pytest.param(JARN, (2,), marks=pytest.mark.slow),
         pytest.param(PAPER, (2, 4), marks=pytest.mark.slow),

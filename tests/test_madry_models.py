@@ -57,6 +57,7 @@ def test_golden_logits_xent_and_input_gradients_in_float64(golden, attacked):
     assert_close(gradient, golden[1]["input_grad"], 1e-7)
 
 
+@pytest.mark.slow  # test_attacks_golden goes the same way in less
 def test_golden_pgd_trajectory_in_float64(golden, attacked):
     _, arrays, meta, x_0 = golden
     low, high = meta["pixel_range"]

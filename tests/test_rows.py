@@ -145,7 +145,13 @@ def test_interrupted_and_resumed_ends_in_the_same_weights(
 MNIST = next(p for p in FLAGFILES if p.stem == "mnist_to_cifar10")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"igam"}))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("l2", "cosine") else [])
+        for name in sorted(METHODS.keys() - {"igam"})
+    ],
+)
 def test_two_steps_of_every_method(method, command, tmp_path):
     folder = command(MNIST, tmp_path / "run", f"--method={method}")
     models = json.loads((folder / "results.json").read_text())

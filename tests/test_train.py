@@ -132,6 +132,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(finished, tmp_path, moment)
     assert sorted(logged(folder)) == sorted(logged(finished))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     folder = tmp_path / "terminated"
     process = subprocess.Popen(
