@@ -24,7 +24,7 @@ from igam_tf.models import (
     writable,
 )
 from igam_tf.runs import environment, write_json
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 
@@ -58,8 +58,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Evaluates one model."""
-    if argv[1:]:
-        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    flags_alone(argv)
     attacks = attack_names(FLAGS.attacks)
     most = 1.0 if FLAGS.norm == "linf" else math.inf  # in l2 many pixels add up
     eps, step_size = (

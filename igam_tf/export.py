@@ -28,7 +28,7 @@ from igam_tf.folders import new_folder
 from igam_tf.models import find_model
 from igam_tf.results import read_results, settings_text
 from igam_tf.runs import environment, write_json, write_text
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 TOLERANCE = 1e-4  # of the largest logit, or of 1; SavedModel against .keras file in float32
@@ -106,7 +106,7 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
         "results": report | {"results": results},
         "settings": {name: value for name, value in config.items() if name != "environment"},
         "trained_with": config["environment"],
-        "exported_with": environment() | {"tensorflow": tf.__version__},
+        "exported_with": environment(),
     }
 
 
@@ -181,8 +181,7 @@ git commit {commit}, Keras {made["keras"]}, Python {made["python"]}; exported wi
 def main(argv: list[str]) -> None:
     """Exports one run."""
     logging.set_verbosity(logging.WARNING)  # not a line for each variable saved
-    if argv[1:]:
-        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    flags_alone(argv)
     for flag in ("run", "output"):
         if not FLAGS[flag].value:
             raise UserError(f"expected --{flag}=<folder>; received none")

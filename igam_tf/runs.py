@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError
 
-_PACKAGES = ("igam_tf", "tensorflow", "keras", "tensorflow-datasets", "numpy", "absl-py")
+_PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
 
 
 def environment() -> dict[str, str | None]:
     """Versions, processor and git commit of this process."""
-    versions = {}
+    versions = {"tensorflow": tf.__version__}  # whatever its distribution is called
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -41,6 +41,12 @@ def disk_errors() -> Iterator[None]:
         ) from error
 
 
+def flags_alone(argv: list[str]) -> None:
+    """Raises a UserError where a command line has more than flags; argv: what `main` was given."""
+    if argv[1:]:
+        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+
+
 def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main` under absl, flags parsed; a `UserError` ends it with status 1, in one line.
 

@@ -25,7 +25,7 @@ from igam_tf.evaluation import check_fits, logits_function
 from igam_tf.journal import Journal, model_identity
 from igam_tf.models import define_data_flags, find_model, model_and_images, parse_fraction
 from igam_tf.runs import RunFolder, environment, load_model, write_json, write_text
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 FAILED_STATUS = 2
@@ -107,8 +107,7 @@ def _imported(name: str) -> keras.Model:
 
 def main(argv: list[str]) -> int:
     """Audits one model; returns the exit status."""
-    if argv[1:]:
-        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    flags_alone(argv)
     names = check_names(FLAGS.lines)
     eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
     with devices.here(FLAGS.replicas).scope():

@@ -26,7 +26,7 @@ from igam_tf.journal import model_identity
 from igam_tf.losses import GRADIENT_OF
 from igam_tf.models import define_data_flags, find_model, model_and_images, parse_fraction
 from igam_tf.runs import environment, load_model, write_json
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 DPI = 200
@@ -150,8 +150,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Draws, and writes one folder."""
-    if argv[1:]:
-        raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
+    flags_alone(argv)
     if not FLAGS.figures or not set(FLAGS.figures) <= FIGURES.keys():
         raise UserError(
             f"expected --figures among {', '.join(FIGURES)}; received {','.join(FLAGS.figures)!r}"
@@ -204,7 +203,7 @@ def main(argv: list[str]) -> None:
             "eps_unit": eps_unit("linf"),
             "settings": dataclasses.asdict(chosen) | {"extent_in_eps": EXTENT},
             "figures": numbers,
-            "versions": environment() | {"tensorflow": tf.__version__},
+            "versions": environment(),
         }
         write_json(folder / "figures.json", report)
 

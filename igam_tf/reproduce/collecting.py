@@ -1,6 +1,5 @@
 """Run folders -> the figures of a table; a row that was not run stays blank."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from igam_tf.monitor import CLEAN, ROBUST
 from igam_tf.objectives import METHODS
 from igam_tf.reproduce.tables import Row, Table
 from igam_tf.results import read_results, settings_text
+from igam_tf.runs import read_json, read_metrics
 from madry_models.errors import UserError
 
 PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # an epoch, §5.2 "Compute Time"
@@ -72,11 +72,10 @@ def _row(row: Row, table: Table, folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
     """(what a run was and took, attack -> result)."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     report = read_results(folder)[config["method"]]
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     stages: dict[str, list[dict]] = {}
-    for line in map(json.loads, lines):
+    for line in read_metrics(folder / "metrics.jsonl"):
         stages.setdefault(line["stage"], []).append(line)
     minutes = {stage: of_stage[-1]["train_minutes"] for stage, of_stage in stages.items()}
     last = stages[list(stages)[-1]]
