@@ -3,9 +3,9 @@
 python bench/step.py [--student=wrn-8-2] [--precision=mixed_bfloat16]
 
 Times are medians of --repeats rounds; a round runs every kind of training in turn, and the matrix
-product that stands for the machine's peak. IGAM's is the mean over `disc_every` steps, one of which is
-the discriminator's turn as well. The trainers are those of `igam_tf.train`; weights and images are
-random and hardly move, which does not matter to the time.
+product that stands for the machine's peak. IGAM's is the mean over `match_every` x `disc_every` steps,
+one of which is the discriminator's turn as well. The trainers are those of `igam_tf.train`; weights and
+images are random and hardly move, which does not matter to the time.
 
 Operations are counted from the traced graph, where they are needed: convolutions, their two gradients
 and matrix products, two for each multiply-add, padding included; everything else is left out.
@@ -48,6 +48,7 @@ KINDS = {
     "plain": {"method": "standard"},
     "igam": {"method": "igam", "second_order": "exact"},
     "igam_finite_difference": {"method": "igam", "second_order": "finite_difference"},
+    "igam_every_2nd": {"method": "igam", "second_order": "finite_difference", "match_every": 2},
     "pgd7": {"method": "pgd", "pgd_steps": 7},
 }
 SIDE = 2048  # of the matrices whose product is the peak
@@ -99,8 +100,8 @@ class Step:
         self.y = tf.constant(rng.integers(0, self.spec.num_classes, config.batch_size))
         self._step = self.trainer.make_train_function() or self.trainer.train_function
         self._data = iter(tf.data.Dataset.from_tensors((self.x, self.y)).repeat())
-        # A round: IGAM's turns are `disc_every` steps; PGD's are long enough one by one.
-        self.turns = 1 if run.method.adversarial else config.disc_every
+        # A round: all of IGAM's kinds of step; PGD's are long enough one by one.
+        self.turns = 1 if run.method.adversarial else config.match_every * config.disc_every
 
     def _teacher(self, run: Run, name: str) -> Teacher:
         spec = datasets.SPECS[self.config.source]
@@ -123,13 +124,11 @@ class Step:
 
     def flops(self) -> float:
         """Operations of a step in its traced graph, the mean over one round."""
-        trainer, k = self.trainer, self.config.disc_every
-        data = (self.x, self.y)
+        trainer, data = self.trainer, (self.x, self.y)
         if isinstance(trainer, IGAM):
-            student, both = (
-                flops_of(lambda p=p: trainer.step_of_kind(data, p)) for p in ("student", "both")
-            )
-            return ((k - 1) * student + both) / k
+            kinds = [trainer.phase(step) for step in range(self.turns)]
+            of = {p: flops_of(lambda p=p: trainer.step_of_kind(data, p)) for p in set(kinds)}
+            return sum(of[kind] for kind in kinds) / self.turns
         plain = flops_of(lambda: Classifier.train_step(trainer, data))
         if self.config.method == "standard":
             return plain

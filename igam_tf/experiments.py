@@ -113,7 +113,10 @@ class Config:
     lambda_diff: float = _setting(
         100.0, "weight of L_diff (eq. 14), in the unit of J and its reduction"
     )
-    disc_every: int = _setting(10, "k: student steps for each discriminator step")
+    match_every: int = _setting(
+        1, "J is looked at every so many steps, with weights so many times as large"
+    )
+    disc_every: int = _setting(10, "k: steps that look at J for each discriminator step")
     igam_start: int = _setting(0, "plain steps before both terms are switched on (R8)")
     input_gradient: str = _setting("xent", "J is the gradient of (R1)", ("xent", "softmax"))
     gradient_pixel_max: float = _setting(1.0, "J is per unit of pixels in 0..this")
@@ -285,8 +288,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student": "wrn-8-2",
         "finetune_steps": 1500,
         "finetune_weight_decay": 0.1,
-        "train_steps": 1100,
+        "train_steps": 1700,
         "igam_start": 500,
+        "match_every": 4,
         "lr_schedule": "cosine",
         "learning_rate": 0.1,
         "igam_learning_rate": 0.02,

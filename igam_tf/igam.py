@@ -39,7 +39,10 @@ class Settings:
             replica's batch; or "plain", J_t of a teacher that was trained without an attack.
         lambda_adv, lambda_diff: weights of eq. 14; lambda_diff belongs to the unit and the
             reduction below.
-        disc_every: k, student steps for each discriminator step.
+        match_every: J is looked at in every so many steps, with both weights so many times as large;
+            the steps between are plain ones (lazy regularisation: Karras et al. 2020, arXiv
+            1912.04958). 1 is Algorithm 1.
+        disc_every: k, steps that look at J for each discriminator step.
         igam_start: steps of plain training before the two terms are switched on (R8).
         input_gradient: "xent" (eq. 8-9) or "softmax", the true class's probability (R1).
         gradient_pixel_max: J is per unit of pixels in 0..gradient_pixel_max; 255 in the release.
@@ -64,6 +67,7 @@ class Settings:
     method: str = "igam"
     teacher_gradient: str = "teacher"
     igam_start: int = 0
+    match_every: int = 1
     input_gradient: str = "xent"
     gradient_pixel_max: float = 1.0
     diff_reduction: str = "mean"
@@ -77,6 +81,9 @@ class Settings:
     difference_length: float = 0.1
 
     def __post_init__(self):
+        for name in ("match_every", "disc_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"expected --{name} of at least 1; received {getattr(self, name)}")
         if self.second_order == "finite_difference" and self.input_gradient != "xent":
             raise UserError(
                 "expected --input_gradient=xent with --second_order=finite_difference, which takes J "
@@ -143,9 +150,10 @@ class IGAM(Classifier):
     def phase(self, step: int) -> str:
         """Kind of step number `step`: "plain", "student", or "both" (the discriminator's turn)."""
         since = step - self.settings.igam_start
-        if since < 0:
+        seen, between = divmod(since, self.settings.match_every)
+        if since < 0 or between:
             return "plain"
-        turn = self.method.discriminator and since % self.settings.disc_every == 0
+        turn = self.method.discriminator and seen % self.settings.disc_every == 0
         return "both" if turn else "student"
 
     def make_train_function(self, force: bool = False):
@@ -190,8 +198,10 @@ class IGAM(Classifier):
                 "`make_train_function`, or `step_of_kind(data, phase)` with `phase(step)`."
             )
         since = tf.cast(self.optimizer.iterations, tf.int64) - self.settings.igam_start
-        turn = tf.cast(since % self.settings.disc_every == 0, tf.int32)
-        kind = tf.where(since < 0, 0, 1 + turn if self.method.discriminator else 1)
+        every = self.settings.match_every
+        turn = tf.cast(since // every % self.settings.disc_every == 0, tf.int32)
+        kind = 1 + turn if self.method.discriminator else 1
+        kind = tf.where((since < 0) | (since % every != 0), 0, kind)
         phases = PHASES if self.method.discriminator else PHASES[:2]
         return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in phases])
 
@@ -312,7 +322,8 @@ class IGAM(Classifier):
     def matching(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """(this replica's share of lambda_adv L_adv + lambda_diff L_diff, both terms per example).
 
-        Of the two, the method's; f_disc's accuracy is reported with L_adv.
+        Of the two, the method's, the share `match_every` times as large; f_disc's accuracy is
+        reported with L_adv.
         """
         s, share, terms = self.settings, 0.0, {}
         if self.method.discriminator:
@@ -323,7 +334,7 @@ class IGAM(Classifier):
         if self.method.difference:
             terms["L_diff"] = self.method.difference(j_s, j_t)
             share += s.lambda_diff * self.difference(terms["L_diff"])
-        return share, terms
+        return s.match_every * share, terms
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
         """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example).

@@ -296,7 +296,7 @@ class Run:
             rate = Then(plain, matching, c.igam_start)
         rates = [rate]
         if self.method.discriminator:
-            turns = -(-igam_steps // c.disc_every)
+            turns = -(-igam_steps // (c.match_every * c.disc_every))
             rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
         return [Momentum(rate, momentum=c.momentum) for rate in rates]
 

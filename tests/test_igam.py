@@ -17,6 +17,7 @@ from igam_tf.optimizers import Momentum
 from igam_tf.teacher import FineTune, Teacher
 from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Scale
 from madry_models import MnistCNN, WideResNet
+from madry_models.errors import UserError
 
 SHAPE = (12, 12, 3)
 PAPER = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=2)
@@ -310,6 +311,25 @@ def test_schedule():
     igam = make(dataclasses.replace(PAPER, igam_start=3, disc_every=2))
     phases = [igam.phase(step) for step in range(7)]
     assert phases == ["plain"] * 3 + ["both", "student", "both", "student"]
+    igam = make(dataclasses.replace(PAPER, igam_start=1, match_every=3, disc_every=2))
+    phases = [igam.phase(step) for step in range(10)]
+    assert phases[1::3] == ["both", "student", "both"]
+    assert phases[::3] + phases[2::3] == ["plain"] * 7
+
+
+def test_seldom_matching_weighs_more():
+    x, y = map(tf.constant, batch())
+    seldom = dataclasses.replace(PAPER, match_every=3)
+    heavy = dataclasses.replace(PAPER, lambda_adv=1.5, lambda_diff=0.9)
+    (a, *_), (b, *_) = (make(settings).student_gradients(x, y) for settings in (seldom, heavy))
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["match_every", "disc_every"])
+def test_steps_between_are_at_least_one(name):
+    with pytest.raises(UserError, match=f"--{name} of at least 1; received 0"):
+        dataclasses.replace(PAPER, **{name: 0})
 
 
 def _run_fit(igam, batches):
@@ -332,11 +352,11 @@ def _run_function(igam, batches):
     "settings",
     [
         pytest.param(PAPER, marks=pytest.mark.slow),
-        DIFFERENCE,
+        dataclasses.replace(DIFFERENCE, match_every=2),
         pytest.param(RELEASE_SETTINGS, marks=pytest.mark.slow),
         pytest.param(JARN, marks=pytest.mark.slow),
     ],
-    ids=["paper", "difference", "release", "jarn"],
+    ids=["paper", "every second", "release", "jarn"],
 )
 def test_fit_eager_and_tf_function_agree_on_any_batch_size(settings, float64):
     """Plain steps, both kinds of IGAM step and a last, smaller batch."""
@@ -347,7 +367,8 @@ def test_fit_eager_and_tf_function_agree_on_any_batch_size(settings, float64):
         igam = make(settings, dtype="float64")
         run(igam, batches)
         assert int(igam.optimizer.iterations) == 4
-        assert int(igam.discriminator_optimizer.iterations) == 2
+        turns = sum(igam.phase(step) == "both" for step in range(4))
+        assert int(igam.discriminator_optimizer.iterations) == turns
         results.append(weights(igam))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
