@@ -55,7 +55,7 @@ class PGDTraining(Classifier):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         step = tf.cast(self.optimizer.iterations, tf.int32) * 1024
         seed = tf.stack([self.seed, step + tf.cast(replica, tf.int32)])
-        shape, loss = tf.shape(x), losses.xent
+        shape, loss, scale = tf.shape(x), losses.xent, self.loss_scale or 1.0
         if self.attack_loss == "kl":
             p = self.network(x, training=False)
             loss = lambda logits, _: losses.kl(p, logits)  # noqa: E731
@@ -70,7 +70,7 @@ class PGDTraining(Classifier):
             eps=self.eps,
             step_size=self.step_size,
             steps=self.steps,
-            loss=loss,
+            loss=lambda *outputs: scale * loss(*outputs),
             bounds=(0.0, self.network.pixel_max),
             noise=noise,
         )

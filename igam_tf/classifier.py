@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from igam_tf import losses
+from igam_tf import gradients, losses
 from igam_tf.objectives import Objective
 from madry_models.errors import UserError
 
@@ -27,6 +27,8 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, n)
 
 
+# float16 ends at 6e-8: of this many times a loss it holds the gradients.
+FLOAT16_SCALE = 8.0
 # Kinds of device on which XLA was measured to win (bench/README.md); others were not measured.
 XLA_WINS: tuple[str, ...] = ()
 
@@ -84,6 +86,11 @@ class Classifier(keras.Model):
         return self.network.trainable_variables
 
     @property
+    def loss_scale(self) -> float | None:
+        """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is."""
+        return FLOAT16_SCALE if self.network.compute_dtype == "float16" else None
+
+    @property
     def state(self) -> list:
         """Everything that training changes, in a fixed order; the optimizer must be built."""
         return self.network.variables + self.optimizer.variables
@@ -106,7 +113,8 @@ class Classifier(keras.Model):
             total = self.mean(loss) + self.decay(self.network.kernels)
         # Zero for what the loss does not see: JARN's adaptor, while J_s is not looked at.
         variables = [v.value for v in self.trained]
-        grads = tape.gradient(total, variables, unconnected_gradients="zero")
+        scale = self.loss_scale and self.loss_scale * global_size(loss, loss.dtype)
+        grads = gradients.scaled(tape, total, variables, scale, unconnected_gradients="zero")
         self.optimizer.apply(grads, self.trained)
         return self.log(terms, logits, y)
 

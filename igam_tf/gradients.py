@@ -1,12 +1,26 @@
 """Input gradients: the one place where a tape watches x."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 
+def scaled(
+    tape: tf.GradientTape, target: tf.Tensor, sources: Any, scale: Any = None, **kwargs
+) -> Any:
+    """`tape.gradient`, back-propagated `scale` times as large, so that float16 does not lose it."""
+    if scale is None:
+        return tape.gradient(target, sources, **kwargs)
+    seed = tf.fill(tf.shape(target), tf.cast(scale, target.dtype))
+    grads = tape.gradient(target, sources, output_gradients=seed, **kwargs)
+    return [g / scale for g in grads] if isinstance(sources, Sequence) else grads / scale
+
+
 def input_gradient(
-    per_example: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor
+    per_example: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    x: tf.Tensor,
+    scale: float | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """J = d(sum over the batch of per_example(x)) / dx (paper eq. 8, 9 and 17).
 
@@ -16,6 +30,7 @@ def input_gradient(
     Args:
         per_example: maps x to (values [B], logits [B,K]).
         x: images [B,H,W,C], float32 or float64, in any pixel unit.
+        scale: of back-propagation alone, see `scaled`.
 
     Returns:
         (J [B,H,W,C] per pixel unit of x, values [B], logits [B,K]), J in the dtype of x.
@@ -23,7 +38,7 @@ def input_gradient(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         values, logits = per_example(x)
-    return tape.gradient(values, x), values, logits
+    return scaled(tape, values, x, scale), values, logits
 
 
 def flatten(j: tf.Tensor) -> tf.Tensor:

@@ -231,7 +231,7 @@ class IGAM(Classifier):
             logits = model(x, training=training)
             return of(logits, y), logits
 
-        j, values, logits = gradients.input_gradient(values, x)
+        j, values, logits = gradients.input_gradient(values, x, self.loss_scale)
         return j * self._unit, values, logits
 
     def reference(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -279,7 +279,9 @@ class IGAM(Classifier):
             l_xent = losses.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
             total = self.mean(l_xent) + matching + self.decay(self.network.kernels)
-        return tape.gradient(total, self.trained), {"L_xent": l_xent} | terms, logits, j_s
+        scale = self.loss_scale and self.loss_scale * global_size(l_xent, l_xent.dtype)
+        grads = gradients.scaled(tape, total, self.trained, scale)
+        return grads, {"L_xent": l_xent} | terms, logits, j_s
 
     def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
         """With v = d(matching)/dJ_s held fixed, d<v, J_s>/dtheta = d/dh grad_theta L_xent(x + h v).
@@ -291,7 +293,8 @@ class IGAM(Classifier):
             tape.watch(x)
             logits = self.network(x, training=True)
             l_xent = losses.xent(logits, y)
-        j_s, *here = tape.gradient(l_xent, [x, *theta])  # of the sum over the batch
+        # Of the sum over the batch.
+        j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], self.loss_scale)
         j_s *= self._unit
         adaptor = [variable.value for variable in self.trained[len(theta) :]]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -312,7 +315,7 @@ class IGAM(Classifier):
         with tf.GradientTape() as tape:
             l_there = losses.xent(self.network(x + h * v, training=True), y)
             there = tf.reduce_sum(l_there) / h + self.decay(self.network.kernels)
-        there = tape.gradient(there, theta)
+        there = gradients.scaled(tape, there, theta, self.loss_scale and self.loss_scale * h)
         for variable, before in zip(self.network.non_trainable_variables, averages, strict=True):
             variable.assign(before)  # moving averages are those of x
         share = 1 / global_size(l_xent, l_xent.dtype) - 1 / h

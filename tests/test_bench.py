@@ -4,6 +4,7 @@ Times themselves are not tested, but what is computed from them.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.datasets import builtin
+from madry_models import WideResNet
 from madry_models.errors import UserError
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -156,7 +158,7 @@ def test_step_of_igam_and_memory(printed):
     """Both ways of IGAM beside plain training, and each kind's memory in a process of its own."""
     lines, result = printed(step, "--memory", "--disc_every=2")
     row = result["networks"]["wrn-8-1"]
-    kinds = {"plain", "igam", "igam_finite_difference", "pgd7"}
+    kinds = {"plain", "igam", "igam_finite_difference", "igam_every_4th", "pgd7"}
     assert row["seconds"].keys() == row["peak_memory_gib"].keys() == kinds
     assert len(lines) == 1 + len(kinds)
     for kind in ("igam", "igam_finite_difference"):
@@ -164,6 +166,10 @@ def test_step_of_igam_and_memory(printed):
             ratio = row["seconds"][kind] / row["seconds"][other]
             assert row[f"{kind}_over_{other}"] == pytest.approx(ratio, rel=0.01)
         assert row["flops_over_plain"][kind] > 2  # J_s alone takes another pass to the images
+    dense, seldom = (
+        row["flops_over_plain"][kind] for kind in ("igam_finite_difference", "igam_every_4th")
+    )
+    assert seldom == pytest.approx((3 + dense) / 4, abs=1e-3)
     assert all(0.1 < gib < 16 for gib in row["peak_memory_gib"].values())
 
 
@@ -181,6 +187,27 @@ def test_peak_memory_is_in_gib(monkeypatch):
         pytest.skip("no /proc, which says in kB what the peak is")
     kib = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     assert step.peak_memory(None, "mnist") == pytest.approx(kib / 2**20, rel=0.05)
+
+
+def test_steps_in_pytorch(capsys, monkeypatch):
+    """The network of the comparison is ours in another library."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    import torch_step
+
+    for depth, width in ((8, 1), (8, 2), (14, 1)):
+        theirs, ours = torch_step.WideResNet(depth, width), WideResNet(depth, width)
+        ours.build((None, 32, 32, 3))
+        count = sum(math.prod(v.shape) for v in ours.trainable_variables)
+        assert sum(p.numel() for p in theirs.parameters()) == count
+    monkeypatch.setattr(torch_step, "STUDENTS", {"wrn-8-1": 4})
+    monkeypatch.setattr(torch_step, "SIDE", 64)
+    monkeypatch.setattr(sys, "argv", ["torch_step.py", "--student=wrn-8-1", "--repeats=1"])
+    torch_step.main()
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    rates = json.loads(last)["networks"]["wrn-8-1"]["images_per_second"]
+    assert [re.split(" +", line)[:2] for line in lines] == [["wrn-8-1", kind] for kind in rates]
+    assert rates.keys() == {"plain", "igam", "pgd7"}
+    assert min(rates.values()) > 0
 
 
 def test_pipeline(printed):

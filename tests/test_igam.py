@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf import losses
+from igam_tf import gradients, losses
 from igam_tf.devices import here, mirrored, shares
 from igam_tf.discriminator import Discriminator, normalize
 from igam_tf.experiments import RELEASE
@@ -31,13 +31,13 @@ MATCHING = [name for name, method in METHODS.items() if method.matched_to]
 BOTH = pytest.mark.parametrize("settings", [PAPER, RELEASE_SETTINGS], ids=["paper", "release"])
 
 
-def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32") -> IGAM:
+def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32", student=None) -> IGAM:
     """A small IGAM that is the same at every call."""
     keras.utils.set_random_seed(3)
     release, method = settings.disc_view == "all", METHODS[settings.method]
     student = WideResNet(
         8, 1, input_layer="unit_norm" if release else "standardize",
-        synchronized=synchronized, dtype=dtype,
+        synchronized=synchronized, dtype=student or dtype,
     )  # fmt: skip
     student.build((None, *SHAPE))
     adaptor = keras.layers.Conv2D(3, 1, activation="tanh", dtype=dtype)
@@ -315,6 +315,29 @@ def test_schedule():
     phases = [igam.phase(step) for step in range(10)]
     assert phases[1::3] == ["both", "student", "both"]
     assert phases[::3] + phases[2::3] == ["plain"] * 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "closest"),
+    [
+        (PAPER, "mixed_bfloat16", 0.95),
+        (PAPER, "mixed_float16", 0.99),
+        (DIFFERENCE, "mixed_bfloat16", 0.6),  # a difference of two rounded gradients
+        (DIFFERENCE, "mixed_float16", 0.8),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_narrow_layers_give_the_update_of_wide_ones(settings, precision, closest):
+    """J in float32, and the whole update in the direction of float32's."""
+    x, y = map(tf.constant, batch())
+    wide, narrow = make(settings), make(settings, student=precision)
+    narrow.teacher.narrow(precision)
+    (a, _, _, (j_s, _)), (b, _, _, (k_s, k_t)) = (m.student_gradients(x, y) for m in (wide, narrow))
+    assert k_s.dtype == k_t.dtype == tf.float32
+    assert {g.dtype for g in b} == {tf.float32}
+    assert float(tf.reduce_min(gradients.cosine(j_s, k_s))) > max(closest, 0.95)
+    a, b = (tf.concat([tf.reshape(g, [1, -1]) for g in grads], 1) for grads in (a, b))
+    assert float(gradients.cosine(a, b)[0]) > closest
 
 
 def test_seldom_matching_weighs_more():

@@ -3,6 +3,7 @@
 import doctest
 import math
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -119,3 +120,22 @@ def test_one_schedule_then_another():
     rate = optimizers.Then(first, second, 100)
     found = [float(rate(step)) for step in (0, 10, 55, 99, 100, 149)]
     assert found == pytest.approx([0.0, 0.1, 0.05, float(first(99)), 0.02, 0.02], abs=1e-7)
+
+
+def test_scaled_back_propagation_keeps_what_float16_would_lose():
+    x = tf.constant([[1.0], [2.0]])
+
+    def values(x):
+        y = 1e-8 * tf.cast(tf.cast(x, tf.float16), tf.float32)  # 6e-8 is float16's smallest
+        return y[:, 0], y
+
+    lost, _, _ = gradients.input_gradient(values, x)
+    kept, _, _ = gradients.input_gradient(values, x, 1e5)
+    assert not lost.numpy().any()
+    np.testing.assert_allclose(kept, [[1e-8], [1e-8]], rtol=1e-3)
+    w = tf.constant([3.0])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([x, w])
+        y = tf.reduce_sum(x * w)
+    for a, b in zip(gradients.scaled(tape, y, [x, w], 8.0), tape.gradient(y, [x, w]), strict=True):
+        np.testing.assert_array_equal(a, b)
