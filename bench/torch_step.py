@@ -95,7 +95,7 @@ class Discriminator(nn.Sequential):
     def __init__(self):
         channels = (1, 16, 32, 64, 128, 256)
         layers = [
-            nn.Sequential(nn.Conv2d(a, b, 4, 2, 1 + i // 3), nn.BatchNorm2d(b), nn.LeakyReLU(0.1))
+            nn.Sequential(nn.Conv2d(a, b, 4, 2, 1 + (i == 2)), nn.BatchNorm2d(b), nn.LeakyReLU(0.1))
             for i, (a, b) in enumerate(itertools.pairwise(channels))
         ]
         super().__init__(*layers, nn.Flatten(), nn.LazyLinear(1))
