@@ -29,7 +29,7 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 # float16 ends at 6e-8: of this many times a loss it holds the gradients.
 FLOAT16_SCALE = 8.0
-# Kinds of device on which XLA was measured to win (bench/README.md); others were not measured.
+# Kinds of device on which XLA wins: it slows CPUs (bench/README.md), GPUs were not measured.
 XLA_WINS: tuple[str, ...] = ()
 
 
