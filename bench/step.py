@@ -14,6 +14,7 @@ Peak memory is the largest resident size of a process of its own, which has done
 else; TensorFlow itself is in it. Ends with one line of JSON.
 """
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -65,9 +66,10 @@ def define_flags() -> None:
         "MNIST's, CIFAR-10's w32-10, or one of the student's size",
     )
     flags.DEFINE_list("kinds", list(KINDS), "what is measured beside plain")
-    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    flags.DEFINE_enum("precision", "float32", precisions, "as in igam_tf.train")
-    flags.DEFINE_enum("jit", "auto", ("auto", "on", "off"), "as in igam_tf.train")
+    for field in dataclasses.fields(Config):
+        if field.name in ("precision", "jit"):
+            choices = field.metadata["choices"]
+            flags.DEFINE_enum(field.name, field.default, choices, "as in igam_tf.train")
     flags.DEFINE_integer("disc_every", 5, "as in igam_tf.train", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "rounds", lower_bound=1)
     flags.DEFINE_bool("memory", True, "measure peak memory, each in a process of its own")

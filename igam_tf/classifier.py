@@ -27,7 +27,7 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, n)
 
 
-# float16 ends at 6e-8: of this many times a loss it holds the gradients.
+# float16 holds nothing below 6e-8: what is back-propagated there is so many times as large.
 FLOAT16_SCALE = 8.0
 # Kinds of device on which XLA wins: it slows CPUs (bench/README.md), GPUs were not measured.
 XLA_WINS: tuple[str, ...] = ()
@@ -90,6 +90,10 @@ class Classifier(keras.Model):
         """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is."""
         return FLOAT16_SCALE if self.network.compute_dtype == "float16" else None
 
+    def mean_scale(self, per_example: tf.Tensor) -> tf.Tensor | None:
+        """`loss_scale` where the global mean of these losses [B] is differentiated."""
+        return self.loss_scale and self.loss_scale * global_size(per_example, per_example.dtype)
+
     @property
     def state(self) -> list:
         """Everything that training changes, in a fixed order; the optimizer must be built."""
@@ -113,8 +117,9 @@ class Classifier(keras.Model):
             total = self.mean(loss) + self.decay(self.network.kernels)
         # Zero for what the loss does not see: JARN's adaptor, while J_s is not looked at.
         variables = [v.value for v in self.trained]
-        scale = self.loss_scale and self.loss_scale * global_size(loss, loss.dtype)
-        grads = gradients.scaled(tape, total, variables, scale, unconnected_gradients="zero")
+        grads = gradients.scaled(
+            tape, total, variables, self.mean_scale(loss), unconnected_gradients="zero"
+        )
         self.optimizer.apply(grads, self.trained)
         return self.log(terms, logits, y)
 

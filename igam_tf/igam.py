@@ -149,12 +149,16 @@ class IGAM(Classifier):
 
     def phase(self, step: int) -> str:
         """Kind of step number `step`: "plain", "student", or "both" (the discriminator's turn)."""
-        since = step - self.settings.igam_start
-        seen, between = divmod(since, self.settings.match_every)
-        if since < 0 or between:
-            return "plain"
-        turn = self.method.discriminator and seen % self.settings.disc_every == 0
-        return "both" if turn else "student"
+        matched, turn = self._turns(step)
+        return PHASES[matched + turn]
+
+    def _turns(self, step):
+        """(whether step number `step`, an int or a tensor, looks at J; whether it is f_disc's turn)."""
+        s = self.settings
+        since = step - s.igam_start
+        matched = (since >= 0) & (since % s.match_every == 0)
+        turn = matched & (since // s.match_every % s.disc_every == 0)
+        return matched, turn & self.method.discriminator
 
     def make_train_function(self, force: bool = False):
         """One compiled function for each kind of step, chosen on the host.
@@ -197,11 +201,12 @@ class IGAM(Classifier):
                 "under several replicas the host must choose each step's kind: use `fit`, "
                 "`make_train_function`, or `step_of_kind(data, phase)` with `phase(step)`."
             )
-        since = tf.cast(self.optimizer.iterations, tf.int64) - self.settings.igam_start
-        every = self.settings.match_every
-        turn = tf.cast(since // every % self.settings.disc_every == 0, tf.int32)
-        kind = 1 + turn if self.method.discriminator else 1
-        kind = tf.where((since < 0) | (since % every != 0), 0, kind)
+        kind = tf.add_n(
+            [
+                tf.cast(v, tf.int32)
+                for v in self._turns(tf.cast(self.optimizer.iterations, tf.int64))
+            ]
+        )
         phases = PHASES if self.method.discriminator else PHASES[:2]
         return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in phases])
 
@@ -279,8 +284,7 @@ class IGAM(Classifier):
             l_xent = losses.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
             total = self.mean(l_xent) + matching + self.decay(self.network.kernels)
-        scale = self.loss_scale and self.loss_scale * global_size(l_xent, l_xent.dtype)
-        grads = gradients.scaled(tape, total, self.trained, scale)
+        grads = gradients.scaled(tape, total, self.trained, self.mean_scale(l_xent))
         return grads, {"L_xent": l_xent} | terms, logits, j_s
 
     def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
