@@ -31,7 +31,7 @@ from igam_tf.attacks.square import P_INIT
 from igam_tf.evaluation import logits_function
 from igam_tf.models import define_data_flags, find_model, model_and_images
 from igam_tf.survival import in_pixel_range, survivors
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 WARM_UP = 8  # images of the call that is not measured
@@ -185,8 +185,9 @@ class Bench:
         return lambda n: self._standing(attack.generate(self.x[:n], self.labels[:n]))
 
 
-def main(_argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Prints a table and one line of JSON."""
+    flags_alone(argv)
     load, path, run = find_model(FLAGS.model)
     model, split, _ = model_and_images(
         partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,

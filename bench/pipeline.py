@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import flags
 
 from igam_tf import datasets
-from madry_models.errors import run_entry_point
+from madry_models.errors import flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 DRAIN = 8  # batches drawn unmeasured: more than were prefetched
@@ -84,8 +84,9 @@ def measure(student: str) -> dict:
     }
 
 
-def main(_argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Prints a line for each network, and one line of JSON."""
+    flags_alone(argv)
     step.check()
     tf.get_logger().setLevel("ERROR")
     result = {"data": FLAGS.data, "precision": FLAGS.precision, "repeats": FLAGS.repeats}

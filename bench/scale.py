@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import flags
 
 from igam_tf import devices
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 KIND = "igam"
@@ -71,8 +71,9 @@ def measure(student: str, counts: list[int]) -> dict:
     }
 
 
-def main(_argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Prints a line for each network and number of replicas, and one line of JSON."""
+    flags_alone(argv)
     try:
         counts = list(map(int, FLAGS.counts))
         ok = min(counts) > 0

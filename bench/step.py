@@ -36,7 +36,7 @@ from igam_tf.models import writable
 from igam_tf.stages import Run, student_size
 from igam_tf.teacher import Teacher
 from madry_models import WideResNet
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 STUDENTS = {"wrn-8-2": 128, "wrn-32-1": 32, "wrn-32-10": 8}  # -> images a step
@@ -279,8 +279,9 @@ def finish(result: dict) -> None:
         writable(FLAGS.json).write_text(line + "\n", encoding="utf-8")
 
 
-def main(_argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Prints a line for each network and kind of training, and one line of JSON."""
+    flags_alone(argv)
     check()
     tf.get_logger().setLevel("ERROR")
     print("weights and images: random; the teacher's too")

@@ -55,11 +55,13 @@ class Monitor:
         return self.network(x, training=False)
 
     def _accuracies(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        bounds = (0.0, self.pixel_max)
-        x_adv = pgd(self._logits, x, y, bounds=bounds, **self._attack)
         right = tf.argmax(self._logits(x), 1) == y
-        still = right & (tf.argmax(self._logits(x_adv), 1) == y)
-        return tuple(100 * tf.reduce_mean(tf.cast(hits, tf.float32)) for hits in (right, still))
+        # What is wrong already needs no attack.
+        x_adv, y_right = x[right], y[right]
+        x_adv = pgd(self._logits, x_adv, y_right, bounds=(0.0, self.pixel_max), **self._attack)
+        still = tf.argmax(self._logits(x_adv), 1) == y_right
+        hits = [tf.reduce_sum(tf.cast(h, tf.float32)) for h in (right, still)]
+        return tuple(100 * h / y.shape[0] for h in hits)
 
     def __call__(self, step: int, log: Log) -> dict[str, float]:
         """Scalars of one step, in percent; draws the grid on the way."""

@@ -15,7 +15,7 @@ from igam_tf.attacks import attack_names
 from igam_tf.objectives import METHODS
 from igam_tf.runs import RunFolder
 from igam_tf.stages import Run, load_source_network, student_size
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 
@@ -88,8 +88,9 @@ def teacher_checkpoint(config: experiments.Config) -> str | None:
     return config.teacher_checkpoint
 
 
-def main(_argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Runs every stage that is not done yet."""
+    flags_alone(argv)
     logging.set_verbosity(logging.INFO)
     started = time.monotonic()
     config = config_from_flags()

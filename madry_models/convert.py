@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 TOLERANCE = 1e-5  # on logits in float32
@@ -53,6 +53,7 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
 def _main(argv: list[str]) -> None:
     from absl import flags
 
+    flags_alone(argv)
     difference = convert(flags.FLAGS.checkpoint, flags.FLAGS.output)
     print(f"wrote {flags.FLAGS.output}; largest difference of logits after reloading: {difference}")
 

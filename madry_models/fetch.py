@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from madry_models.archives import archive_errors, open_zip
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 TIMEOUT = 15.0  # seconds without a byte
 NAMES = ("natural", "adv_trained", "secret")
@@ -148,6 +148,7 @@ def _checkpoint_folder(folder: Path) -> Path:
 def _main(argv: list[str]) -> None:
     from absl import flags
 
+    flags_alone(argv)
     fetch(flags.FLAGS.model, flags.FLAGS.name, dest=flags.FLAGS.dest)
 
 

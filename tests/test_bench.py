@@ -259,6 +259,7 @@ def test_scale(printed, monkeypatch, kind):
         (["--student=wrn-8-2,wrn-8-1"], "expected --batch_size with --student=wrn-8-1"),
         (["--kinds=igam,trades"], "expected --kinds of plain, igam, .*; received trades"),
         (["--json=/no/such/folder/x"], "expected --json=/no/such/folder/x to be writable; No"),
+        (["more"], "expected flags alone"),
     ],
 )
 def test_wrong_flags_end_before_any_work(

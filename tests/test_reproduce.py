@@ -212,6 +212,7 @@ def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeyp
         (("--table=1", "--teacher_checkpoints=there"), "<source>=<folder>.*received 'there'"),
         (("--table=1", "--collect", "--output=/nowhere"), "/nowhere is absent"),
         ((), "expected --table, one of 1, 2"),
+        (("--table=1", "2"), "expected flags alone"),
     ],
 )
 def test_mistakes(arguments, message, command):

@@ -169,6 +169,7 @@ def test_two_runs_make_one_table(finished):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        (["--preset=smoke", "cpu"], "expected flags alone; received 'cpu' as well"),
         (["--student=wrn-9-1"], "expected --student=wrn-<depth>-<width> with depth 6n + 2"),
         (["--disc_channels=4,x"], "expected --disc_channels as whole numbers"),
         (["--teacher=load", "--teacher_checkpoint=/nowhere"], "/nowhere"),

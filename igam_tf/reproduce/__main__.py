@@ -16,7 +16,7 @@ from igam_tf.objectives import METHODS
 from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import write
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
 
@@ -91,8 +91,9 @@ def run(arguments: list[str]) -> int:
     return status
 
 
-def main(_argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Runs what is missing, writes the table after each row and prints it at the end."""
+    flags_alone(argv)
     if FLAGS.table is None:
         raise UserError(f"expected --table, one of {', '.join(TABLES)}; received none")
     logging.set_verbosity(logging.INFO)
