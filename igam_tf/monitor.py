@@ -56,12 +56,16 @@ class Monitor:
 
     def _accuracies(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         right = tf.argmax(self._logits(x), 1) == y
-        # What is wrong already needs no attack.
-        x_adv, y_right = x[right], y[right]
-        x_adv = pgd(self._logits, x_adv, y_right, bounds=(0.0, self.pixel_max), **self._attack)
-        still = tf.argmax(self._logits(x_adv), 1) == y_right
-        hits = [tf.reduce_sum(tf.cast(h, tf.float32)) for h in (right, still)]
-        return tuple(100 * h / y.shape[0] for h in hits)
+
+        def still_right() -> tf.Tensor:
+            x_right, y_right = x[right], y[right]  # what is wrong already needs no attack
+            bounds = (0.0, self.pixel_max)
+            x_adv = pgd(self._logits, x_right, y_right, bounds=bounds, **self._attack)
+            return tf.math.count_nonzero(tf.argmax(self._logits(x_adv), 1) == y_right)
+
+        # Not every kernel takes an empty batch.
+        still = tf.cond(tf.reduce_any(right), still_right, lambda: tf.constant(0, tf.int64))
+        return tuple(100 * hits / y.shape[0] for hits in (tf.math.count_nonzero(right), still))
 
     def __call__(self, step: int, log: Log) -> dict[str, float]:
         """Scalars of one step, in percent; draws the grid on the way."""
