@@ -9,7 +9,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout=1800
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
