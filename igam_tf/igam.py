@@ -201,12 +201,8 @@ class IGAM(Classifier):
                 "under several replicas the host must choose each step's kind: use `fit`, "
                 "`make_train_function`, or `step_of_kind(data, phase)` with `phase(step)`."
             )
-        kind = tf.add_n(
-            [
-                tf.cast(v, tf.int32)
-                for v in self._turns(tf.cast(self.optimizer.iterations, tf.int64))
-            ]
-        )
+        turns = self._turns(tf.cast(self.optimizer.iterations, tf.int64))
+        kind = tf.add_n([tf.cast(turn, tf.int32) for turn in turns])
         phases = PHASES if self.method.discriminator else PHASES[:2]
         return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in phases])
 

@@ -89,15 +89,17 @@ _TABLE_1 = (
     _mnist("plain", "J_t of a plain teacher", _CONTROLS, teacher_gradient="plain"),
 )
 
-_BASELINES = (
-    *_MAIN,
-    _mnist("l2", "l2 matching (L_diff alone)", _BEYOND, method="l2"),
-    _mnist("cosine", "cosine matching", _BEYOND, method="cosine"),
-    _mnist("jarn", "JARN", _BEYOND, method="jarn"),
-    _mnist("gradient_penalty", "gradient penalty", _BEYOND, method="gradient_penalty"),
-    _mnist("ard", "ARD", _BEYOND, method="ard"),
-    _mnist("fast", "fast adversarial training", _BEYOND, method="fast"),
-    _mnist("trades", "TRADES", _BEYOND, method="trades"),
+_OTHER_METHODS = {
+    "l2": "l2 matching (L_diff alone)",
+    "cosine": "cosine matching",
+    "jarn": "JARN",
+    "gradient_penalty": "gradient penalty",
+    "ard": "ARD",
+    "fast": "fast adversarial training",
+    "trades": "TRADES",
+}
+_BASELINES = _MAIN + tuple(
+    _mnist(method, label, _BEYOND, method=method) for method, label in _OTHER_METHODS.items()
 )
 
 
