@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +40,17 @@ MAPS: dict[str, Callable[[int, str], list[Identity]]] = {
 }
 
 
-def _setting(default: Any, doc: str, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices})
+_ONE_UP, _POSITIVE = (1, math.inf), (1e-6, math.inf)
+
+
+def _setting(
+    default: Any,
+    doc: str,
+    choices: tuple[str, ...] | None = None,
+    within: tuple[float, float] = (0, math.inf),
+) -> Any:
+    metadata = {"doc": doc, "choices": choices, "within": within}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,15 +72,17 @@ class Config:
     data_dir: str = _setting("", "tensorflow-datasets folder; empty: its own default")
     train_examples: int = _setting(0, "training images, from the beginning of the split; 0: all")
     data_seed: int = _setting(0, "of the drawing of the built-in data")
-    seed: int = _setting(0, "of data order, augmentation, weights and attacks")
+    seed: int = _setting(
+        0, "of data order, augmentation, weights and attacks", within=(0, 2**32 - 1)
+    )
 
     # Stage 0 and 1: the teacher
     teacher: str = _setting("load", "load a MadryLab checkpoint, or train one", ("load", "train"))
     teacher_checkpoint: str = _setting(
         "adv_trained", "MadryLab checkpoint folder, or natural, adv_trained, secret (fetched)"
     )
-    teacher_steps: int = _setting(100_000, "--teacher=train: steps")
-    teacher_batch_size: int = _setting(50, "--teacher=train: global batch")
+    teacher_steps: int = _setting(100_000, "--teacher=train: steps", within=_ONE_UP)
+    teacher_batch_size: int = _setting(50, "--teacher=train: global batch", within=_ONE_UP)
     teacher_learning_rate: float = _setting(
         1e-4, "--teacher=train: of Adam for mnist; else of momentum, at its highest"
     )
@@ -92,8 +104,8 @@ class Config:
     jit: str = _setting(
         "auto", "compile steps by XLA; auto: where it was measured to win", ("auto", "on", "off")
     )
-    batch_size: int = _setting(128, "global batch of stages 1 and 2")
-    train_steps: int = _setting(78_200, "student steps; 200 epochs of 391")
+    batch_size: int = _setting(128, "global batch of stages 1 and 2", within=_ONE_UP)
+    train_steps: int = _setting(78_200, "student steps; 200 epochs of 391", within=_ONE_UP)
     learning_rate: float = _setting(0.1, "of the student, at its highest")
     igam_learning_rate: float = _setting(
         0.0, "where above 0, a schedule of its own from --igam_start on, with this highest rate"
@@ -102,7 +114,7 @@ class Config:
     sync_batch_norm: bool = _setting(
         True, "batch statistics over all replicas, not each replica's own"
     )
-    momentum: float = _setting(0.9, "of student and discriminator")
+    momentum: float = _setting(0.9, "of student and discriminator", within=(0, 1))
     weight_decay: float = _setting(2e-4, "of student and discriminator kernels")
     pixel_noise: float = _setting(
         0.0, "half-width of uniform noise on training images, 0..255 (R10)"
@@ -119,7 +131,9 @@ class Config:
     disc_every: int = _setting(10, "k: steps that look at J for each discriminator step")
     igam_start: int = _setting(0, "plain steps before both terms are switched on (R8)")
     input_gradient: str = _setting("xent", "J is the gradient of (R1)", ("xent", "softmax"))
-    gradient_pixel_max: float = _setting(1.0, "J is per unit of pixels in 0..this")
+    gradient_pixel_max: float = _setting(
+        1.0, "J is per unit of pixels in 0..this", within=_POSITIVE
+    )
     diff_reduction: str = _setting("mean", "of L_diff over the batch (R2)", ("mean", "sum"))
     adv_reduction: str = _setting(
         "sum_of_means", "of L_adv (eq. 10, R3)", ("sum_of_means", "mean_of_both")
@@ -131,29 +145,37 @@ class Config:
         "exact", "gradient of the update through J_s", ("exact", "finite_difference")
     )
     difference_length: float = _setting(
-        0.1, "--second_order=finite_difference: mean l2 step, in pixels of 0..1"
+        0.1, "--second_order=finite_difference: mean l2 step, in pixels of 0..1", within=_POSITIVE
     )
-    disc_channels: tuple[int, ...] = _setting((16, 32, 64, 128, 256), "of f_disc's convolutions")
-    disc_outputs: int = _setting(1, "1: sigmoid (eq. 10); 2: two-class softmax (R3)")
+    disc_channels: tuple[int, ...] = _setting(
+        (16, 32, 64, 128, 256), "of f_disc's convolutions", within=_ONE_UP
+    )
+    disc_outputs: int = _setting(1, "1: sigmoid (eq. 10); 2: two-class softmax (R3)", within=(1, 2))
     disc_learning_rate: float = _setting(0.1, "of the discriminator, at its highest")
-    disc_label_smoothing: float = _setting(0.0, "of the teacher's side, in f_disc's step")
+    disc_label_smoothing: float = _setting(
+        0.0, "of the teacher's side, in f_disc's step", within=(0, 1)
+    )
     disc_r1: float = _setting(0.0, "weight of f_disc's gradient penalty on J_t")
 
     # Students trained on adversarial examples
     pgd_steps: int = _setting(
-        7, "--method=pgd|trades|ard: attack steps, of 2/255 inside 8/255 for CIFAR-10"
+        7,
+        "--method=pgd|trades|ard: attack steps, of 2/255 inside 8/255 for CIFAR-10",
+        within=_ONE_UP,
     )
     trades_beta: float = _setting(6.0, "--method=trades: weight of KL(p(x) || p(x_adv))")
-    ard_alpha: float = _setting(1.0, "--method=ard: weight of the teacher against the labels")
-    ard_temperature: float = _setting(30.0, "--method=ard: of both softmaxes")
+    ard_alpha: float = _setting(
+        1.0, "--method=ard: weight of the teacher against the labels", within=(0, 1)
+    )
+    ard_temperature: float = _setting(30.0, "--method=ard: of both softmaxes", within=_POSITIVE)
 
     # Stage 3 and reporting
-    num_validation: int = _setting(1000, "training images held out for validation")
-    eval_examples: int = _setting(1000, "test images of stage 3")
+    num_validation: int = _setting(1000, "training images held out for validation; 0: none")
+    eval_examples: int = _setting(1000, "test images of stage 3", within=_ONE_UP)
     eval_attacks: str = _setting("clean,fgsm,pgd20", "attacks of stage 3")
-    log_every: int = _setting(50, "steps between metrics")
-    validate_every: int = _setting(500, "steps between validations and pictures")
-    checkpoint_every: int = _setting(250, "steps between checkpoints")
+    log_every: int = _setting(50, "steps between metrics", within=_ONE_UP)
+    validate_every: int = _setting(500, "steps between validations and pictures", within=_ONE_UP)
+    checkpoint_every: int = _setting(250, "steps between checkpoints", within=_ONE_UP)
 
     def objective(self) -> Settings:
         """The part of the settings that IGAM's step reads."""
@@ -405,8 +427,21 @@ def resolve(chosen: dict[str, Any]) -> Config:
     return config
 
 
+def _check_numbers(name: str, value: Any, least: float, most: float) -> None:
+    """Raises a UserError where a setting's number, or one of them, is not finite or out of range."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(
+        not (math.isfinite(n) and least <= n <= most) for n in numbers if not isinstance(n, str)
+    ):
+        wanted = f"within {least}..{most}" if math.isfinite(most) else f"of at least {least}"
+        received = ",".join(map(str, numbers))
+        raise UserError(f"expected --{name} {wanted}; received {received}")
+
+
 def _check(config: Config) -> None:
-    """Raises a UserError where settings contradict each other."""
+    """Raises a UserError where a number is out of its range or settings contradict each other."""
+    for field in dataclasses.fields(config):
+        _check_numbers(field.name, getattr(config, field.name), *field.metadata["within"])
     config.objective()
     method = METHODS[config.method]
     if method.matched_to and not 0 <= config.igam_start <= config.train_steps:

@@ -94,7 +94,9 @@ def define_data_flags() -> None:
     flags.DEFINE_string(
         "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
     )
-    flags.DEFINE_integer("data_seed", None, "of builtin data; default: the run's, else 0")
+    flags.DEFINE_integer(
+        "data_seed", None, "of builtin data; default: the run's, else 0", lower_bound=0
+    )
 
 
 def model_and_images(

@@ -29,7 +29,7 @@ def schedule(
             the challenge code, 40 000 and 60 000 of 80 000, and of the release); or "cosine", a
             linear warm-up over a tenth of the steps and a half cosine to 0.
         learning_rate: its highest value.
-        steps: length of the schedule.
+        steps: length of the schedule; 0 where nothing is trained on it.
     """
     if name == "constant":
         return learning_rate
@@ -40,7 +40,7 @@ def schedule(
     if name == "cosine":
         warmup = steps // 10
         return keras.optimizers.schedules.CosineDecay(
-            0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
+            0.0, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
         )
     raise ValueError(f"schedule must be constant, step or cosine. Received: {name!r}")
 

@@ -183,7 +183,7 @@ class Run:
                 steps=c.finetune_steps,
                 batch_size=c.batch_size,
                 augment=datasets.Augment(),
-                monitor=Monitor(teacher, self.target[1]) if c.method == "finetune" else None,
+                monitor=self._monitor(teacher) if c.method == "finetune" else None,
             )
         self._save(teacher, path)
         return teacher
@@ -203,8 +203,8 @@ class Run:
         student = self.new_student(c.precision)
         trainer, optimizers = self.trainer(student, teacher), self.optimizers()
         igam = trainer if self.method.matched_to == "teacher" else None
-        monitor = Monitor(student, self.target[1], igam=igam)
-        if self.method.adversarial:
+        monitor = self._monitor(student, igam)
+        if monitor and self.method.adversarial:
             monitor = OverfittingWatch(monitor, ROBUST, self.folder / "metrics.jsonl")
         with teacher.offsets_of(optimizers[0], c.seed) if teacher else nullcontext():
             self._fit(
@@ -299,6 +299,11 @@ class Run:
             turns = -(-igam_steps // (c.match_every * c.disc_every))
             rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
         return [Momentum(rate, momentum=c.momentum) for rate in rates]
+
+    def _monitor(self, network: Network, igam: IGAM | None = None) -> Monitor | None:
+        """Validation while `network` is trained; None without validation images."""
+        split = self.target[1]
+        return Monitor(network, split, igam=igam) if len(split.labels) else None
 
     def trainer(self, student: Network, teacher: Teacher | None) -> Classifier:
         """What trains the student by `--method`, not compiled."""

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,37 @@ def test_unknown_transfer():
 def test_igam_start_beyond_the_end():
     with pytest.raises(UserError, match=r"within the 10 training steps; received 11"):
         resolve({"train_steps": 10, "igam_start": 11})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("train_steps", 0, "of at least 1"),
+        ("finetune_steps", -1, "of at least 0"),
+        ("match_every", 0, "of at least 1"),
+        ("seed", 2**32, "within 0..4294967295"),
+        ("momentum", 1.5, "within 0..1"),
+        ("lambda_diff", -0.1, "of at least 0"),
+        ("lambda_adv", math.nan, "of at least 0"),
+        ("learning_rate", math.inf, "of at least 0"),
+        ("ard_temperature", 0.0, "of at least 1e-06"),
+        ("disc_channels", (4, 0), "of at least 1"),
+    ],
+)
+def test_numbers_out_of_their_range(name, value, wanted):
+    received = "4,0" if name == "disc_channels" else str(value)
+    with pytest.raises(UserError) as raised:
+        resolve({name: value})
+    assert str(raised.value) == f"expected --{name} {wanted}; received {received}"
+
+
+def test_every_number_has_a_range():
+    """Which its default is in; below or beside it there is a refusal."""
+    numbers = [name for name, field in FIELDS.items() if field.type in (int, float)]
+    assert len(numbers) > 30
+    for name in numbers:
+        with pytest.raises(UserError, match=f"--{name} .*; received -1|within the .* steps"):
+            resolve({name: -1})
 
 
 def test_finite_differences_need_the_gradient_of_the_loss():
@@ -256,8 +288,10 @@ def test_every_flag_reaches_its_setting(parse):
             value = text = next(c for c in choices if c != before)
         elif field.type is bool:
             text = str(value := not before).lower()
-        elif field.type in (int, float):
+        elif field.type is int:
             text = str(value := before + 1)
+        elif field.type is float:
+            text = str(value := before / 2 or 0.5)
         else:
             value, text = ((3, 4), "3,4") if name == "disc_channels" else ("other", "other")
         assert getattr(parse(f"--{name}={text}"), name) == value != before

@@ -122,6 +122,16 @@ def test_one_schedule_then_another():
     assert found == pytest.approx([0.0, 0.1, 0.05, float(first(99)), 0.02, 0.02], abs=1e-7)
 
 
+@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+def test_a_schedule_of_no_steps_before_another(name):
+    """--igam_start=0; or 0 steps of IGAM after it."""
+    none, all_ = (optimizers.schedule(name, rate, n) for rate, n in ((0.1, 0), (0.02, 50)))
+    rate = optimizers.Then(none, all_, 0)
+    for step in (0, 5, 30, 49):
+        expected = 0.02 if name == "constant" else float(all_(step))
+        assert float(rate(step)) == pytest.approx(expected, abs=1e-9)
+
+
 def test_scaled_back_propagation_keeps_what_float16_would_lose():
     x = tf.constant([[1.0], [2.0]])
 

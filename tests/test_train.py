@@ -159,6 +159,15 @@ def test_other_settings_are_refused_and_named(finished):
     assert "Traceback" not in done.stderr
 
 
+def test_all_images_to_train_on(tmp_path):
+    done = train(*SMOKE, "--method=fast", "--num_validation=0", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "600 images)" in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert not any("validation" in name for row in rows for name in row)
+
+
 def test_two_runs_make_one_table(finished):
     text = report.report([finished, finished])
     assert text.count("igam (") == 2
@@ -171,6 +180,7 @@ def test_two_runs_make_one_table(finished):
     [
         (["--preset=smoke", "cpu"], "expected flags alone; received 'cpu' as well"),
         (["--student=wrn-9-1"], "expected --student=wrn-<depth>-<width> with depth 6n + 2"),
+        (["--validate_every=0"], "expected --validate_every of at least 1; received 0"),
         (["--disc_channels=4,x"], "expected --disc_channels as whole numbers"),
         (["--teacher=load", "--teacher_checkpoint=/nowhere"], "/nowhere"),
         (["--source=cifar10", "--target=mnist"], "expected one of the transfers"),
