@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from rivals import SIDE, STUDENTS
 
 from igam_tf import datasets, gradients, losses
 from igam_tf.classifier import Classifier
@@ -39,7 +40,6 @@ from madry_models import WideResNet
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
-STUDENTS = {"wrn-8-2": 128, "wrn-32-1": 32, "wrn-32-10": 8}  # -> images a step
 TEACHERS = {  # -> the transfer it is of
     "mnist": {"source": "mnist", "target": "cifar10"},
     "cifar10": {"source": "cifar10", "target": "cifar100"},
@@ -52,7 +52,6 @@ KINDS = {
     "igam_every_4th": {"method": "igam", "second_order": "finite_difference", "match_every": 4},
     "pgd7": {"method": "pgd", "pgd_steps": 7},
 }
-SIDE = 2048  # of the matrices whose product is the peak
 
 
 def define_flags() -> None:

@@ -8,20 +8,14 @@ network on a grey crop is the teacher. Every kind is measured in both memory for
 counts. Images, labels and weights are random. Ends with one line of JSON.
 """
 
-import argparse
 import itertools
-import json
-import statistics
-import time
-from collections.abc import Callable
 
+import rivals
 import torch
 from torch import nn
 from torch.nn import functional
 
-STUDENTS = {"wrn-8-2": 128, "wrn-32-1": 32, "wrn-32-10": 8}  # -> images a step, as in step.py
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-SIDE = 2048  # of the matrices whose product is the peak
 DECAY, LAMBDA_ADV, LAMBDA_DIFF = 2e-4, 1.0, 0.05
 
 
@@ -168,52 +162,12 @@ class Trainer:
         self._descend(loss, self.optimizer)
 
 
-def seconds(step: Callable[[], None], turns: int) -> float:
-    """Mean seconds of so many steps."""
-    begin = time.perf_counter()
-    for _ in range(turns):
-        step()
-    return (time.perf_counter() - begin) / turns
-
-
-def measure(student: str, batch_size: int, args: argparse.Namespace) -> dict:
-    """Images a second of each kind, the faster memory format's; prints a line for each."""
-    trainers = {f: Trainer(student, batch_size, args.disc_every, m) for f, m in FORMATS.items()}
-    turns = {"plain": args.disc_every, "igam": args.disc_every, "pgd7": 1}
-    steps = {(k, f): getattr(t, k) for k in turns for f, t in trainers.items()}
-    a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    times, products = {key: [] for key in steps}, []
-    for step in steps.values():
-        step()
-    for _ in range(args.repeats):
-        for (kind, memory_format), step in steps.items():
-            times[kind, memory_format].append(seconds(step, turns[kind]))
-            products.append(seconds(lambda: a @ b, 1))
-    median = {key: statistics.median(values) for key, values in times.items()}
-    best = {k: min(FORMATS, key=lambda f, k=k: median[k, f]) for k in turns}
-    rates = {k: round(batch_size / median[k, f], 2) for k, f in best.items()}
-    for kind, memory_format in best.items():
-        over = median[kind, memory_format] / median["plain", best["plain"]]
-        rate = f"{student:10s} {kind:6s} {rates[kind]:9.2f} images/s"
-        print(f"{rate}, {over:5.2f} x plain, {memory_format}", flush=True)
-    peak = round(2 * SIDE**3 / min(products) / 1e9, 1)
-    return {"batch_size": batch_size, "peak_gflops_per_second": peak, "images_per_second": rates}
-
-
-def main() -> None:
-    """Prints a line for each network and kind of training, and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--student", default=",".join(STUDENTS), help="one or several")
-    parser.add_argument("--disc_every", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    unknown = set(args.student.split(",")) - set(STUDENTS)
-    if unknown or min(args.disc_every, args.repeats) < 1:
-        parser.error(f"expected --student of {', '.join(STUDENTS)} and whole numbers above 0")
-    networks = {s: measure(s, STUDENTS[s], args) for s in args.student.split(",")}
-    result = {"torch": torch.__version__, "disc_every": args.disc_every, "networks": networks}
-    print(json.dumps(result))
+def trainers_of(student: str, batch_size: int, disc_every: int):
+    """(Trainers by memory format, a matrix product), as `rivals.rates` takes them."""
+    a, b = (torch.randn(rivals.SIDE, rivals.SIDE) for _ in range(2))
+    trainers = {name: Trainer(student, batch_size, disc_every, f) for name, f in FORMATS.items()}
+    return trainers, lambda: a @ b
 
 
 if __name__ == "__main__":
-    main()
+    rivals.main({"torch": torch.__version__}, __doc__.split("\n")[0], trainers_of)

@@ -10,7 +10,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -22,6 +24,8 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import pipeline  # noqa: E402
+import release_step  # noqa: E402
+import rivals  # noqa: E402
 import scale  # noqa: E402
 import step  # noqa: E402
 
@@ -189,25 +193,101 @@ def test_peak_memory_is_in_gib(monkeypatch):
     assert step.peak_memory(None, "mnist") == pytest.approx(kib / 2**20, rel=0.05)
 
 
-def test_steps_in_pytorch(capsys, monkeypatch):
+# --- other libraries -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(monkeypatch, capsys):
+    """Runs `rivals.main` on trainers of a small student; returns (lines before the last, the last)."""
+    monkeypatch.setattr(rivals, "STUDENTS", {"wrn-8-1": 4})
+    monkeypatch.setattr(rivals, "SIDE", 64)
+
+    def of(trainers_of, *arguments):
+        monkeypatch.setattr(sys, "argv", ["x", "--repeats=1", *arguments])
+        rivals.main({"library": "1.0"}, "What it is.", trainers_of)
+        *lines, last = capsys.readouterr().out.strip().splitlines()
+        result = json.loads(last)
+        assert [re.split(" +", line)[:2] for line in lines] == [
+            ["wrn-8-1", kind] for kind in ("plain", "igam", "pgd7")
+        ]
+        assert min(result["networks"]["wrn-8-1"]["images_per_second"].values()) > 0
+        return lines, result
+
+    return of
+
+
+def test_the_faster_trainer_counts(measured, monkeypatch):
+    def trainer(*seconds):
+        kinds = zip(("plain", "igam", "pgd7"), seconds, strict=True)
+        return SimpleNamespace(**{kind: lambda s=s: s for kind, s in kinds})
+
+    monkeypatch.setattr(rivals, "seconds", lambda step, turns=1: step())
+    trainers = {"one": trainer(0.2, 1.0, 0.8), "other": trainer(0.4, 0.5, 1.0)}
+    lines, result = measured(lambda *_: (trainers, lambda: 0.001), "--disc_every=3")
+    assert lines == [
+        "wrn-8-1    plain      20.00 images/s,  1.00 x plain, one",
+        "wrn-8-1    igam        8.00 images/s,  2.50 x plain, other",
+        "wrn-8-1    pgd7        5.00 images/s,  4.00 x plain, one",
+    ]
+    assert result == {
+        "library": "1.0",
+        "disc_every": 3,
+        "networks": {
+            "wrn-8-1": {
+                "batch_size": 4,
+                "peak_gflops_per_second": round(2 * 64**3 / 0.001 / 1e9, 1),
+                "images_per_second": {"plain": 20.0, "igam": 8.0, "pgd7": 5.0},
+            }
+        },
+    }
+
+
+@pytest.mark.parametrize("argument", ["--student=wrn-8-3", "--repeats=0", "--disc_every=0"])
+def test_wrong_arguments_beside_other_libraries(measured, capsys, argument):
+    with pytest.raises(SystemExit) as ended:
+        measured(lambda *_: pytest.fail("work"), argument)
+    assert ended.value.code == 2
+    assert "expected --student of wrn-8-1 and whole numbers above 0" in capsys.readouterr().err
+
+
+def parameters_of(depth, width):
+    """Of our own network."""
+    network = WideResNet(depth, width)
+    network.build((None, 32, 32, 3))
+    return sum(math.prod(v.shape) for v in network.trainable_variables)
+
+
+def test_steps_in_pytorch(measured):
     """The network of the comparison is ours in another library."""
     pytest.importorskip("torch", reason="torch is not installed")
     import torch_step
 
     for depth, width in ((8, 1), (8, 2), (14, 1)):
-        theirs, ours = torch_step.WideResNet(depth, width), WideResNet(depth, width)
-        ours.build((None, 32, 32, 3))
-        count = sum(math.prod(v.shape) for v in ours.trainable_variables)
-        assert sum(p.numel() for p in theirs.parameters()) == count
-    monkeypatch.setattr(torch_step, "STUDENTS", {"wrn-8-1": 4})
-    monkeypatch.setattr(torch_step, "SIDE", 64)
-    monkeypatch.setattr(sys, "argv", ["torch_step.py", "--student=wrn-8-1", "--repeats=1"])
-    torch_step.main()
-    *lines, last = capsys.readouterr().out.strip().splitlines()
-    rates = json.loads(last)["networks"]["wrn-8-1"]["images_per_second"]
-    assert [re.split(" +", line)[:2] for line in lines] == [["wrn-8-1", kind] for kind in rates]
-    assert rates.keys() == {"plain", "igam", "pgd7"}
-    assert min(rates.values()) > 0
+        theirs = torch_step.WideResNet(depth, width)
+        assert sum(p.numel() for p in theirs.parameters()) == parameters_of(depth, width)
+    measured(torch_step.trainers_of)
+
+
+def test_steps_of_the_release(measured):
+    """A network of ours; IGAM moves the student, f_disc in its turn alone, the teacher never."""
+    trainer = release_step.Trainer("wrn-8-1", 4, disc_every=2)
+    with trainer.session.graph.as_default():
+        variables = {n: tf.compat.v1.trainable_variables(n) for n in ("student", "teacher", "disc")}
+    for name in ("student", "teacher"):
+        assert sum(math.prod(v.shape) for v in variables[name]) == parameters_of(8, 1)
+
+    def moved(step):
+        before = trainer.session.run(variables)
+        step()
+        after = trainer.session.run(variables)
+        return {
+            name for name in after if any(map(np.any, map(np.subtract, before[name], after[name])))
+        }
+
+    assert moved(trainer.igam) == {"student", "disc"}
+    assert moved(trainer.igam) == {"student"}
+    assert moved(trainer.plain) == moved(trainer.pgd7) == {"student"}
+    measured(release_step.trainers_of)
 
 
 def test_pipeline(printed):
