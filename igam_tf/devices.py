@@ -55,7 +55,8 @@ def here(replicas: int) -> tf.distribute.Strategy:
     """
     gpus = tf.config.list_physical_devices("GPU")
     if replicas < 0 or (gpus and replicas > len(gpus)):
-        raise UserError(f"expected --replicas within 0..{len(gpus)} GPUs; received {replicas}")
+        wanted = f"within 0..{len(gpus)} GPUs" if gpus else "of at least 0"
+        raise UserError(f"expected --replicas {wanted}; received {replicas}")
     replicas = replicas or len(gpus) or 1
     if replicas == 1:
         return tf.distribute.get_strategy()
