@@ -117,11 +117,11 @@ class Trainer:
     def _build(self, student: str):
         self.x = tf.placeholder(tf.float32, self.images.shape)
         self.y = tf.placeholder(tf.int64, self.labels.shape)
+        true = tf.stack([tf.range(len(self.labels), dtype=tf.int64), self.y], 1)
         logits, j = {}, {}
         for name in ("student", "teacher"):
             with tf.variable_scope(name):
                 logits[name] = wide_resnet(self.x, student)
-            true = tf.stack([tf.range(len(self.labels), dtype=tf.int64), self.y], 1)
             probability = tf.gather_nd(tf.nn.softmax(logits[name]), true)
             j[name] = tf.gradients(probability, self.x)[0]
         with tf.variable_scope("disc"):

@@ -33,6 +33,7 @@ def rates(student: str, trainers: dict, product: Callable, disc_every: int, repe
         disc_every: steps in a round of IGAM's, and of plain ones.
         repeats: rounds.
     """
+    batch_size = STUDENTS[student]
     turns = {"plain": disc_every, "igam": disc_every, "pgd7": 1}
     steps = {(kind, name): getattr(t, kind) for kind in turns for name, t in trainers.items()}
     times, products = {key: [] for key in steps}, []
@@ -46,12 +47,12 @@ def rates(student: str, trainers: dict, product: Callable, disc_every: int, repe
     best = {kind: min(trainers, key=lambda n, kind=kind: median[kind, n]) for kind in turns}
     taken = {kind: median[kind, name] for kind, name in best.items()}
     for kind, name in best.items():
-        rate = f"{student:10s} {kind:6s} {STUDENTS[student] / taken[kind]:9.2f} images/s"
+        rate = f"{student:10s} {kind:6s} {batch_size / taken[kind]:9.2f} images/s"
         print(f"{rate}, {taken[kind] / taken['plain']:5.2f} x plain, {name}", flush=True)
     return {
-        "batch_size": STUDENTS[student],
+        "batch_size": batch_size,
         "peak_gflops_per_second": round(2 * SIDE**3 / min(products) / 1e9, 1),
-        "images_per_second": {k: round(STUDENTS[student] / taken[k], 2) for k in turns},
+        "images_per_second": {k: round(batch_size / taken[k], 2) for k in turns},
     }
 
 

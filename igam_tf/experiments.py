@@ -126,9 +126,11 @@ class Config:
         100.0, "weight of L_diff (eq. 14), in the unit of J and its reduction"
     )
     match_every: int = _setting(
-        1, "J is looked at every so many steps, with weights so many times as large"
+        1, "J is looked at every so many steps, with weights so many times as large", within=_ONE_UP
     )
-    disc_every: int = _setting(10, "k: steps that look at J for each discriminator step")
+    disc_every: int = _setting(
+        10, "k: steps that look at J for each discriminator step", within=_ONE_UP
+    )
     igam_start: int = _setting(0, "plain steps before both terms are switched on (R8)")
     input_gradient: str = _setting("xent", "J is the gradient of (R1)", ("xent", "softmax"))
     gradient_pixel_max: float = _setting(
@@ -444,7 +446,7 @@ def _check(config: Config) -> None:
         _check_numbers(field.name, getattr(config, field.name), *field.metadata["within"])
     config.objective()
     method = METHODS[config.method]
-    if method.matched_to and not 0 <= config.igam_start <= config.train_steps:
+    if method.matched_to and config.igam_start > config.train_steps:
         raise UserError(
             f"expected --igam_start within the {config.train_steps} training steps; "
             f"received {config.igam_start}"

@@ -85,7 +85,7 @@ def train(
     steps: int,
     log_every: int,
     checkpoint_every: int,
-    validate_every: int = 0,
+    validate_every: int = 1,
     validate: Callable[[int, Log], dict[str, float]] | None = None,
 ) -> None:
     """Runs `trainer` up to `steps` steps, from the newest checkpoint of `stage` if there is one.
@@ -95,8 +95,8 @@ def train(
         batches: start step -> the batches from there on.
         folder, stage: where checkpoints and metrics go, under which name.
         steps: in all, those of an earlier process counted in.
-        log_every, checkpoint_every, validate_every: in steps; validate_every 0: never.
-        validate: (step, log) -> scalars.
+        log_every, checkpoint_every, validate_every: in steps.
+        validate: (step, log) -> scalars; None: never.
 
     Raises:
         UserError: a loss is NaN or infinite; what was saved stays. What was saved is damaged.

@@ -400,7 +400,7 @@ class Run:
             steps=steps,
             log_every=c.log_every,
             checkpoint_every=c.checkpoint_every,
-            validate_every=c.validate_every if monitor else 0,
+            validate_every=c.validate_every,
             validate=monitor,
         )
 

@@ -115,7 +115,8 @@ def test_every_number_has_a_range():
     numbers = [name for name, field in FIELDS.items() if field.type in (int, float)]
     assert len(numbers) > 30
     for name in numbers:
-        with pytest.raises(UserError, match=f"--{name} .*; received -1|within the .* steps"):
+        refusal = f"expected --{name} (of at least|within) .*; received -1$"
+        with pytest.raises(UserError, match=refusal):
             resolve({name: -1})
 
 
