@@ -29,6 +29,7 @@ Y = np.arange(6)
 
 def _student() -> WideResNet:
     """Untrained, with moving averages that are not those of a fresh network."""
+    keras.utils.set_random_seed(0)
     model = WideResNet(8, 1)
     model.build((None, *SHAPE))
     model.set_weights([w + RNG.normal(0, 0.1, w.shape) for w in model.get_weights()])
@@ -85,8 +86,9 @@ def exported(command, run, tmp_path):
 
 def test_both_files_give_the_students_logits(exported, student):
     expected = student(X, training=False).numpy()
-    assert np.abs(expected - student(X, training=True)).max() > 0.1  # batch statistics would show
-    np.testing.assert_array_equal(load_model(exported / "student.keras")(X), expected)
+    copy = load_model(exported / "student.keras")
+    np.testing.assert_array_equal(copy(X), expected)
+    assert np.abs(expected - copy(X, training=True)).max() > 0.1  # batch statistics would show
     loaded = tf.saved_model.load(str(exported / "saved_model"))
     np.testing.assert_allclose(loaded.serve(tf.constant(X)), expected, atol=1e-5)
     one_by_one = [loaded.serve(tf.constant(X[i : i + 1])) for i in range(len(X))]
@@ -110,7 +112,7 @@ def test_documented_lines_run(exported, student, monkeypatch, command_of, capsys
     # Compared by what they do: rounding turns a sign here and there.
     clean, theirs, ours = (xent(student(x), Y) for x in (X, place["x_adv"], expected))
     assert np.mean(ours) > np.mean(clean) + 0.1
-    np.testing.assert_allclose(theirs, ours, rtol=0.15)
+    np.testing.assert_allclose(theirs, ours, rtol=0.02)
     assert np.abs(place["x_adv"] - X).max() == pytest.approx(8)
     line = re.search(r"```\npython -m igam_tf.eval_pgd (.*?)```", text, re.S)[1]
     command_of(eval_pgd)(*shlex.split(line.replace("\\\n", "")))
