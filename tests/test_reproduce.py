@@ -202,7 +202,15 @@ def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeyp
     )
     assert not any("teacher_checkpoint" in a for a in standard)
     assert {"--teacher_gradient=zero", "--teacher_checkpoint=/there", "--preset=cpu"} < set(zero)
-    assert "--eval_attacks=clean,fgsm,pgd5,pgd10,pgd20" in zero
+    assert {"--eval_attacks=clean,fgsm,pgd5,pgd10,pgd20", "--seed=0"} < set(zero)
+
+
+def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or 0)
+    monkeypatch.chdir(tmp_path)
+    assert command("--table=1", "--preset=cpu", "--rows=zero", "--seed=3") == 0
+    assert {"--seed=3", "--workdir=runs/table1-cpu-seed3/zero"} < set(ran[0])
 
 
 @pytest.mark.parametrize(

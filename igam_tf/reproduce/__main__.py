@@ -27,6 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "paper", tuple(PRESETS), "size and budget")
     flags.DEFINE_enum("data", "tfds", ("tfds", "builtin"), "real data, or the synthetic pair")
     flags.DEFINE_string("data_dir", "", "where tensorflow-datasets keeps its data; empty: its own")
+    flags.DEFINE_integer("seed", 0, "of every row: training and evaluation", lower_bound=0)
     flags.DEFINE_list("rows", [], "names of run folders of the table; empty: all of its rows")
     flags.DEFINE_bool("collect", False, "run nothing, only write the table of what is finished")
     flags.DEFINE_string("output", None, "folder of the rows; default runs/table<table>-<preset>...")
@@ -67,7 +68,11 @@ def chosen_rows(whole: Table) -> list[Row]:
 def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
     """The command line of one row."""
     given = {"preset": FLAGS.preset, "data": FLAGS.data, "data_dir": FLAGS.data_dir}
-    given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
+    given |= {
+        "seed": FLAGS.seed,
+        "eval_attacks": ",".join(whole.attacks),
+        "workdir": str(output / row.name),
+    }
     if FLAGS.validate_every is not None:
         given["validate_every"] = FLAGS.validate_every
     source = row.flags["source"]
@@ -101,7 +106,8 @@ def main(argv: list[str]) -> int:
     rows = chosen_rows(whole)
     name = FLAGS.table if FLAGS.table in ("figure5", "baselines") else f"table{FLAGS.table}"
     synthetic = "-builtin" if FLAGS.data == "builtin" else ""
-    output = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}")
+    seed = f"-seed{FLAGS.seed}" if FLAGS.seed else ""
+    output = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}{seed}")
     if FLAGS.collect and not output.is_dir():
         raise UserError(f"expected a folder of finished rows in --output; {output} is absent")
     output.mkdir(parents=True, exist_ok=True)
