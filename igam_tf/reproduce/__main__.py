@@ -67,12 +67,8 @@ def chosen_rows(whole: Table) -> list[Row]:
 
 def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
     """The command line of one row."""
-    given = {"preset": FLAGS.preset, "data": FLAGS.data, "data_dir": FLAGS.data_dir}
-    given |= {
-        "seed": FLAGS.seed,
-        "eval_attacks": ",".join(whole.attacks),
-        "workdir": str(output / row.name),
-    }
+    given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir", "seed")}
+    given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
     if FLAGS.validate_every is not None:
         given["validate_every"] = FLAGS.validate_every
     source = row.flags["source"]
