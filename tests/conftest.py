@@ -22,6 +22,18 @@ GOLDEN = Path(os.environ.get("IGAM_GOLDEN", _SHARED / "golden"))
 DATA = Path(os.environ.get("IGAM_DATA", _SHARED / "data"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _seeded_module():
+    """What is shared within a file starts from the same weights in every run."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """And so does each test, whichever ran before it."""
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     if not GOLDEN.is_dir():

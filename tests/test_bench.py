@@ -338,7 +338,7 @@ def test_scale(printed, monkeypatch, kind):
     [
         (["--student=wrn-8-2,wrn-9-1", "--batch_size=4"], "depth 6n [+] 2, .*; received 'wrn-9-1'"),
         (["--student=wrn-8-2,wrn-8-1"], "expected --batch_size with --student=wrn-8-1"),
-        (["--kinds=igam,trades"], "expected --kinds of plain, igam, .*; received trades"),
+        (["--kinds=igam_exact,trades"], "expected --kinds of plain, igam, .*; received trades"),
         (["--json=/no/such/folder/x"], "expected --json=/no/such/folder/x to be writable; No"),
         (["more"], "expected flags alone"),
     ],

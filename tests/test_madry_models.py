@@ -98,7 +98,6 @@ def test_parameter_counts():
 
 
 def test_initial_values():
-    keras.utils.set_random_seed(0)
     small, wide = MnistCNN(), WideResNet(8, 4)
     small.build((None, 28, 28, 1))
     wide.build((None, 32, 32, 3))
@@ -253,7 +252,6 @@ def test_constant_image_gradient_by_hand():
 
 @pytest.mark.parametrize("network", [MnistCNN, lambda **kw: WideResNet(8, 1, **kw)])
 def test_kernel_derivative_of_input_gradients_against_finite_differences(network):
-    keras.utils.set_random_seed(3)
     model = network(dtype="float64")
     x = images(2, 8, 8, 1, high=model.pixel_max)
     model.build(x.shape)
@@ -279,7 +277,6 @@ def test_kernel_derivative_of_input_gradients_against_finite_differences(network
 
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_training_chooses_batch_statistics_and_moves_the_averages(synchronized):
-    keras.utils.set_random_seed(0)
     model = WideResNet(8, 1, synchronized=synchronized, dtype="float64")
     x = images(4, 8, 8, 3)
     inference = model(x, training=False)
