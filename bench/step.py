@@ -288,13 +288,8 @@ def main(argv: list[str]) -> None:
     tf.get_logger().setLevel("ERROR")
     print("weights and images: random; the teacher's too")
     print(f"igam: --preset=cpu, {RECIPE}; igam_exact and igam_finite_difference: J in every step")
-    result = {
-        "igam": RECIPE,
-        "teacher": FLAGS.teacher,
-        "precision": FLAGS.precision,
-        "jit": FLAGS.jit,
-    }
-    result |= {"disc_every": FLAGS.disc_every, "repeats": FLAGS.repeats, "networks": {}}
+    chosen = ("teacher", "precision", "jit", "disc_every", "repeats")
+    result = {"igam": RECIPE} | {name: FLAGS[name].value for name in chosen} | {"networks": {}}
     for student in FLAGS.student:
         result["networks"][student] = measure(student)
         keras.backend.clear_session()
