@@ -22,7 +22,7 @@ from igam_tf import devices
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
-KIND = "igam_exact"
+KIND = "igam"
 
 
 def define_flags() -> None:

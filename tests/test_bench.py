@@ -136,13 +136,11 @@ def test_step(printed, tmp_path):
     lines, result = printed(step, "--kinds=pgd7", f"--json={tmp_path / 'step.json'}")
     assert json.loads((tmp_path / "step.json").read_text()) == result
     assert lines[0] == "weights and images: random; the teacher's too"
-    assert lines[1].startswith("igam: --preset=cpu, {'second_order': 'finite_difference', 'match_e")
-    assert [re.split(" +", line)[:2] for line in lines[2:]] == [
+    assert [re.split(" +", line)[:2] for line in lines[1:]] == [
         ["wrn-8-1", "plain"], ["wrn-8-1", "pgd7"],
     ]  # fmt: skip
     assert {k: v for k, v in result.items() if k != "networks"} == {
-        "igam": {"second_order": "finite_difference", "match_every": 4}, "teacher": "mnist",
-        "precision": "float32", "jit": "auto", "disc_every": 5, "repeats": 1,
+        "teacher": "mnist", "precision": "float32", "jit": "auto", "disc_every": 5, "repeats": 1
     }  # fmt: skip
     row = result["networks"]["wrn-8-1"]
     assert row["batch_size"] == 4
@@ -161,19 +159,20 @@ def test_step(printed, tmp_path):
 
 @pytest.mark.slow
 def test_step_of_igam_and_memory(printed):
-    """All ways of IGAM beside plain training, and each kind's memory in a process of its own."""
+    """Both ways of IGAM beside plain training, and each kind's memory in a process of its own."""
     lines, result = printed(step, "--memory", "--disc_every=2")
     row = result["networks"]["wrn-8-1"]
-    kinds = {"plain", "igam", "igam_exact", "igam_finite_difference", "pgd7"}
+    kinds = {"plain", "igam", "igam_finite_difference", "igam_every_4th", "pgd7"}
     assert row["seconds"].keys() == row["peak_memory_gib"].keys() == kinds
-    assert len(lines) == 2 + len(kinds)
-    for kind in kinds - {"plain", "pgd7"}:
+    assert len(lines) == 1 + len(kinds)
+    for kind in ("igam", "igam_finite_difference"):
         for other in ("plain", "pgd7"):
             ratio = row["seconds"][kind] / row["seconds"][other]
             assert row[f"{kind}_over_{other}"] == pytest.approx(ratio, rel=0.01)
-    flops = row["flops_over_plain"]
-    seldom, dense = flops["igam"], flops["igam_finite_difference"]
-    assert min(dense, flops["igam_exact"]) > 2  # J_s alone takes another pass to the images
+        assert row["flops_over_plain"][kind] > 2  # J_s alone takes another pass to the images
+    dense, seldom = (
+        row["flops_over_plain"][kind] for kind in ("igam_finite_difference", "igam_every_4th")
+    )
     assert seldom == pytest.approx((3 + dense) / 4, abs=1e-3)
     assert all(0.1 < gib < 16 for gib in row["peak_memory_gib"].values())
 
@@ -308,11 +307,11 @@ def test_pipeline(printed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "igam_exact"])
+@pytest.mark.parametrize("kind", ["plain", "igam"])
 def test_scale(printed, monkeypatch, kind):
     """The quick one is of plain training, whose step takes seconds to trace instead of tens."""
     monkeypatch.setattr(scale, "KIND", kind)
-    lines, result = printed(scale, "--counts=1,2", "--kinds=plain,igam_exact", "--disc_every=2")
+    lines, result = printed(scale, "--counts=1,2", "--kinds=plain,igam", "--disc_every=2")
     assert {k: v for k, v in result.items() if k != "networks"} == {
         "kind": kind, "replicas": "logical CPUs that share the cores", "teacher": "mnist",
         "precision": "float32", "disc_every": 2, "repeats": 1,
@@ -338,7 +337,7 @@ def test_scale(printed, monkeypatch, kind):
     [
         (["--student=wrn-8-2,wrn-9-1", "--batch_size=4"], "depth 6n [+] 2, .*; received 'wrn-9-1'"),
         (["--student=wrn-8-2,wrn-8-1"], "expected --batch_size with --student=wrn-8-1"),
-        (["--kinds=igam_exact,trades"], "expected --kinds of plain, igam, .*; received trades"),
+        (["--kinds=igam,trades"], "expected --kinds of plain, igam, .*; received trades"),
         (["--json=/no/such/folder/x"], "expected --json=/no/such/folder/x to be writable; No"),
         (["more"], "expected flags alone"),
     ],
@@ -362,7 +361,7 @@ def test_wrong_flags_end_before_any_work(
         (["--counts=1,two"], "expected --counts such as 1,2,4; received '1,two'"),
         (["--counts=0"], "expected --counts such as 1,2,4; received '0'"),
         (["--counts="], "expected --counts such as 1,2,4; received ''"),
-        (["--kinds=pgd7"], "expected igam_exact, .* in --kinds; received 'pgd7'"),
+        (["--kinds=pgd7"], "expected igam, .* in --kinds; received 'pgd7'"),
     ],
 )
 def test_wrong_flags_of_scale(command_of, arguments, message):
