@@ -20,6 +20,12 @@ def normalize(j: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(j))
 
 
+def spectral_norm(kernel: tf.Tensor) -> tf.Tensor:
+    """Largest singular value of a kernel [..., outputs] as a matrix of that many columns. -> scalar."""
+    matrix = tf.reshape(kernel, [-1, kernel.shape[-1]])
+    return tf.sqrt(tf.linalg.eigvalsh(tf.matmul(matrix, matrix, transpose_a=True))[-1])
+
+
 @keras.saving.register_keras_serializable("igam_tf")
 class Discriminator(keras.Model):
     """4x4 convolutions of stride 2 with bias, BN, leaky ReLU 0.1; flatten; dense (App. A, R4).
@@ -31,14 +37,23 @@ class Discriminator(keras.Model):
         channels: output channels of each convolution, e.g. (16, 32, 64, 128, 256).
         outputs: 1 for a sigmoid output (eq. 10), 2 for the release's two-class softmax, whose
             difference z_1 - z_0 is the same logit.
+        norm: "batch"; or "spectral", each layer's output, its bias with it, over the spectral norm of
+            its kernel (Miyato et al. 2018, arXiv 1802.05957), with J at mean square 1 and no batch norm.
         synchronized: batch statistics over all replicas.
     """
 
     def __init__(
-        self, channels: Sequence[int], *, outputs: int = 1, synchronized: bool = False, **kwargs
+        self,
+        channels: Sequence[int],
+        *,
+        outputs: int = 1,
+        norm: str = "batch",
+        synchronized: bool = False,
+        **kwargs,
     ):
         super().__init__(**kwargs)
-        self.channels, self.outputs, self.synchronized = tuple(channels), outputs, synchronized
+        self.channels, self.outputs, self.norm = tuple(channels), outputs, norm
+        self.synchronized = synchronized
         dtype = self.dtype_policy
         self.convolutions = [
             keras.layers.Conv2D(c, 4, 2, "same", kernel_initializer="he_normal", dtype=dtype)
@@ -46,17 +61,18 @@ class Discriminator(keras.Model):
         ]
         self.norms = [
             BatchNormalization(momentum=0.9, epsilon=1e-3, synchronized=synchronized, dtype=dtype)
-            for _ in self.channels
+            for _ in (self.channels if norm == "batch" else ())
         ]
         self.logits_layer = keras.layers.Dense(outputs, dtype=dtype)
 
     def build(self, input_shape):
         """Creates every variable; input_shape [B,H,W,C] of the gradients shown to f_disc."""
         _, height, width, c = input_shape
-        for conv, norm in zip(self.convolutions, self.norms, strict=True):
+        for conv in self.convolutions:
             conv.build((None, None, None, c))
             c, height, width = conv.filters, -(-height // 2), -(-width // 2)
-            norm.build((None, None, None, c))
+        for norm, channels in zip(self.norms, self.channels, strict=False):
+            norm.build((None, None, None, channels))
         self.logits_layer.build((None, height * width * c))
         self.built = True
 
@@ -67,10 +83,16 @@ class Discriminator(keras.Model):
 
     def call(self, j: tf.Tensor) -> tf.Tensor:
         """J [B,H,W,C] -> logit that J is the teacher's, [B]."""
-        h = normalize(j)
-        for conv, norm in zip(self.convolutions, self.norms, strict=True):
-            h = leaky_relu(norm(conv(h), training=True))
-        z = self.logits_layer(flatten(h))
+        h, last = normalize(j), self.logits_layer
+        if self.norm == "batch":
+            for conv, norm in zip(self.convolutions, self.norms, strict=True):
+                h = leaky_relu(norm(conv(h), training=True))
+            z = last(flatten(h))
+        else:
+            h *= j[0].shape.num_elements() ** 0.5
+            for conv in self.convolutions:
+                h = leaky_relu(conv(h) / spectral_norm(conv.kernel))
+            z = last(flatten(h)) / spectral_norm(last.kernel)
         return z[:, 0] if self.outputs == 1 else z[:, 1] - z[:, 0]
 
     def get_config(self) -> dict:
@@ -79,5 +101,6 @@ class Discriminator(keras.Model):
             **super().get_config(),
             "channels": self.channels,
             "outputs": self.outputs,
+            "norm": self.norm,
             "synchronized": self.synchronized,
         }

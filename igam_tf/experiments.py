@@ -140,6 +140,7 @@ class Config:
     adv_reduction: str = _setting(
         "sum_of_means", "of L_adv (eq. 10, R3)", ("sum_of_means", "mean_of_both")
     )
+    diff_view: str = _setting("all", "what L_diff sees of J", ("all", "teacher"))
     disc_view: str = _setting("teacher", "what f_disc sees of J (§4.3.2)", ("teacher", "all"))
     disc_gradients: str = _setting("same", "J_s of f_disc's step (R9)", ("same", "recomputed"))
     teacher_batch_norm: str = _setting("inference", "of f_t in J_t (R6)", ("inference", "batch"))
@@ -153,6 +154,9 @@ class Config:
         (16, 32, 64, 128, 256), "of f_disc's convolutions", within=_ONE_UP
     )
     disc_outputs: int = _setting(1, "1: sigmoid (eq. 10); 2: two-class softmax (R3)", within=(1, 2))
+    disc_norm: str = _setting(
+        "batch", "of f_disc's layers: batch norm, or spectral norm", ("batch", "spectral")
+    )
     disc_learning_rate: float = _setting(0.1, "of the discriminator, at its highest")
     disc_label_smoothing: float = _setting(
         0.0, "of the teacher's side, in f_disc's step", within=(0, 1)

@@ -49,7 +49,8 @@ class Settings:
         diff_reduction: L_diff's "mean" or "sum" (R2) over the global batch.
         adv_reduction: "sum_of_means", eq. 10; or "mean_of_both", the mean cross-entropy over the 2B
             gradients, which is half of it (R3).
-        disc_view: f_disc sees "all" of J or only what the "teacher" can see (§4.3.2).
+        diff_view, disc_view: L_diff and f_disc see "all" of J or only what the "teacher" can see
+            (§4.3.2, for f_disc).
         disc_gradients: "same" J_s as the student's update (Algorithm 1) or "recomputed" after it (R9).
         disc_label_smoothing: f_disc's step has 1 minus this as label of the teacher's gradients
             (Salimans et al. 2016, arXiv 1606.03498); 0 is eq. 12.
@@ -72,6 +73,7 @@ class Settings:
     gradient_pixel_max: float = 1.0
     diff_reduction: str = "mean"
     adv_reduction: str = "sum_of_means"
+    diff_view: str = "all"
     disc_view: str = "teacher"
     disc_gradients: str = "same"
     disc_label_smoothing: float = 0.0
@@ -335,7 +337,7 @@ class IGAM(Classifier):
             terms["disc_accuracy"] = losses.discriminator_accuracy(d_s, d_t)
             share += s.lambda_adv * self.adversarial(terms["L_adv"])
         if self.method.difference:
-            terms["L_diff"] = self.method.difference(j_s, j_t)
+            terms["L_diff"] = self.method.difference(*self.seen(s.diff_view, j_s, j_t))
             share += s.lambda_diff * self.difference(terms["L_diff"])
         return s.match_every * share, terms
 
@@ -362,9 +364,14 @@ class IGAM(Classifier):
         """f_disc's logits (d_s, d_t), [B] each, from one batch that holds both gradients (R4)."""
         if self.adaptor:
             j_s = self.adaptor(j_s)
-        if self.settings.disc_view == "teacher" and self.teacher:
-            j_s, j_t = self.teacher.transform.visible(j_s), self.teacher.transform.visible(j_t)
-        return tf.split(self.discriminator(tf.concat([j_s, j_t], axis=0)), 2)
+        both = tf.concat(self.seen(self.settings.disc_view, j_s, j_t), axis=0)
+        return tf.split(self.discriminator(both), 2)
+
+    def seen(self, view: str, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What a term with that view, "all" or "teacher", sees of each J [B,H,W,C]."""
+        if view == "all" or not self.teacher:
+            return gradients
+        return tuple(map(self.teacher.transform.visible, gradients))
 
     def adversarial(self, l_adv: tf.Tensor) -> tf.Tensor:
         """This replica's share of L_adv over the global batch."""

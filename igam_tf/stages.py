@@ -334,7 +334,10 @@ class Run:
             if c.disc_view == "teacher" and teacher:
                 shape = teacher.transform.visible(tf.zeros((1, *shape[1:]))).shape
             disc = Discriminator(
-                c.disc_channels, outputs=c.disc_outputs, synchronized=self.synchronized
+                c.disc_channels,
+                outputs=c.disc_outputs,
+                norm=c.disc_norm,
+                synchronized=self.synchronized,
             )
             disc.build(shape)
         return IGAM(

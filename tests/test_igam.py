@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from igam_tf import gradients, losses
 from igam_tf.devices import here, mirrored, shares
-from igam_tf.discriminator import Discriminator, normalize
+from igam_tf.discriminator import Discriminator, normalize, spectral_norm
 from igam_tf.experiments import RELEASE
 from igam_tf.igam import IGAM, Settings
 from igam_tf.objectives import METHODS
@@ -31,7 +31,14 @@ MATCHING = [name for name, method in METHODS.items() if method.matched_to]
 BOTH = pytest.mark.parametrize("settings", [PAPER, RELEASE_SETTINGS], ids=["paper", "release"])
 
 
-def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32", student=None) -> IGAM:
+def make(
+    settings: Settings = PAPER,
+    *,
+    synchronized=False,
+    dtype="float32",
+    student=None,
+    disc_norm="batch",
+) -> IGAM:
     """A small IGAM that is the same at every call."""
     keras.utils.set_random_seed(3)
     release, method = settings.disc_view == "all", METHODS[settings.method]
@@ -49,7 +56,7 @@ def make(settings: Settings = PAPER, *, synchronized=False, dtype="float32", stu
     )
     teacher.build((None, *SHAPE))
     disc = Discriminator(
-        (4, 8), outputs=2 if release else 1, synchronized=synchronized, dtype=dtype
+        (4, 8), outputs=2 if release else 1, norm=disc_norm, synchronized=synchronized, dtype=dtype
     )
     disc.build((None, *(SHAPE if release or not method.teacher else (8, 8, 1))))
     igam = IGAM(
@@ -103,8 +110,12 @@ def check_gradient(igam: IGAM, x, y) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [RELEASE_SETTINGS, *(dataclasses.replace(PAPER, method=name) for name in MATCHING)],
-    ids=["release", *MATCHING],
+    [
+        RELEASE_SETTINGS,
+        dataclasses.replace(PAPER, diff_view="teacher"),
+        *(dataclasses.replace(PAPER, method=name) for name in MATCHING),
+    ],
+    ids=["release", "diff_view", *MATCHING],
 )
 def test_student_gradient_is_that_of_equation_14(settings):
     """In float64, batch norm in inference.
@@ -224,6 +235,55 @@ def test_one_sided_label_smoothing_is_a_cross_entropy():
     expected = tape.gradient(loss, igam.discriminator.trainable_variables)
     for a, b in zip(grads, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_spectral_norm_is_the_largest_singular_value():
+    kernel = np.random.default_rng(0).normal(size=(4, 4, 3, 8))
+    expected = np.linalg.norm(kernel.reshape(48, 8), ord=2)
+    assert float(spectral_norm(tf.constant(kernel))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_spectrally_normed_discriminator_does_not_depend_on_its_kernels_size():
+    """It has no batch norm: an image's logit is its own."""
+    disc = make(disc_norm="spectral", dtype="float64").discriminator
+    assert len(disc.variables) == len(disc.trainable_variables) == 6  # two convolutions and dense
+    j = tf.random.stateless_normal((5, 8, 8, 1), (0, 1), dtype=tf.float64)
+    d = disc(j)
+    np.testing.assert_allclose(disc(j[:2]), d[:2], rtol=1e-12)
+    for layer, factor in zip([*disc.convolutions, disc.logits_layer], (3, 0.1, 7), strict=True):
+        for v in layer.trainable_variables:
+            v.assign(factor * v)
+    np.testing.assert_allclose(disc(j), d, rtol=1e-9)
+
+
+def test_gradient_of_a_spectrally_normed_discriminator():
+    """Through the norms too: against central differences along a random direction of phi."""
+    igam = make(disc_norm="spectral", dtype="float64")
+    j_s, j_t = (tf.random.stateless_normal((4, *SHAPE), (0, s), dtype=tf.float64) for s in range(2))
+    grads, phi = igam.discriminator_gradients(j_s, j_t)[0], igam.discriminator.trainable_variables
+    rng, h = np.random.default_rng(0), 1e-7
+    direction = [rng.normal(size=v.shape) for v in phi]
+    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
+    values = []
+    for sign in (1, -2):
+        for v, d in zip(phi, direction, strict=True):
+            v.assign_add(sign * h * d)
+        l_adv = igam.adversarial(igam.discriminator_gradients(j_s, j_t)[1])
+        values.append(float(igam.decay(igam.discriminator.kernels) - l_adv))
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["igam", "l2", "cosine", "gradient_penalty"])
+def test_l_diff_through_the_teachers_view(method):
+    """The central 8x8 pixels, the channels' sum; all of J where there is no teacher."""
+    settings = dataclasses.replace(PAPER, method=method, diff_view="teacher")
+    igam = make(settings, dtype="float64")
+    j_s, j_t = np.random.default_rng(0).normal(size=(2, 4, *SHAPE))
+    _, terms = igam.matching(tf.constant(j_s), tf.constant(j_t))
+    if igam.teacher:
+        j_s, j_t = (j[:, 2:10, 2:10].sum(-1) for j in (j_s, j_t))
+    expected = igam.method.difference(tf.constant(j_s), tf.constant(j_t))
+    np.testing.assert_allclose(terms["L_diff"], expected, rtol=1e-12)
 
 
 def test_r1_is_half_the_squared_slope_of_the_teachers_logit():
