@@ -75,6 +75,8 @@ def l_diff(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
 def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     """1 - cos(J_s, J_t) per image, which has no unit; 1 where one of them is 0. -> [B].
 
+    Half of L_diff between the two at unit length.
+
     Example:
         >>> l_cosine(tf.constant([[3.0, 4.0]]), tf.constant([[8.0, 6.0]])).numpy().round(6)
         array([0.04], dtype=float32)
