@@ -367,11 +367,11 @@ class IGAM(Classifier):
         both = tf.concat(self.seen(self.settings.disc_view, j_s, j_t), axis=0)
         return tf.split(self.discriminator(both), 2)
 
-    def seen(self, view: str, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def seen(self, view: str, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What a term with that view, "all" or "teacher", sees of each J [B,H,W,C]."""
         if view == "all" or not self.teacher:
-            return gradients
-        return tuple(map(self.teacher.transform.visible, gradients))
+            return js
+        return tuple(map(self.teacher.transform.visible, js))
 
     def adversarial(self, l_adv: tf.Tensor) -> tf.Tensor:
         """This replica's share of L_adv over the global batch."""
