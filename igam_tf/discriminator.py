@@ -20,6 +20,11 @@ def normalize(j: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(j))
 
 
+def standardize(j: tf.Tensor) -> tf.Tensor:
+    """Zero mean and mean square 1 per gradient, for what batch norm does not scale. J [B,...]."""
+    return normalize(j) * j[0].shape.num_elements() ** 0.5
+
+
 def spectral_norm(kernel: tf.Tensor) -> tf.Tensor:
     """Largest singular value of a kernel [..., outputs] as a matrix of that many columns. -> scalar."""
     matrix = tf.reshape(kernel, [-1, kernel.shape[-1]])
@@ -83,13 +88,14 @@ class Discriminator(keras.Model):
 
     def call(self, j: tf.Tensor) -> tf.Tensor:
         """J [B,H,W,C] -> logit that J is the teacher's, [B]."""
-        h, last = normalize(j), self.logits_layer
+        last = self.logits_layer
         if self.norm == "batch":
+            h = normalize(j)
             for conv, norm in zip(self.convolutions, self.norms, strict=True):
                 h = leaky_relu(norm(conv(h), training=True))
             z = last(flatten(h))
         else:
-            h *= j[0].shape.num_elements() ** 0.5
+            h = standardize(j)
             for conv in self.convolutions:
                 h = leaky_relu(conv(h) / spectral_norm(conv.kernel))
             z = last(flatten(h)) / spectral_norm(last.kernel)

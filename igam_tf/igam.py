@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from igam_tf import gradients, losses
 from igam_tf.classifier import Classifier, global_size, replicas
-from igam_tf.discriminator import normalize
+from igam_tf.discriminator import standardize
 from igam_tf.objectives import METHODS
 from madry_models.errors import UserError
 
@@ -355,7 +355,7 @@ class IGAM(Classifier):
             total = self.decay(self.discriminator.kernels)
             total -= self.adversarial(l_adv - s.disc_label_smoothing * d_t)
             if s.disc_r1:
-                j_t = normalize(j_t) * j_t[0].shape.num_elements() ** 0.5
+                j_t = standardize(j_t)
                 slope, _, _ = gradients.input_gradient(lambda j: self.judge(j_s, j)[::-1], j_t)
                 total += s.disc_r1 / 2 * self.mean(losses.l_diff(slope, tf.zeros_like(slope)))
         return tape.gradient(total, phi), l_adv

@@ -91,21 +91,30 @@ def total(igam: IGAM, x, y) -> float:
     return float(value + igam.decay(igam.network.kernels))
 
 
+def slopes(grads, variables, value, h: float) -> tuple[float, float]:
+    """Along a random direction of the variables: by their gradients, by central differences of value().
+
+    Leaves the variables h below where they were.
+    """
+    rng = np.random.default_rng(0)
+    direction = [rng.normal(size=v.shape) for v in variables]
+    slope = sum(float(np.sum(g.numpy() * d)) for g, d in zip(grads, direction, strict=True))
+    values = []
+    for sign in (1, -2):
+        for v, d in zip(variables, direction, strict=True):
+            v.assign_add(sign * h * d)
+        values.append(value())
+    return slope, (values[0] - values[1]) / (2 * h)
+
+
 def check_gradient(igam: IGAM, x, y) -> None:
-    """Against central differences along a random direction of all that the student's step trains.
+    """Of all that the student's step trains.
 
     A step of 1e-8, for J_s jumps where a leaky ReLU flips.
     """
     grads, *_ = igam.student_gradients(x, y)
-    rng, h = np.random.default_rng(0), 1e-8
-    direction = [rng.normal(size=v.shape) for v in igam.trained]
-    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
-    values = []
-    for sign in (1, -2):
-        for v, d in zip(igam.trained, direction, strict=True):
-            v.assign_add(sign * h * d)
-        values.append(total(igam, x, y))
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+    slope, expected = slopes(grads, igam.trained, lambda: total(igam, x, y), 1e-8)
+    assert slope == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -261,16 +270,13 @@ def test_gradient_of_a_spectrally_normed_discriminator():
     igam = make(disc_norm="spectral", dtype="float64")
     j_s, j_t = (tf.random.stateless_normal((4, *SHAPE), (0, s), dtype=tf.float64) for s in range(2))
     grads, phi = igam.discriminator_gradients(j_s, j_t)[0], igam.discriminator.trainable_variables
-    rng, h = np.random.default_rng(0), 1e-7
-    direction = [rng.normal(size=v.shape) for v in phi]
-    slope = sum(float(tf.reduce_sum(g * d)) for g, d in zip(grads, direction, strict=True))
-    values = []
-    for sign in (1, -2):
-        for v, d in zip(phi, direction, strict=True):
-            v.assign_add(sign * h * d)
+
+    def value() -> float:
         l_adv = igam.adversarial(igam.discriminator_gradients(j_s, j_t)[1])
-        values.append(float(igam.decay(igam.discriminator.kernels) - l_adv))
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5)
+        return float(igam.decay(igam.discriminator.kernels) - l_adv)
+
+    slope, expected = slopes(grads, phi, value, 1e-7)
+    assert slope == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["igam", "l2", "cosine", "gradient_penalty"])
@@ -317,15 +323,8 @@ def test_r1_is_half_the_squared_slope_of_the_teachers_logit():
             _, d_t = wide.judge(j_s, unit)
         return 1.5 * float(tf.reduce_sum(tape.gradient(d_t, unit) ** 2)) / 4
 
-    rng, h = np.random.default_rng(0), 1e-7
-    direction = [rng.normal(size=v.shape) for v in phi]
-    slope = sum(float(np.sum(g.numpy() * d)) for g, d in zip(penalties, direction, strict=True))
-    values = []
-    for sign in (1, -2):
-        for v, d in zip(phi, direction, strict=True):
-            v.assign_add(sign * h * d)
-        values.append(value())
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-3)
+    slope, expected = slopes(penalties, phi, value, 1e-7)
+    assert slope == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_objective_is_smaller_after_a_step():
