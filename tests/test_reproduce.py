@@ -6,14 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from igam_tf import reproduce
+from igam_tf.datasets import load
 from igam_tf.experiments import PRESETS, resolve
 from igam_tf.reproduce import __main__ as program
+from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect
 from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import latex, markdown, write
+from igam_tf.runs import save_model
+from madry_models import WideResNet
 from madry_models.errors import UserError
 
 PGD, CLEAN = "pgd20", "clean"
@@ -22,8 +29,8 @@ SMALL = Table(
     attacks=(CLEAN, PGD),
     rows=(
         Row(name="igam", label="IGAM-MNIST", flags={}, paper=(93.6, 43.5)),
-        Row(name="pgd7", label="PGD7-trained", flags={}, paper=(87.3, 45.9)),
-        Row(name="absent", label="Standard", flags={}, paper=(95.0, 0.0)),
+        Row(name="pgd7", label="PGD7-trained", flags={"method": "pgd"}, paper=(87.3, 45.9)),
+        Row(name="absent", label="Standard", flags={"method": "standard"}, paper=(95.0, 0.0)),
         Row(name="zero", label="J_t = 0", flags={}, part="Controls"),
     ),
     gains=(("igam", "pgd7"), ("igam", "absent")),
@@ -129,6 +136,48 @@ def test_rows_that_were_evaluated_differently_are_no_table(output):
     finish(output / "absent", "0000000000", method="standard", seed=1)
     with pytest.raises(UserError, match="expected rows evaluated alike"):
         collect(SMALL, output)
+
+
+def test_rows_without_a_teacher_are_compared_with_the_first_igam_rows(tmp_path):
+    """PGD7-trained is the teacher here, so that its cosine is 1; Standard's by hand."""
+    data = {"data": "builtin", "data_seed": 3, "eval_examples": 20, "input_gradient": "xent"}
+    finish(tmp_path / "igam", "1110000000", **data)
+    finish(tmp_path / "zero", "1110000000", **data)
+    finish(tmp_path / "pgd7", "0111100000", method="pgd", **data)
+    align(SMALL, tmp_path / "elsewhere")  # nothing is finished there
+    j_t, j_s = networks = [WideResNet(8, 1) for _ in range(2)]
+    for network in networks:
+        network.build((None, 32, 32, 3))
+    for name, model in (("igam/teacher", j_t), ("igam/student", j_s), ("pgd7/student", j_t)):
+        save_model(model, tmp_path / f"{name}.keras")
+    align(SMALL, tmp_path)
+    written = sorted(path.parent.name for path in tmp_path.glob("*/alignment.json"))
+    assert written == ["pgd7"]
+    finish(tmp_path / "absent", "0000000000", method="standard", **data)
+    save_model(j_s, tmp_path / "absent" / "student.keras")
+    before = (tmp_path / "pgd7" / "alignment.json").stat().st_mtime_ns
+    align(SMALL, tmp_path)
+    assert (tmp_path / "pgd7" / "alignment.json").stat().st_mtime_ns == before
+
+    test = load("cifar10", "test", source="builtin", seed=3)
+    x, y = tf.constant(test.images[:20].astype("float32")), tf.constant(test.labels[:20])
+    gradients = []
+    for network in networks:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            l_xent = keras.losses.sparse_categorical_crossentropy(y, network(x), from_logits=True)
+        j = tf.reshape(tape.gradient(l_xent, x), [20, -1]).numpy()
+        gradients.append(j / np.linalg.norm(j, axis=1, keepdims=True))
+    by_hand = (gradients[0] * gradients[1]).sum(1).mean()
+
+    rows = {row["name"]: row["run"]["alignment"] for row in collect(SMALL, tmp_path)["rows"]}
+    assert rows["pgd7"]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert rows["absent"]["cosine"] == pytest.approx(by_hand, abs=1e-4)
+    assert abs(by_hand) < 0.9
+    text = markdown(collect(SMALL, tmp_path))
+    assert "| 1.000 (1.000 to 1.000) * |" in text
+    assert "| 0.250 (0.200 to 0.300) |" in text
+    assert "*: trained without a teacher, J_t is IGAM-MNIST's." in text
 
 
 # --- the tables themselves -------------------------------------------------------------------------

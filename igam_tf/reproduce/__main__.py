@@ -13,6 +13,7 @@ from absl import flags, logging
 
 from igam_tf.experiments import PRESETS, TEACHERS
 from igam_tf.objectives import METHODS
+from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import write
@@ -72,7 +73,7 @@ def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -
     if FLAGS.validate_every is not None:
         given["validate_every"] = FLAGS.validate_every
     source = row.flags["source"]
-    if source in checkpoints and METHODS[row.flags.get("method", "igam")].teacher:
+    if source in checkpoints and METHODS[row.method].teacher:
         given["teacher_checkpoint"] = checkpoints[source]
     flags_of_row = [f"--{name}={value}" for name, value in (dict(row.flags) | given).items()]
     return [sys.executable, "-m", "igam_tf.train", *flags_of_row]
@@ -115,6 +116,8 @@ def main(argv: list[str]) -> int:
         if run(command(row, whole, output, checkpoints)):
             failed.append(row.name)
         write(collect(whole, output), output, name)
+    if not FLAGS.collect:
+        align(whole, output, data_dir=FLAGS.data_dir or None)
     print("\n" + write(collect(whole, output), output, name))
     if failed:
         logging.error("rows that failed, their messages above: %s", ", ".join(failed))

@@ -14,6 +14,7 @@ from igam_tf.results import read_results, settings_text
 from igam_tf.runs import read_json, read_metrics
 from madry_models.errors import UserError
 
+ALIGNMENT = "alignment.json"  # in the folder of a row without a teacher, see `aligning`
 PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # an epoch, §5.2 "Compute Time"
 
 
@@ -74,6 +75,7 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
     """(what a run was and took, attack -> result)."""
     config = read_json(folder / "config.json")
     report = read_results(folder)[config["method"]]
+    aligned = folder / ALIGNMENT
     stages: dict[str, list[dict]] = {}
     for line in read_metrics(folder / "metrics.jsonl"):
         stages.setdefault(line["stage"], []).append(line)
@@ -86,7 +88,7 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
         "method": config["method"],
         "steps": last[-1]["step"],
         "minutes": minutes,
-        "alignment": report.get("alignment"),
+        "alignment": read_json(aligned) if aligned.exists() else report.get("alignment"),
         "epoch_seconds": _epoch(config, last, minutes.get("teacher", 0.0)),
         "curve": [
             {"minutes": before + line["train_minutes"], "clean": line[CLEAN], "pgd20": line[ROBUST]}

@@ -27,6 +27,11 @@ class Row:
     paper: tuple[float, ...] = ()
     part: str = ""
 
+    @property
+    def method(self) -> str:
+        """Of `igam_tf.objectives.METHODS`."""
+        return self.flags.get("method", "igam")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
@@ -43,6 +48,11 @@ class Table:
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
     gains: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def first_igam(self) -> Row:
+        """The first row that trains with IGAM, whose J_t rows without a teacher are compared with."""
+        return next(row for row in self.rows if row.method == "igam")
 
 
 def _transfer(source: str, target: str, **flags: str) -> dict[str, str]:

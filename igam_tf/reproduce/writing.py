@@ -49,7 +49,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines += [
         "Minutes: training on this machine, the teacher's fine-tuning included, evaluation not."
     ]
-    lines += ["cos(J_s, J_t): mean over the same test images, 95 % interval.", ""]
+    lines += [_cosine_note(content), ""]
     for title, table in (("Paired differences", _gain_rows(content)), *_time_tables(content)):
         lines += [f"## {title}", "", *_pipes(table)] if len(table) > 1 else []
     return "\n".join(lines).rstrip() + "\n"
@@ -124,9 +124,24 @@ def _cells(row: dict, attacks: list[str]) -> list[str]:
     run = row["run"]
     if not run:
         return [row["label"], *cells, "", "", ""]
+    minutes = f"{sum(run['minutes'].values()):.1f}"
+    return [row["label"], *cells, _cosine(run), str(run["steps"]), minutes]
+
+
+def _cosine(run: dict) -> str:
+    """With a star where J_t is another row's."""
     found = run["alignment"]
-    cosine = f"{found['cosine']:.3f} ({_interval(found['cosine_ci95'], '.3f')})" if found else ""
-    return [row["label"], *cells, cosine, str(run["steps"]), f"{sum(run['minutes'].values()):.1f}"]
+    if not found:
+        return "is the teacher" if run["method"] == "finetune" else ""
+    star = " *" if "teacher_of" in found else ""
+    return f"{found['cosine']:.3f} ({_interval(found['cosine_ci95'], '.3f')}){star}"
+
+
+def _cosine_note(content: dict[str, Any]) -> str:
+    text = "cos(J_s, J_t): mean over the same test images, 95 % interval."
+    found = [row["run"]["alignment"] or {} for row in content["rows"] if row["run"]]
+    others = {each["teacher_of"] for each in found if "teacher_of" in each}
+    return f"{text} *: trained without a teacher, J_t is {', '.join(others)}'s." if others else text
 
 
 def _cell(cell: dict) -> str:
