@@ -43,7 +43,7 @@ def finish(folder: Path, standing: str, *, method: str = "igam", seed: int = 0, 
     settings = {
         "method": method, "preset": "cpu", "student": "wrn-8-2", "data": "tfds", "target": "cifar10",
         "fidelity": "paper", "igam_start": 0, "train_steps": 100, "train_examples": 0,
-        "batch_size": 128, **config,
+        "batch_size": 128, "seed": seed, **config,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings))
     common = {
@@ -260,6 +260,14 @@ def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("--table=1", "--preset=cpu", "--rows=zero", "--seed=3") == 0
     assert {"--seed=3", "--workdir=runs/table1-cpu-seed3/zero"} < set(ran[0])
+
+
+@pytest.mark.parametrize("other", ["--preset=smoke", "--data=builtin", "--seed=1"])
+def test_finished_rows_of_another_kind_are_refused(command, tmp_path, monkeypatch, other):
+    monkeypatch.setattr(program, "run", lambda arguments: pytest.fail("a row was run"))
+    finish(tmp_path / "zero", "1100000000")
+    with pytest.raises(UserError, match=f"expected finished rows of {other}.*zero has --"):
+        command("--table=1", "--preset=cpu", f"--output={tmp_path}", other)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The plots of a report, as SVG text: no display, no file, the same bytes for the same figures.
 
-Colours are Okabe and Ito's, which are told apart in every common kind of colour blindness; what they
-say is said by markers, labels or place as well.
+What colours say is said by markers, labels or place as well.
 """
 
 import io
@@ -12,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from igam_tf.evaluation import fraction_text
+from igam_tf.palette import BLUE, GREEN, GREY, VERMILION
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _STYLE = {"svg.hashsalt": "audit", "svg.fonttype": "none", "font.size": 11}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -54,7 +53,7 @@ def accuracy_against_eps(report: dict) -> str:
     bars.set_label("accuracy, 95 % interval")
     axes.axhline(100 * line["data"]["chance"], color=GREY, linestyle=":", label="chance")
     axes.axvline(
-        report["subject"]["eps"], color=ORANGE, linestyle="--",
+        report["subject"]["eps"], color=VERMILION, linestyle="--",
         label=f"headline eps {fraction_text(report['subject']['eps'])}",
     )  # fmt: skip
     axes.set(
@@ -95,7 +94,7 @@ def every_attack(report: dict) -> str:
     places = range(len(names))
     axes.barh(
         places, [row["accuracy"] for row in values], xerr=_errors(values), capsize=3,
-        color=[BLUE] * len(ordered) + [ORANGE], ecolor="black",
+        color=[BLUE] * len(ordered) + [VERMILION], ecolor="black",
     )  # fmt: skip
     axes.set_yticks(places, labels=names, fontsize=9)
     axes.margins(y=0.01)
@@ -123,7 +122,7 @@ def batch_norm_modes(report: dict) -> str:
     rows = [report["rows"][name] for name in report["lines"]["batch_norm"]["rows"]]
     figure, axes = _figure()
     places = range(len(modes))
-    for k, (label, colour, hatch) in enumerate((("clean", BLUE, ""), ("PGD", ORANGE, "//"))):
+    for k, (label, colour, hatch) in enumerate((("clean", BLUE, ""), ("PGD", VERMILION, "//"))):
         axes.bar(
             [p + 0.4 * k - 0.2 for p in places], [row["accuracy"] for row in rows[k::2]], 0.38,
             yerr=_errors(rows[k::2]), capsize=4, label=label, color=colour, hatch=hatch,

@@ -1,7 +1,7 @@
 """Numbers -> matplotlib figures; nothing is computed here but places and colours.
 
-Sizes are in inches, as printed; no letter is smaller than 7 points. Categories have Okabe and Ito's
-colours and a number beside them, so that nothing is said by colour alone.
+Sizes are in inches, as printed; no letter is smaller than 7 points. Categories have a number beside
+their colour, so that nothing is said by colour alone.
 """
 
 import textwrap
@@ -20,12 +20,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from igam_tf.figures.measuring import Plane
+from igam_tf.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 STYLE = {"svg.hashsalt": "figures", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 8}
 _SMALL = 7
-_BLUE, _GREY = "#0072B2", "#666666"
 # The first is the true class's; classes beyond the last share grey.
-_CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#0072B2", "#D55E00")
+_CLASSES = (SKY, ORANGE, GREEN, YELLOW, PURPLE, BLUE, VERMILION)
 _OTHERS = "#BBBBBB"
 # nats
 _LEVELS = (
@@ -315,7 +315,7 @@ def alignment(
     panels["alpha"].set_xlim(right=max(0.1, panels["alpha"].get_xlim()[1]))
     panels["rho"].set_xscale("log")
     handles = [
-        Line2D([], [], color=_GREY, marker=".", linestyle="", label="one image"),
+        Line2D([], [], color=GREY, marker=".", linestyle="", label="one image"),
         Line2D([], [], **_MEDIAN, linewidth=3, label="median, quartiles"),
     ]
     top.legend(handles=handles, loc="outside upper center", frameon=False, ncols=2)
@@ -333,7 +333,7 @@ def alignment(
     return figure
 
 
-_MEDIAN = {"color": _BLUE, "marker": "o", "markerfacecolor": "white", "markersize": 6}
+_MEDIAN = {"color": BLUE, "marker": "o", "markerfacecolor": "white", "markersize": 6}
 _HEADS = {
     "cosine": "mean cos, 95 % interval",
     "alpha": "median alpha",
@@ -344,8 +344,8 @@ _HEADS = {
 def _strip(axes: Axes, values: np.ndarray, y: float) -> None:
     low, median, high = np.percentile(values, [25, 50, 75])
     jitter = y + np.random.default_rng(0).uniform(-0.15, 0.15, len(values))
-    axes.plot(values, jitter, ".", color=_GREY, alpha=0.25, markersize=2, rasterized=True)
-    axes.plot([low, high], [y, y], color=_BLUE, linewidth=3, solid_capstyle="butt")
+    axes.plot(values, jitter, ".", color=GREY, alpha=0.25, markersize=2, rasterized=True)
+    axes.plot([low, high], [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
     axes.plot(median, y, **_MEDIAN)
 
 

@@ -17,6 +17,7 @@ from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import write
+from igam_tf.runs import read_json
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -66,6 +67,17 @@ def chosen_rows(whole: Table) -> list[Row]:
     return [row for row in whole.rows if not FLAGS.rows or row.name in FLAGS.rows]
 
 
+def check_alike(folder: Path) -> None:
+    """Raises a UserError where a finished row has another budget, data or seed than is asked for."""
+    run = read_json(folder / "config.json")
+    for name in ("preset", "data", "seed"):
+        if run[name] != FLAGS[name].value:
+            raise UserError(
+                f"expected finished rows of --{name}={FLAGS[name].value} in {folder.parent}, or another "
+                f"--output; {folder.name} has --{name}={run[name]}"
+            )
+
+
 def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
     """The command line of one row."""
     given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir", "seed")}
@@ -93,13 +105,31 @@ def run(arguments: list[str]) -> int:
     return status
 
 
+def run_missing(rows: list[Row], whole: Table, output: Path, name: str) -> list[str]:
+    """Runs the rows that are not finished, the table written after each; names of those that failed."""
+    checkpoints, failed = teacher_checkpoints(), []
+    output.mkdir(parents=True, exist_ok=True)
+    done = [row for row in rows if finished(output / row.name)]
+    for row in done:
+        check_alike(output / row.name)
+    for i, row in enumerate(rows, start=1):
+        if row in done:
+            continue
+        logging.info("row %d of %d: %s", i, len(rows), row.label)
+        if run(command(row, whole, output, checkpoints)):
+            failed.append(row.name)
+        write(collect(whole, output), output, name)
+    align(whole, output, data_dir=FLAGS.data_dir or None)
+    return failed
+
+
 def main(argv: list[str]) -> int:
-    """Runs what is missing, writes the table after each row and prints it at the end."""
+    """Runs what is missing, writes the table and prints it."""
     flags_alone(argv)
     if FLAGS.table is None:
         raise UserError(f"expected --table, one of {', '.join(TABLES)}; received none")
     logging.set_verbosity(logging.INFO)
-    whole, checkpoints = TABLES[FLAGS.table], teacher_checkpoints()
+    whole = TABLES[FLAGS.table]
     rows = chosen_rows(whole)
     name = FLAGS.table if FLAGS.table in ("figure5", "baselines") else f"table{FLAGS.table}"
     synthetic = "-builtin" if FLAGS.data == "builtin" else ""
@@ -107,17 +137,7 @@ def main(argv: list[str]) -> int:
     output = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}{seed}")
     if FLAGS.collect and not output.is_dir():
         raise UserError(f"expected a folder of finished rows in --output; {output} is absent")
-    output.mkdir(parents=True, exist_ok=True)
-    failed = []
-    for i, row in enumerate([] if FLAGS.collect else rows, start=1):
-        if finished(output / row.name):
-            continue
-        logging.info("row %d of %d: %s", i, len(rows), row.label)
-        if run(command(row, whole, output, checkpoints)):
-            failed.append(row.name)
-        write(collect(whole, output), output, name)
-    if not FLAGS.collect:
-        align(whole, output, data_dir=FLAGS.data_dir or None)
+    failed = [] if FLAGS.collect else run_missing(rows, whole, output, name)
     print("\n" + write(collect(whole, output), output, name))
     if failed:
         logging.error("rows that failed, their messages above: %s", ", ".join(failed))

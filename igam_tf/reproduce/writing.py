@@ -6,12 +6,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from igam_tf.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from igam_tf.reproduce.collecting import PAPER_SECONDS
 from igam_tf.runs import write_json, write_text
 
-# Okabe and Ito's, told apart in every common kind of colour blindness; markers say it again.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX*<>"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = "osD^vPX*<>"  # they say it again
 NAMES = {"clean": "clean", "fgsm": "FGSM"}
 
 
