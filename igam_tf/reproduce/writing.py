@@ -83,6 +83,7 @@ def over_minutes(content: dict[str, Any]) -> Figure:
                 [point["minutes"] for point in curve], [point[key] for point in curve],
                 color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4,
                 markevery=-(-len(curve) // 12), linewidth=1.2, label=row["label"],
+                linestyle="-" if i < len(COLOURS) else "--",
             )  # fmt: skip
         axes.set(xlabel="minutes trained", ylabel="accuracy on validation images (%)", title=title)
         axes.set_xlim(left=0)
