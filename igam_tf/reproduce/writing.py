@@ -141,7 +141,7 @@ def _cosine(run: dict) -> str:
 def _cosine_note(content: dict[str, Any]) -> str:
     text = "cos(J_s, J_t): mean over the same test images, 95 % interval."
     found = [row["run"]["alignment"] or {} for row in content["rows"] if row["run"]]
-    others = {each["teacher_of"] for each in found if "teacher_of" in each}
+    others = sorted({each["teacher_of"] for each in found if "teacher_of" in each})
     return f"{text} *: trained without a teacher, J_t is {', '.join(others)}'s." if others else text
 
 
