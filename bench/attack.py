@@ -28,9 +28,9 @@ from absl import flags
 from igam_tf.attacks import attack_names, attack_specs
 from igam_tf.attacks.spec import QUERIES, STEPS, TARGETS
 from igam_tf.attacks.square import P_INIT
-from igam_tf.evaluation import logits_function
-from igam_tf.models import define_data_flags, find_model, model_and_images
-from igam_tf.survival import in_pixel_range, survivors
+from igam_tf.evaluation.evaluate import logits_function
+from igam_tf.evaluation.models import define_data_flags, find_model, model_and_images
+from igam_tf.evaluation.survival import in_pixel_range, survivors
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

@@ -18,7 +18,7 @@ import step
 import tensorflow as tf
 from absl import flags
 
-from igam_tf import devices
+from igam_tf.system import devices
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

@@ -29,13 +29,14 @@ import tensorflow as tf
 from absl import flags
 from rivals import SIDE, STUDENTS
 
-from igam_tf import datasets, gradients, losses
-from igam_tf.classifier import Classifier
-from igam_tf.experiments import Config, resolve, transform
-from igam_tf.igam import IGAM
-from igam_tf.models import writable
-from igam_tf.stages import Run, student_size
-from igam_tf.teacher import Teacher
+from igam_tf import datasets
+from igam_tf.evaluation.models import writable
+from igam_tf.experiments.config import Config, resolve, transform
+from igam_tf.formulas import gradients, losses
+from igam_tf.method.classifier import Classifier
+from igam_tf.method.igam import IGAM
+from igam_tf.method.teacher import Teacher
+from igam_tf.training.stages import Run, student_size
 from madry_models import WideResNet
 from madry_models.errors import UserError, flags_alone, run_entry_point
 

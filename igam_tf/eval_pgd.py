@@ -12,18 +12,18 @@ from pathlib import Path
 
 from absl import flags
 
-from igam_tf import devices
 from igam_tf.attacks import LOSSES, NORMS, attack_names
-from igam_tf.evaluation import BATCH_NORMS, check_threat, model_report, table
-from igam_tf.journal import Journal, model_identity
-from igam_tf.models import (
+from igam_tf.evaluation.evaluate import BATCH_NORMS, check_threat, model_report, table
+from igam_tf.evaluation.models import (
     define_data_flags,
     find_model,
     model_and_images,
     parse_fraction,
     writable,
 )
-from igam_tf.runs import environment, write_json
+from igam_tf.system import devices
+from igam_tf.system.journal import Journal, model_identity
+from igam_tf.system.run_folder import environment, write_json
 from madry_models.errors import flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

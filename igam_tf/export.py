@@ -23,11 +23,11 @@ from absl import flags, logging
 
 from igam_tf import datasets
 from igam_tf.datasets.names import class_names
-from igam_tf.evaluation import fraction_text
-from igam_tf.folders import new_folder
-from igam_tf.models import find_model
-from igam_tf.results import read_results, settings_text
-from igam_tf.runs import environment, write_json, write_text
+from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.models import find_model
+from igam_tf.evaluation.results import read_results, settings_text
+from igam_tf.system.folders import new_folder
+from igam_tf.system.run_folder import environment, write_json, write_text
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -79,7 +79,7 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
 
     Args:
         config: of its run, with `environment`.
-        report: of its evaluation, see `igam_tf.evaluation.model_report`.
+        report: of its evaluation, see `igam_tf.evaluation.evaluate.model_report`.
         model: the student.
     """
     spec = datasets.SPECS[config["target"]]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from igam_tf.results import read_results, settings_text
+from igam_tf.evaluation.results import read_results, settings_text
 from madry_models.errors import UserError, run_entry_point
 
 

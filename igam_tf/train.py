@@ -10,11 +10,13 @@ from pathlib import Path
 import keras
 from absl import flags, logging
 
-from igam_tf import datasets, devices, experiments
+from igam_tf import datasets
 from igam_tf.attacks import attack_names
-from igam_tf.objectives import METHODS
-from igam_tf.runs import RunFolder
-from igam_tf.stages import Run, load_source_network, student_size
+from igam_tf.experiments import config as experiments
+from igam_tf.method.objectives import METHODS
+from igam_tf.system import devices
+from igam_tf.system.run_folder import RunFolder
+from igam_tf.training.stages import Run, load_source_network, student_size
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

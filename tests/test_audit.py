@@ -26,7 +26,7 @@ from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
 from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
-from igam_tf.journal import Journal
+from igam_tf.system.journal import Journal
 from madry_models import WideResNet
 from madry_models.errors import UserError
 

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf import survival
 from igam_tf.attacks import apgd, attack_names, attack_specs, dlr_targeted, fab, square
 from igam_tf.attacks.apgd import checkpoints
 from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import _exchange, bumps, square_side
-from igam_tf.evaluation import evaluate, table
-from igam_tf.journal import Journal, model_identity
-from igam_tf.survival import random_start, square_moves, survivors
+from igam_tf.evaluation import evaluate, survival, table
+from igam_tf.evaluation.survival import random_start, square_moves, survivors
+from igam_tf.system.journal import Journal, model_identity
 from madry_models import MnistCNN
 from madry_models.errors import UserError
 

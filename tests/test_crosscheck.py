@@ -10,8 +10,8 @@ import tensorflow as tf
 from igam_tf import datasets
 from igam_tf.attacks import attack_names, attack_specs, pgd
 from igam_tf.attacks.losses import xent
-from igam_tf.evaluation import logits_function
-from igam_tf.survival import survivors
+from igam_tf.evaluation.evaluate import logits_function
+from igam_tf.evaluation.survival import survivors
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 EPS, STEP_SIZE, STEPS, N = 0.3, 0.02, 20, 60

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf import devices
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.survival import survivors
+from igam_tf.evaluation.survival import survivors
+from igam_tf.system import devices
 from madry_models.batch_norm import BatchNormalization
 from madry_models.errors import UserError
 

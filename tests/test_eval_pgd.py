@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from igam_tf import datasets, eval_pgd, models
+from igam_tf import datasets, eval_pgd
 from igam_tf.datasets import SPECS, Split
+from igam_tf.evaluation import models
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 

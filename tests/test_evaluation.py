@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split
-from igam_tf.evaluation import (
+from igam_tf.evaluation.evaluate import (
     WORST_CASE,
     evaluate,
     fraction_text,
@@ -16,8 +16,8 @@ from igam_tf.evaluation import (
     table,
     wilson_interval,
 )
-from igam_tf.journal import undigits
-from igam_tf.survival import in_pixel_range, random_start, survivors
+from igam_tf.evaluation.survival import in_pixel_range, random_start, survivors
+from igam_tf.system.journal import undigits
 from madry_models import WideResNet
 from madry_models.errors import UserError
 

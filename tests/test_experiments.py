@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from igam_tf import experiments, train
+from igam_tf import train
 from igam_tf.datasets import SPECS
-from igam_tf.experiments import CPU_OBJECTIVE, RELEASE, ROWS, TEACHERS, Config, resolve
+from igam_tf.experiments import config as experiments
+from igam_tf.experiments.config import CPU_OBJECTIVE, RELEASE, ROWS, TEACHERS, Config, resolve
 from madry_models.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,8 @@ from igam_tf.figures import __main__ as figures
 from igam_tf.figures import drawing, measuring
 from igam_tf.figures.composing import Composer, Settings
 from igam_tf.figures.measuring import Plane, Subject
-from igam_tf.journal import model_identity
-from igam_tf.runs import write_json
+from igam_tf.system.journal import model_identity
+from igam_tf.system.run_folder import write_json
 from madry_models import WideResNet
 from madry_models.errors import UserError
 

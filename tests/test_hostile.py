@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from igam_tf import datasets, eval_pgd
-from igam_tf.runs import load_model
+from igam_tf.system.run_folder import load_model
 from madry_models import archives
 from madry_models.errors import UserError
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf import gradients, losses
-from igam_tf.devices import here, mirrored, shares
-from igam_tf.discriminator import Discriminator, normalize, spectral_norm
-from igam_tf.experiments import RELEASE
-from igam_tf.igam import IGAM, Settings
-from igam_tf.objectives import METHODS
-from igam_tf.optimizers import Momentum
-from igam_tf.teacher import FineTune, Teacher
-from igam_tf.transforms import CenterCrop, ChannelMean, Compose, Scale
+from igam_tf.experiments.config import RELEASE
+from igam_tf.formulas import gradients, losses
+from igam_tf.method.discriminator import Discriminator, normalize, spectral_norm
+from igam_tf.method.igam import IGAM, Settings
+from igam_tf.method.objectives import METHODS
+from igam_tf.method.optimizers import Momentum
+from igam_tf.method.teacher import FineTune, Teacher
+from igam_tf.method.transforms import CenterCrop, ChannelMean, Compose, Scale
+from igam_tf.system.devices import here, mirrored, shares
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 

@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 from conftest import GOLDEN
 
-from igam_tf.discriminator import Discriminator
-from igam_tf.experiments import RELEASE
-from igam_tf.igam import IGAM, Settings
-from igam_tf.optimizers import Momentum
-from igam_tf.teacher import Teacher
-from igam_tf.transforms import Identity
+from igam_tf.experiments.config import RELEASE
+from igam_tf.method.discriminator import Discriminator
+from igam_tf.method.igam import IGAM, Settings
+from igam_tf.method.optimizers import Momentum
+from igam_tf.method.teacher import Teacher
+from igam_tf.method.transforms import Identity
 from madry_models import WideResNet
 from madry_models.tf1_checkpoint import tf1_names
 

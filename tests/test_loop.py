@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.classifier import Classifier
-from igam_tf.experiments import Config
-from igam_tf.loop import SaturationWatch, train
-from igam_tf.optimizers import Momentum
-from igam_tf.runs import RunFolder, load_model
+from igam_tf.experiments.config import Config
+from igam_tf.method.classifier import Classifier
+from igam_tf.method.optimizers import Momentum
+from igam_tf.system.run_folder import RunFolder, load_model
+from igam_tf.training.loop import SaturationWatch, train
 from madry_models import WideResNet
 from madry_models.errors import UserError
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf import gradients, losses, optimizers
+from igam_tf.formulas import gradients, losses
+from igam_tf.method import optimizers
 
 
 @pytest.mark.parametrize("module", [losses, gradients])

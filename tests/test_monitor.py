@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets
-from igam_tf.monitor import CLEAN, ROBUST, Monitor, grid
+from igam_tf.training.monitor import CLEAN, ROBUST, Monitor, grid
 
 WEIGHT = 1e-4  # of each pixel in the logit of class 1: small, or cross-entropy saturates
 

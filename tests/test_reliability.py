@@ -17,14 +17,14 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets
-from igam_tf.checkpoints import Checkpoints
-from igam_tf.classifier import Classifier
-from igam_tf.experiments import Config
-from igam_tf.loop import train
-from igam_tf.optimizers import Momentum
+from igam_tf.evaluation.results import read_results
+from igam_tf.experiments.config import Config
+from igam_tf.method.classifier import Classifier
+from igam_tf.method.optimizers import Momentum
 from igam_tf.report import report
-from igam_tf.results import read_results
-from igam_tf.runs import RunFolder, load_model, read_metrics, save_model, write_json
+from igam_tf.system.checkpoints import Checkpoints
+from igam_tf.system.run_folder import RunFolder, load_model, read_metrics, save_model, write_json
+from igam_tf.training.loop import train
 from madry_models import MnistCNN
 from madry_models.errors import UserError, disk_errors, run_entry_point
 

@@ -13,13 +13,13 @@ import tensorflow as tf
 
 from igam_tf import reproduce
 from igam_tf.datasets import load
-from igam_tf.experiments import PRESETS, resolve
+from igam_tf.experiments.config import PRESETS, resolve
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect
 from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import latex, markdown, write
-from igam_tf.runs import save_model
+from igam_tf.system.run_folder import save_model
 from madry_models import WideResNet
 from madry_models.errors import UserError
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from igam_tf import datasets, train
-from igam_tf.experiments import ROWS
-from igam_tf.loop import Log
-from igam_tf.objectives import METHODS
-from igam_tf.stages import Run
-from igam_tf.transforms import RandomPad
+from igam_tf.experiments.config import ROWS
+from igam_tf.method.objectives import METHODS
+from igam_tf.method.transforms import RandomPad
+from igam_tf.training.loop import Log
+from igam_tf.training.stages import Run
 
 FLAGFILES = [
     path

@@ -11,8 +11,11 @@ ENTRY_POINTS = {
     "igam_tf.reproduce.__main__", "igam_tf.figures.__main__", "igam_tf.export",
     "madry_models.fetch", "madry_models.convert",
 }  # fmt: skip
-MAY_IMPORT = ("igam_tf.attacks", "igam_tf.losses", "igam_tf.gradients")
-LEAVES = {"igam_tf.gradients", "igam_tf.transforms"}  # formulas that import nothing of ours
+MAY_IMPORT = ("igam_tf.attacks", "igam_tf.formulas.losses", "igam_tf.formulas.gradients")
+LEAVES = {
+    "igam_tf.formulas.gradients",
+    "igam_tf.method.transforms",
+}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("igam_tf", "madry_models")

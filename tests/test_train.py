@@ -16,7 +16,7 @@ import pytest
 
 from igam_tf import report
 from igam_tf import train as program
-from igam_tf.loop import SIGTERM_STATUS
+from igam_tf.training.loop import SIGTERM_STATUS
 from madry_models.errors import UserError
 
 SMOKE = ["--preset=smoke", "--data=builtin", "--teacher=train"]

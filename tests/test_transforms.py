@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf import transforms
-from igam_tf.devices import mirrored
-from igam_tf.experiments import MAPS, ROWS, resolve, transform
-from igam_tf.gradients import input_gradient
-from igam_tf.optimizers import Momentum
-from igam_tf.teacher import FineTune, Teacher
-from igam_tf.transforms import (
+from igam_tf.experiments.config import MAPS, ROWS, resolve, transform
+from igam_tf.formulas.gradients import input_gradient
+from igam_tf.method import transforms
+from igam_tf.method.optimizers import Momentum
+from igam_tf.method.teacher import FineTune, Teacher
+from igam_tf.method.transforms import (
     CenterCrop,
     CenterPad,
     ChannelMean,
@@ -25,6 +24,7 @@ from igam_tf.transforms import (
     TransposeConvolution,
     resize_matrix,
 )
+from igam_tf.system.devices import mirrored
 from madry_models import WideResNet
 
 SHAPE = (6, 6, 3)

@@ -2,7 +2,8 @@
 
 Every attack takes (logits_fn, x, y, *, eps, bounds, ...) in the pixel unit of x and returns x_adv, of
 the shape and dtype of x, within eps of x and within the bounds. Randomness comes in as tensors, so
-an attack is a function of its arguments alone; restarts and worst cases are `igam_tf.evaluation`'s.
+an attack is a function of its arguments alone; restarts and worst cases are the business of
+`igam_tf.evaluation.evaluate`.
 
     pgd     Madry et al. 2018; fgsm is one step of it
     apgd    Croce and Hein 2020: chooses its own step size

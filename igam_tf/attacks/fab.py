@@ -12,7 +12,7 @@ from igam_tf.attacks.gradient import ascent
 from igam_tf.attacks.losses import cw_margin, of_class
 from igam_tf.attacks.norms import check_norm, length, per_example
 from igam_tf.attacks.shrinking import State, shrinking_loop
-from igam_tf.losses import at_least_float32
+from igam_tf.formulas.losses import at_least_float32
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9  # most pull to x, overshoot, backward step (their §3)
 _TINY, _NEAREST = 1e-12, 1e-8

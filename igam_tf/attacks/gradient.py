@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from igam_tf.gradients import input_gradient
+from igam_tf.formulas.gradients import input_gradient
 from madry_models.errors import UserError
 
 

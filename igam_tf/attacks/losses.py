@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from igam_tf.losses import at_least_float32, xent
+from igam_tf.formulas.losses import at_least_float32, xent
 from madry_models.errors import UserError
 
 

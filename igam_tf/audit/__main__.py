@@ -16,15 +16,20 @@ import keras
 from absl import flags
 
 import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
-from igam_tf import devices
 from igam_tf.audit.audit import CHECKS, audit, check_names
 from igam_tf.audit.lines import FAIL
 from igam_tf.audit.report import html, line_text, markdown, summary
 from igam_tf.audit.subject import BUDGETS, Subject
-from igam_tf.evaluation import check_fits, logits_function
-from igam_tf.journal import Journal, model_identity
-from igam_tf.models import define_data_flags, find_model, model_and_images, parse_fraction
-from igam_tf.runs import RunFolder, environment, load_model, write_json, write_text
+from igam_tf.evaluation.evaluate import check_fits, logits_function
+from igam_tf.evaluation.models import (
+    define_data_flags,
+    find_model,
+    model_and_images,
+    parse_fraction,
+)
+from igam_tf.system import devices
+from igam_tf.system.journal import Journal, model_identity
+from igam_tf.system.run_folder import RunFolder, environment, load_model, write_json, write_text
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

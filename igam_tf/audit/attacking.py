@@ -25,9 +25,9 @@ from igam_tf.audit.lines import (
     worst,
 )
 from igam_tf.audit.subject import Row, Subject, attached, joint
-from igam_tf.evaluation import LogitsFn, fraction_text, logits_function, wilson_interval
-from igam_tf.journal import model_identity
-from igam_tf.losses import xent
+from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function, wilson_interval
+from igam_tf.formulas.losses import xent
+from igam_tf.system.journal import model_identity
 from madry_models import WideResNet
 from madry_models.wide_resnet import normalize_images
 

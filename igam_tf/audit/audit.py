@@ -7,9 +7,9 @@ from typing import Any
 from igam_tf.audit import attacking, outputs, planted
 from igam_tf.audit.lines import FAIL, STATUSES, WARN, Check
 from igam_tf.audit.subject import Row, Subject, joint
-from igam_tf.evaluation import eps_unit, figures, fraction_text
-from igam_tf.journal import digits
-from igam_tf.runs import read_json, write_json
+from igam_tf.evaluation.evaluate import eps_unit, figures, fraction_text
+from igam_tf.system.journal import digits
+from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
 
 CHECKS: dict[str, Check] = {**outputs.CHECKS, **attacking.CHECKS, **planted.CHECKS}

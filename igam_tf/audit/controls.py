@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.adversarial import PGDTraining
-from igam_tf.classifier import Classifier
 from igam_tf.datasets import Augment, load, train_batches
+from igam_tf.method.adversarial import PGDTraining
+from igam_tf.method.classifier import Classifier
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import Network, leaky_relu
 

@@ -18,8 +18,8 @@ from igam_tf.audit.lines import (
     worst,
 )
 from igam_tf.audit.subject import REACH, Subject
-from igam_tf.gradients import cosine, flatten, input_gradient
-from igam_tf.losses import xent
+from igam_tf.formulas.gradients import cosine, flatten, input_gradient
+from igam_tf.formulas.losses import xent
 from madry_models.errors import UserError
 
 # Rows of probabilities that went through float16 still add up to 1 within this.

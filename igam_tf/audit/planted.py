@@ -13,7 +13,7 @@ import tensorflow as tf
 from igam_tf.attacks import pgd
 from igam_tf.audit.lines import FAIL, PASS, WARN, Check, Finding, not_applicable
 from igam_tf.audit.subject import Subject, attached
-from igam_tf.evaluation import fraction_text, wilson_interval
+from igam_tf.evaluation.evaluate import fraction_text, wilson_interval
 
 SUCCESS = 0.95  # of Zimmermann et al.: a sound attack succeeds at least so often
 INNER = 0.9  # radius of the inner points, as a share of eps

@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from igam_tf.evaluation import fraction_text
-from igam_tf.palette import BLUE, GREEN, GREY, VERMILION
+from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.palette import BLUE, GREEN, GREY, VERMILION
 
 _STYLE = {"svg.hashsalt": "audit", "svg.fonttype": "none", "font.size": 11}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -5,7 +5,7 @@ from typing import Any
 
 from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN
 from igam_tf.audit.plots import plots
-from igam_tf.evaluation import fraction_text
+from igam_tf.evaluation.evaluate import fraction_text
 
 _MARKS = {PASS: "✓", WARN: "!", FAIL: "✗", NOT_APPLICABLE: "–"}
 _COLUMNS = (

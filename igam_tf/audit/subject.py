@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
-from igam_tf.evaluation import check_fits, figures, logits_function, stated
-from igam_tf.journal import Journal, digits, remembered, undigits
-from igam_tf.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
+from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.system.journal import Journal, digits, remembered, undigits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ class Subject:
             specs: with names that say what sets them apart.
             through: logits with the model's values and other gradients; default: the model's own.
             variant: what to call that.
-            batch_norm, batch_size: see `igam_tf.evaluation.evaluate`.
+            batch_norm, batch_size: see `igam_tf.evaluation.evaluate.evaluate`.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         if any(spec.name not in self.rows for spec in specs):
@@ -229,7 +229,7 @@ class Subject:
         identity: str = "",
         **settings: Any,
     ) -> Row:
-        """The Row of an attack that `igam_tf.survival` does not know.
+        """The Row of an attack that `igam_tf.evaluation.survival` does not know.
 
         Args:
             name: of the row.

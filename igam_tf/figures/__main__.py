@@ -17,15 +17,20 @@ from matplotlib.figure import Figure
 
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets.names import class_names
-from igam_tf.evaluation import check_fits, eps_unit
+from igam_tf.evaluation.evaluate import check_fits, eps_unit
+from igam_tf.evaluation.models import (
+    define_data_flags,
+    find_model,
+    model_and_images,
+    parse_fraction,
+)
 from igam_tf.figures import drawing
 from igam_tf.figures.composing import FIGURES, Composer, Settings
 from igam_tf.figures.measuring import EXTENT, PGD_STEPS, Subject
-from igam_tf.folders import new_folder
-from igam_tf.journal import model_identity
-from igam_tf.losses import GRADIENT_OF
-from igam_tf.models import define_data_flags, find_model, model_and_images, parse_fraction
-from igam_tf.runs import environment, load_model, write_json
+from igam_tf.formulas.losses import GRADIENT_OF
+from igam_tf.system.folders import new_folder
+from igam_tf.system.journal import model_identity
+from igam_tf.system.run_folder import environment, load_model, write_json
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

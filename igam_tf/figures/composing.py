@@ -9,10 +9,10 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from igam_tf.datasets import Split
-from igam_tf.evaluation import fraction_text
+from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.figures import drawing, measuring
 from igam_tf.figures.measuring import Plane, Subject
-from igam_tf.gradients import cosine
+from igam_tf.formulas.gradients import cosine
 
 _J_OF = {"xent": "the cross-entropy", "softmax": "the true class's probability"}
 _J_UNIT = {
@@ -32,7 +32,7 @@ class Settings:
         image: place in the split, of `landscape` and `regions`.
         direction: the adversarial one, see `measuring.adversarial_direction`.
         points: a side of their grid, odd.
-        input_gradient: what J is the gradient of, see `igam_tf.losses.GRADIENT_OF`.
+        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
         seed: of the random direction.
     """
 

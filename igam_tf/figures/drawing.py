@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from igam_tf.evaluation.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from igam_tf.figures.measuring import Plane
-from igam_tf.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 STYLE = {"svg.hashsalt": "figures", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 8}
 _SMALL = 7

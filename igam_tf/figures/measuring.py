@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf import gradients, losses
-from igam_tf.alignment import linearised
 from igam_tf.attacks import loss_named, pgd
 from igam_tf.datasets import Split
-from igam_tf.survival import in_pixel_range
+from igam_tf.evaluation.alignment import linearised
+from igam_tf.evaluation.survival import in_pixel_range
+from igam_tf.formulas import gradients, losses
 from madry_models.errors import UserError
 
 BATCH = 100
@@ -40,7 +40,7 @@ def sensitivity(
     Args:
         subject: the model.
         split: n images.
-        input_gradient: what J is the gradient of, see `igam_tf.losses.GRADIENT_OF`.
+        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
 
     Returns:
         (J [n,H,W,C] per unit of pixels in 0..1, alpha [n], rho [n]), float32; see `linearised`.

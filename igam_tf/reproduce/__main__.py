@@ -11,13 +11,13 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from igam_tf.experiments import PRESETS, TEACHERS
-from igam_tf.objectives import METHODS
+from igam_tf.experiments.config import PRESETS, TEACHERS
+from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.tables import TABLES, Row, Table
 from igam_tf.reproduce.writing import write
-from igam_tf.runs import read_json
+from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS

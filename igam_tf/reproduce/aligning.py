@@ -5,12 +5,12 @@ from pathlib import Path
 
 from absl import logging
 
-from igam_tf.alignment import alignment
-from igam_tf.models import model_and_images
-from igam_tf.objectives import METHODS
+from igam_tf.evaluation.alignment import alignment
+from igam_tf.evaluation.models import model_and_images
+from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.collecting import ALIGNMENT, finished
 from igam_tf.reproduce.tables import Table
-from igam_tf.runs import load_model, read_json, write_json
+from igam_tf.system.run_folder import load_model, read_json, write_json
 
 
 def align(table: Table, output: Path, *, data_dir: str | None = None) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 
 from igam_tf.audit.lines import excess
 from igam_tf.datasets import steps_per_epoch
-from igam_tf.experiments import TRAIN_IMAGES
-from igam_tf.journal import undigits
-from igam_tf.monitor import CLEAN, ROBUST
-from igam_tf.objectives import METHODS
+from igam_tf.evaluation.results import read_results, settings_text
+from igam_tf.experiments.config import TRAIN_IMAGES
+from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import Row, Table
-from igam_tf.results import read_results, settings_text
-from igam_tf.runs import read_json, read_metrics
+from igam_tf.system.journal import undigits
+from igam_tf.system.run_folder import read_json, read_metrics
+from igam_tf.training.monitor import CLEAN, ROBUST
 from madry_models.errors import UserError
 
 ALIGNMENT = "alignment.json"  # in the folder of a row without a teacher, see `aligning`

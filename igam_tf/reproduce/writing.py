@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from igam_tf.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from igam_tf.reproduce.collecting import PAPER_SECONDS
-from igam_tf.runs import write_json, write_text
+from igam_tf.system.run_folder import write_json, write_text
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX*<>"  # they say it again

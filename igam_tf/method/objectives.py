@@ -4,7 +4,7 @@
     trained on adversarial examples                  pgd, fast, trades, ard
     neither                                          standard, finetune
 
-`igam_tf.igam.IGAM` trains the first, `igam_tf.adversarial.PGDTraining` the second kind.
+`igam_tf.method.igam.IGAM` trains the first, `igam_tf.method.adversarial.PGDTraining` the second kind.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from igam_tf import losses
+from igam_tf.formulas import losses
 
 Forward = Callable[[tf.Tensor], tf.Tensor]  # x [B,H,W,C] -> logits [B,K] of the student in training
 # (loss [B], terms to report, each [B], logits whose accuracy is reported [B,K])

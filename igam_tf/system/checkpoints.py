@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.runs import sync
+from igam_tf.system.run_folder import sync
 from madry_models.errors import UserError
 
 DIGESTS = "sha256"

@@ -6,7 +6,7 @@ student        L_xent + lambda_adv L_adv + lambda_diff L_diff -> min       (eq. 
 discriminator  L_adv -> max, every `disc_every`-th step                    (eq. 12)
 
 Its relatives (l2, cosine, jarn, gradient_penalty) leave a term out, or have another one, or put
-something else in the place of J_t: `igam_tf.objectives.METHODS`.
+something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from igam_tf import gradients, losses
-from igam_tf.classifier import Classifier, global_size, replicas
-from igam_tf.discriminator import standardize
-from igam_tf.objectives import METHODS
+from igam_tf.formulas import gradients, losses
+from igam_tf.method.classifier import Classifier, global_size, replicas
+from igam_tf.method.discriminator import standardize
+from igam_tf.method.objectives import METHODS
 from madry_models.errors import UserError
 
 LONGEST = 5.0  # step of a finite difference, over the batch's mean
@@ -30,7 +30,7 @@ class Settings:
     """What the objective leaves open; `--fidelity=paper|release` are two presets of it.
 
     A method reads what its terms need: without f_disc nothing called disc_ or adv_, without L_diff
-    nothing called diff_ (`igam_tf.objectives.METHODS`).
+    nothing called diff_ (`igam_tf.method.objectives.METHODS`).
 
     Attributes:
         method: an entry of METHODS that matches J_s.
@@ -94,11 +94,11 @@ class Settings:
 
 
 class IGAM(Classifier):
-    """Student, teacher and discriminator, trained by `fit`, `igam_tf.loop` or `train_step` itself.
+    """Student, teacher and discriminator; `fit`, `igam_tf.training.loop` or `train_step` trains them.
 
     Args:
         student: network to train; its `pixel_max` says the pixel range of x.
-        teacher: frozen model from x to logits of the target classes, `igam_tf.teacher.Teacher`;
+        teacher: frozen model from x to logits of the target classes, `igam_tf.method.teacher.Teacher`;
             None where the method needs none.
         discriminator: maps J to the logit that it is the teacher's; None likewise.
         settings: see `Settings`.

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from igam_tf.datasets import SPECS, steps_per_epoch
-from igam_tf.igam import Settings
-from igam_tf.objectives import METHODS
-from igam_tf.transforms import (
+from igam_tf.method.igam import Settings
+from igam_tf.method.objectives import METHODS
+from igam_tf.method.transforms import (
     SAMPLINGS,
     CenterCrop,
     CenterPad,
@@ -120,7 +120,7 @@ class Config:
         0.0, "half-width of uniform noise on training images, 0..255 (R10)"
     )
 
-    # The objective; see igam_tf.igam.Settings
+    # The objective; see igam_tf.method.igam.Settings
     lambda_adv: float = _setting(1.0, "weight of L_adv (eq. 14)")
     lambda_diff: float = _setting(
         100.0, "weight of L_diff (eq. 14), in the unit of J and its reduction"

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
-from igam_tf.classifier import Classifier
-from igam_tf.transforms import Identity
+from igam_tf.method.classifier import Classifier
+from igam_tf.method.transforms import Identity
 
 
 @keras.saving.register_keras_serializable("igam_tf")

@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from igam_tf import losses
 from igam_tf.attacks import pgd
-from igam_tf.classifier import Classifier
-from igam_tf.objectives import Objective, adversarial_xent
-from igam_tf.runs import read_metrics
+from igam_tf.formulas import losses
+from igam_tf.method.classifier import Classifier
+from igam_tf.method.objectives import Objective, adversarial_xent
+from igam_tf.system.run_folder import read_metrics
 
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 # Catastrophic overfitting: less than this share of the best so far, which was above so many percent.
@@ -20,7 +20,7 @@ FALLEN, ROBUST = 0.2, 5.0
 
 
 class PGDTraining(Classifier):
-    """Trains on what a PGD attack makes of x (eq. 3), or on x and that (`igam_tf.objectives`).
+    """Trains on what a PGD attack makes of x (eq. 3), or on x and that (`igam_tf.method.objectives`).
 
     The attack sees the network in inference mode.
 

@@ -16,10 +16,11 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from igam_tf import devices, losses
-from igam_tf.checkpoints import Checkpoints
-from igam_tf.classifier import Classifier
-from igam_tf.runs import RunFolder, read_metrics, write_text
+from igam_tf.formulas import losses
+from igam_tf.method.classifier import Classifier
+from igam_tf.system import devices
+from igam_tf.system.checkpoints import Checkpoints
+from igam_tf.system.run_folder import RunFolder, read_metrics, write_text
 from madry_models.errors import UserError
 
 SIGTERM_STATUS = 128 + signal.SIGTERM

@@ -9,10 +9,10 @@ from pathlib import Path
 import keras
 from absl import flags
 
-import igam_tf.teacher  # noqa: F401 (registers its class for .keras files)
+import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
 from igam_tf.datasets import Split
-from igam_tf.runs import load_model, read_json
+from igam_tf.system.run_folder import load_model, read_json
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.tf1_checkpoint import from_tf1_checkpoint

@@ -3,11 +3,11 @@
 import keras
 import tensorflow as tf
 
-from igam_tf import losses
 from igam_tf.attacks import pgd
 from igam_tf.datasets import Split
-from igam_tf.igam import IGAM
-from igam_tf.loop import Log
+from igam_tf.formulas import losses
+from igam_tf.method.igam import IGAM
+from igam_tf.training.loop import Log
 
 VALIDATION_STEPS = 20  # a look at few images while training, not an evaluation
 CLEAN, ROBUST = "validation/clean_percent", f"validation/pgd{VALIDATION_STEPS}_percent"

@@ -4,7 +4,7 @@ An attack's row counts the examples that are right clean and stay right under ea
 out of all n. Rows are each attack's own, so that a one-step attack stronger than an iterative one,
 a symptom of masked gradients, stays visible; the row `worst_case` joins them, example by example.
 
-    model_report -> evaluate -> igam_tf.survival.survivors -> igam_tf.attacks
+    model_report -> evaluate -> igam_tf.evaluation.survival.survivors -> igam_tf.attacks
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
-from igam_tf.journal import Journal, digits
-from igam_tf.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.system.journal import Journal, digits
 from madry_models.errors import UserError
 
 WORST_CASE = "worst_case"
@@ -122,7 +122,7 @@ def evaluate(
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
-        each attack `standing`, see `igam_tf.journal.digits`.
+        each attack `standing`, see `igam_tf.system.journal.digits`.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.

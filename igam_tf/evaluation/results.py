@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from igam_tf.evaluation import fraction_text
-from igam_tf.runs import read_json
+from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from igam_tf import devices
 from igam_tf.attacks import AttackSpec, apgd, dlr_targeted, fab, loss_named, pgd, square
 from igam_tf.attacks.losses import other_logits
 from igam_tf.attacks.norms import length, per_example
 from igam_tf.attacks.square import move_length, start_shape
-from igam_tf.journal import Journal, remembered, settings_of
+from igam_tf.system import devices
+from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -90,7 +90,7 @@ def survivors(
 ) -> dict[str, np.ndarray]:
     """Name of each attack -> [n] bool, the examples it leaves standing.
 
-    Arguments as `igam_tf.evaluation.evaluate`, and:
+    Arguments as `igam_tf.evaluation.evaluate.evaluate`, and:
 
         compiled: keeps what was traced, for further calls with the same `logits_fn` and kind of image.
     """

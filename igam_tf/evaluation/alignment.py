@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf import gradients, losses
 from igam_tf.datasets import Split
+from igam_tf.formulas import gradients, losses
 
 
 def linearised(model: keras.Model, x: tf.Tensor, pixel_max: float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -45,7 +45,7 @@ def alignment(
         student, teacher: models of the same images.
         split: natural images.
         num_examples: so many, from its beginning.
-        input_gradient: what J is the gradient of, see `igam_tf.losses.GRADIENT_OF`.
+        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
         batch_size: images at once.
 
     Returns:

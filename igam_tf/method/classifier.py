@@ -1,6 +1,7 @@
 """Plain training of a classifier, and what every trainer here shares: one step, one reduction.
 
-A trainer is a keras.Model around the network it trains, so `fit` and `igam_tf.loop` drive it alike.
+A trainer is a keras.Model around the network it trains, so `fit` and `igam_tf.training.loop` drive it
+alike.
 Losses come one per example; `mean` and `total` below reduce them by the *global* batch, so that the
 sum over replicas which `optimizer.apply` takes is the gradient of the global mean, however unevenly
 a batch is split.
@@ -11,8 +12,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from igam_tf import gradients, losses
-from igam_tf.objectives import Objective
+from igam_tf.formulas import gradients, losses
+from igam_tf.method.objectives import Objective
 from madry_models.errors import UserError
 
 

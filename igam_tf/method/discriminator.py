@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from igam_tf.gradients import flatten
+from igam_tf.formulas.gradients import flatten
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import leaky_relu
 

@@ -15,20 +15,20 @@ from absl import logging
 from tensorboard.plugins.hparams import api as hparams
 
 from igam_tf import datasets
-from igam_tf.adversarial import OverfittingWatch, PGDTraining
-from igam_tf.alignment import alignment
 from igam_tf.attacks import attack_names
-from igam_tf.classifier import Classifier, compiles
-from igam_tf.discriminator import Discriminator
-from igam_tf.evaluation import model_report, table
-from igam_tf.experiments import Config, transform
-from igam_tf.igam import IGAM
-from igam_tf.loop import train
-from igam_tf.monitor import ROBUST, Monitor
-from igam_tf.objectives import METHODS
-from igam_tf.optimizers import Momentum, Then, schedule
-from igam_tf.runs import RunFolder, load_model, read_json, save_model, write_json
-from igam_tf.teacher import FineTune, Teacher
+from igam_tf.evaluation.alignment import alignment
+from igam_tf.evaluation.evaluate import model_report, table
+from igam_tf.experiments.config import Config, transform
+from igam_tf.method.adversarial import OverfittingWatch, PGDTraining
+from igam_tf.method.classifier import Classifier, compiles
+from igam_tf.method.discriminator import Discriminator
+from igam_tf.method.igam import IGAM
+from igam_tf.method.objectives import METHODS
+from igam_tf.method.optimizers import Momentum, Then, schedule
+from igam_tf.method.teacher import FineTune, Teacher
+from igam_tf.system.run_folder import RunFolder, load_model, read_json, save_model, write_json
+from igam_tf.training.loop import train
+from igam_tf.training.monitor import ROBUST, Monitor
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.network import Network
@@ -243,7 +243,7 @@ class Run:
     def evaluate(self) -> dict:
         """Scores the student, and the fine-tuned teacher as a classifier, on test images.
 
-        With a teacher, the student's report has a key `alignment`, see `igam_tf.alignment`.
+        With a teacher, the student's report has a key `alignment`, see `igam_tf.evaluation.alignment`.
         """
         path = self.folder / "results.json"
         if path.exists():

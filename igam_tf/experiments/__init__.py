@@ -1,0 +1,1 @@
+"""What is run: the settings, their defaults, the paper's rows and the presets."""

@@ -1,0 +1,1 @@
+"""Disk and devices: run folder, journal, checkpoints, strategies."""
