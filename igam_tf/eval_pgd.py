@@ -13,12 +13,21 @@ from pathlib import Path
 from absl import flags
 
 from igam_tf.attacks import LOSSES, NORMS, attack_names
-from igam_tf.evaluation.evaluate import BATCH_NORMS, check_threat, model_report, table
+from igam_tf.evaluation.evaluate import (
+    BATCH_NORMS,
+    check_outputs,
+    check_threat,
+    model_report,
+    table,
+)
 from igam_tf.evaluation.models import (
+    NAMES_OF_MODELS,
+    data_settings,
     define_data_flags,
     find_model,
     model_and_images,
     parse_fraction,
+    pixel_range,
     writable,
 )
 from igam_tf.system import devices
@@ -32,7 +41,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The flags of this command."""
     of_range = "fraction of the pixel range, such as 8/255 or 0.3"
-    flags.DEFINE_string("model", None, "run folder, .keras file or MadryLab checkpoint folder")
+    flags.DEFINE_string("model", None, NAMES_OF_MODELS)
     flags.DEFINE_string(
         "attacks",
         "clean,fgsm,pgd5,pgd10,pgd20",
@@ -74,9 +83,11 @@ def _evaluate(
     attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
 ) -> None:
     load, path, run = find_model(FLAGS.model)
-    model, split, data_seed = model_and_images(
-        partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
-        data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
+    model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
+    pixel_max = pixel_range(model, split.spec, FLAGS.pixel_max)
+    doubts = check_outputs(
+        model, split.take(slice(FLAGS.num_examples), split.name),
+        pixel_max=pixel_max, batch_size=FLAGS.batch_size,
     )  # fmt: skip
     journal = None
     if output:
@@ -95,8 +106,11 @@ def _evaluate(
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
         batch_norm=FLAGS.batch_norm,
+        pixel_max=pixel_max,
         journal=journal,
     )
+    if doubts:
+        report["warnings"] = doubts
     if split.source == "builtin":
         report["data_seed"] = data_seed
     print(f"{FLAGS.model}\n{table(report)}")

@@ -185,7 +185,7 @@ def main(argv: list[str]) -> None:
     for flag in ("run", "output"):
         if not FLAGS[flag].value:
             raise UserError(f"expected --{flag}=<folder>; received none")
-    load, student, config = find_model(FLAGS.run)
+    load, student, config = find_model(FLAGS.run, "run")
     if not config:
         raise UserError(f"expected a run folder, with config.json, in --run={FLAGS.run}")
     report = read_results(student.parent)[config["method"]]

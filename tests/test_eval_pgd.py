@@ -1,5 +1,6 @@
 """The command: every way of naming a model, every wrong input, its JSON, and the golden figures."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -192,11 +193,78 @@ def test_wrong_flags_end_before_anything_is_loaded(command, loaded, saved, argum
 @pytest.mark.parametrize(
     "argument",
     ["--loss=l2", "--norm=l1", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
-     "--batch_size=0", "--dataset=svhn", "--split=val", "--data=fake"],
+     "--batch_size=0", "--pixel_max=0", "--split=val", "--data=fake"],
 )  # fmt: skip
 def test_flags_out_of_range(command, argument):
     with pytest.raises(flags.IllegalFlagValueError):
         command(argument)
+
+
+def test_data_set_that_is_none(command, saved):
+    with pytest.raises(UserError, match=r"expected a data set.*received 'svhn'"):
+        command(f"--model={saved / 'mnist.keras'}", "--dataset=svhn")
+
+
+def _ten_colours(scale=1.0, softmax=False) -> keras.Model:
+    """Classifies images of one of ten grey values by nearest value; wants pixels in 0..1."""
+    model = keras.Sequential(
+        [keras.Input((28, 28, 1)), keras.layers.GlobalAveragePooling2D(),
+         keras.layers.Dense(10, activation="softmax" if softmax else None)]
+    )  # fmt: skip
+    values = np.arange(10) / 9
+    model.set_weights([scale * 2 * values[None], -scale * values**2])
+    return model
+
+
+@pytest.fixture
+def greys(monkeypatch):
+    def load(name, split, *, source, data_dir, seed):
+        labels = np.arange(40) % 10
+        images = np.broadcast_to(np.uint8(labels * 255 / 9)[:, None, None, None], (40, 28, 28, 1))
+        spec = dataclasses.replace(SPECS["mnist"], name=name, pixel_max=255.0)
+        return Split(np.ascontiguousarray(images), labels, spec, source, split)
+
+    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(datasets, "check_available", lambda *_, **__: None)
+
+
+def test_a_pixel_range_that_is_wrong_is_remarked_on(command, greys, tmp_path):
+    _ten_colours(scale=10).save(tmp_path / "m.keras")
+    common = (f"--model={tmp_path / 'm.keras'}", "--dataset=mnist", "--attacks=clean")
+    common += ("--num_examples=4",)
+    command(*common, f"--json={tmp_path / 'wrong.json'}")
+    wrong = json.loads((tmp_path / "wrong.json").read_text())
+    assert wrong["results"]["clean"]["accuracy"] == 25
+    margin, chance = wrong["warnings"]
+    assert (
+        "above 88, where softmax has no gradient: does the model expect pixels in 0..255?" in margin
+    )
+    assert "clean accuracy is not above chance: 1 of 4 images right" in chance
+    command(*common, "--pixel_max=1", f"--json={tmp_path / 'right.json'}")
+    right = json.loads((tmp_path / "right.json").read_text())
+    assert (right["results"]["clean"]["accuracy"], right["pixel_max"]) == (100, 1.0)
+    assert "warnings" not in right
+
+
+def test_probabilities_are_refused_or_undone(command, greys, tmp_path):
+    _ten_colours(scale=100).save(tmp_path / "logits.keras")
+    _ten_colours(scale=100, softmax=True).save(tmp_path / "p.keras")
+    common = ("--dataset=mnist", "--pixel_max=1", "--attacks=clean,pgd3", "--eps=0.1")
+    with pytest.raises(UserError, match=r"received probabilities, .*: --from_probabilities takes"):
+        command(f"--model={tmp_path / 'p.keras'}", *common)
+    command(f"--model={tmp_path / 'logits.keras'}", *common, f"--json={tmp_path / 'a.json'}")
+    command(
+        f"--model={tmp_path / 'p.keras'}", *common, "--from_probabilities",
+        f"--json={tmp_path / 'b.json'}",
+    )  # fmt: skip
+    a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert a["results"] == b["results"]
+
+
+def test_help_shows_the_data_flags(command):
+    shown = flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("model"))
+    for name in ("dataset", "split", "data_dir", "data_seed", "pixel_max", "from_probabilities"):
+        assert f"--{name}" in shown or f"--[no]{name}" in shown
 
 
 @pytest.mark.parametrize("name", ["foreign", "cifar100"])
@@ -207,7 +275,8 @@ def test_data_set_unknown(command, loaded, saved, name):
 
 def test_model_and_data_set_that_do_not_go_together(command, loaded, saved):
     with pytest.raises(
-        UserError, match=r"a model for cifar10 images \[32, 32, 3\]; this one fails"
+        UserError,
+        match=r"a model for cifar10 images \[32, 32, 3\]; this one fails on them: .*(28|32)",
     ):
         command(f"--model={saved / 'mnist.keras'}", "--dataset=cifar10")
     with pytest.raises(UserError, match=r"expected 100 logits .* returns the shape \[1, 10\]"):

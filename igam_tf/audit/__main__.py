@@ -6,13 +6,10 @@ Exit status: 0, or 2 where a line FAILs; 1 is wrong input.
 """
 
 import dataclasses
-import importlib
-import os
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import keras
 from absl import flags
 
 import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
@@ -22,10 +19,13 @@ from igam_tf.audit.report import html, line_text, markdown, summary
 from igam_tf.audit.subject import BUDGETS, Subject
 from igam_tf.evaluation.evaluate import check_fits, logits_function
 from igam_tf.evaluation.models import (
+    NAMES_OF_MODELS,
+    data_settings,
     define_data_flags,
     find_model,
     model_and_images,
     parse_fraction,
+    pixel_range,
 )
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, model_identity
@@ -52,6 +52,7 @@ class Config:
     seed: int
     batch_size: int
     transfer_from: dict[str, str]
+    pixel_max: float | None = None
 
 
 def define_flags() -> None:
@@ -60,7 +61,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "run folder, .keras file, MadryLab checkpoint folder, or module:function of a Keras model",
+        NAMES_OF_MODELS,
     )
     flags.DEFINE_enum("budget", "quick", tuple(BUDGETS), "how much work")
     flags.DEFINE_string("lines", "all", f"some of {', '.join(CHECKS)}")
@@ -81,35 +82,6 @@ def define_flags() -> None:
     define_data_flags()
 
 
-def find(name: str | None) -> tuple[Callable[[], keras.Model], dict]:
-    """(a function that loads what `--model` names, settings of its run).
-
-    Raises:
-        UserError: no such model, module or function; or not a Keras model.
-    """
-    if name and ":" in name and not Path(name).expanduser().exists():
-        return (lambda: _imported(name)), {}
-    load, path, run = find_model(name)
-    return (lambda: load(path)), run
-
-
-def _imported(name: str) -> keras.Model:
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        model = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"expected module:function, a function without arguments; received {name!r}: {error}"
-        ) from error
-    if not isinstance(model, keras.Model):
-        raise UserError(
-            f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"
-        )
-    return model
-
-
 def main(argv: list[str]) -> int:
     """Audits one model; returns the exit status."""
     flags_alone(argv)
@@ -120,15 +92,15 @@ def main(argv: list[str]) -> int:
 
 
 def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
-    load, run = find(FLAGS.model)
-    transfers = {name: find(name)[0] for name in FLAGS.transfer_from}
+    load, path, run = find_model(FLAGS.model)
+    transfers = {}
+    for name in FLAGS.transfer_from:
+        load_other, other_path, _ = find_model(name, "transfer_from")
+        transfers[name] = partial(load_other, other_path)
     teacher = Path(FLAGS.model).expanduser() / "teacher.keras"
     if run and teacher.is_file():
-        transfers["teacher.keras"] = lambda: load_model(teacher)
-    model, everything, _ = model_and_images(
-        load, run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
-        data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
-    )  # fmt: skip
+        transfers["teacher.keras"] = partial(load_model, teacher)
+    model, everything, _ = model_and_images(partial(load, path), run, **data_settings(FLAGS))
     budget, dataset = BUDGETS[FLAGS.budget], everything.spec.name
     available = len(everything.labels)
     n = FLAGS.num_examples or min(budget.num_examples, available)
@@ -140,8 +112,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     split = everything.take(slice(n), FLAGS.split)
     sources = {name: load() for name, load in transfers.items()}
     for other in sources.values():
-        pixel_max = getattr(other, "pixel_max", split.spec.pixel_max)
-        check_fits(logits_function(other, "inference"), split, pixel_max)
+        check_fits(logits_function(other, "inference"), split, pixel_range(other, split.spec))
     config = Config(
         model=FLAGS.model,
         identity=model_identity(model),
@@ -155,10 +126,11 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
         transfer_from={name: model_identity(other) for name, other in sources.items()},
+        pixel_max=FLAGS.pixel_max,
     )
     with RunFolder(_workdir(run), config) as folder:
         subject = Subject(
-            model, split,
+            model, split, pixel_max=FLAGS.pixel_max,
             eps=eps, step_size=step_size, seed=FLAGS.seed, batch_size=FLAGS.batch_size, budget=budget,
             sources=sources,
             journal=Journal(folder / "journal.jsonl", f"{FLAGS.model} {config.identity}"),

@@ -26,6 +26,7 @@ from igam_tf.audit.lines import (
 )
 from igam_tf.audit.subject import Row, Subject, attached, joint
 from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function, wilson_interval
+from igam_tf.evaluation.models import pixel_range
 from igam_tf.formulas.losses import xent
 from igam_tf.system.journal import model_identity
 from madry_models import WideResNet
@@ -231,7 +232,7 @@ def transfer(s: Subject) -> Finding:
 
 def _crafted_on(s: Subject, source: keras.Model):
     """(x, y -> adversarial examples of another network, in this one's pixel unit; its identity)."""
-    ratio = getattr(source, "pixel_max", s.split.spec.pixel_max) / s.pixel_max
+    ratio = pixel_range(source, s.split.spec) / s.pixel_max
     theirs = logits_function(source, "inference")
     eps, step = s.eps_pixels, np.float32(s.step_size * s.pixel_max)
 

@@ -18,14 +18,11 @@ from igam_tf.audit.lines import (
     worst,
 )
 from igam_tf.audit.subject import REACH, Subject
+from igam_tf.evaluation.evaluate import LARGEST_MARGIN, are_probabilities
 from igam_tf.formulas.gradients import cosine, flatten, input_gradient
 from igam_tf.formulas.losses import xent
 from madry_models.errors import UserError
 
-# Rows of probabilities that went through float16 still add up to 1 within this.
-SUM_TOLERANCE = 1e-3
-# exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
-LARGEST_MARGIN = 88.0
 # Reductions in another order change float32 logits by some 1e-6 of their size; noise by far more.
 REPEAT_TOLERANCE = 1e-4
 REPEATS = 3
@@ -73,8 +70,7 @@ def _all_logits(s: Subject, batch_size: int | None = None) -> np.ndarray:
 def logits(s: Subject) -> Finding:
     """Outputs are logits: finite, not probabilities, of a scale that softmax can take."""
     z = _all_logits(s).astype(np.float64)
-    total = z.sum(1)
-    if (z >= 0).all() and np.abs(total - 1).max() < SUM_TOLERANCE:
+    if are_probabilities(z):
         return Finding(
             status=FAIL,
             figure="every output is positive and each image's add up to 1: these are probabilities",

@@ -12,6 +12,7 @@ import tensorflow as tf
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
 from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
+from igam_tf.evaluation.models import pixel_range
 from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
 from igam_tf.system.journal import Journal, digits, remembered, undigits
 
@@ -91,8 +92,9 @@ class Subject:
     """A model under audit.
 
     Args:
-        model: called with `training=`; pixels in 0..model.pixel_max, else in the data set's range.
+        model: called with `training=`.
         split: the images, all of which are used.
+        pixel_max: of the model's input; None: as the model tells, else the data set's.
         eps: headline radius, l-inf, as a fraction of the pixel range; None: the data set's.
         step_size: of PGD, likewise; None: in the data set's ratio to eps, but far enough.
         seed: of everything random.
@@ -115,6 +117,7 @@ class Subject:
         model: keras.Model,
         split: Split,
         *,
+        pixel_max: float | None = None,
         eps: float | None = None,
         step_size: float | None = None,
         seed: int = 0,
@@ -128,7 +131,7 @@ class Subject:
         self.model, self.split, self.budget = model, split, budget
         self.seed, self.batch_size, self.progress = seed, batch_size, progress
         self.sources, self.journal = sources or {}, journal
-        self.pixel_max = float(getattr(model, "pixel_max", spec.pixel_max))
+        self.pixel_max = pixel_range(model, spec, pixel_max)
         self.eps = spec.eps if eps is None else eps
         ratio = max(spec.step_size / spec.eps, REACH / budget.steps[0])
         self.step_size = ratio * self.eps if step_size is None else step_size

@@ -13,9 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
+from igam_tf.evaluation.models import pixel_range, reason_of
 from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
 from igam_tf.system.journal import Journal, digits
 from madry_models.errors import UserError
@@ -163,19 +165,21 @@ def model_report(
     seed: int = 0,
     batch_size: int = 100,
     batch_norm: str = "inference",
+    pixel_max: float | None = None,
     progress: bool = True,
     journal: Journal | None = None,
 ) -> dict:
     """`evaluate` for a model on a data set, with what `table` needs beside the results.
 
     Args:
-        model: sees pixels in 0..model.pixel_max, or in the data set's range if it does not tell.
+        model: [B,H,W,C] -> logits [B,K].
         split: images and labels.
         attacks: names, see `igam_tf.attacks.attack_names`.
         eps: radius as a fraction of the pixel range; None: the data set's, in l-inf alone.
         step_size: of PGD, likewise; None: in the data set's ratio to eps.
         num_examples: the first so many; None: all.
         restarts, loss, norm: see `attack_specs`.
+        pixel_max: of the model's input; None: as the model tells, else the data set's.
         seed, batch_size, batch_norm, progress, journal: see `evaluate`.
 
     Raises:
@@ -190,7 +194,7 @@ def model_report(
             f"expected a number of examples within 1..{available}, the size of {spec.name} "
             f"{split.name}; received {n}"
         )
-    pixel_max = getattr(model, "pixel_max", spec.pixel_max)
+    pixel_max = pixel_range(model, spec, pixel_max)
     logits_fn = logits_function(model, batch_norm)
     check_fits(logits_fn, split, pixel_max)
     eps = spec.eps if eps is None else eps
@@ -224,6 +228,80 @@ def model_report(
     }
 
 
+# exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
+LARGEST_MARGIN = 88.0
+# Rows of probabilities that went through float16 still add up to 1 within this.
+SUM_TOLERANCE = 1e-3
+_CHECKED = 500  # first so many images, enough to see an accuracy at chance
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether every row of [n,K] outputs is a distribution over the classes.
+
+    Example:
+        >>> are_probabilities(np.array([[0.25, 0.75]])), are_probabilities(np.array([[2.0, -1.0]]))
+        (True, False)
+    """
+    return bool((outputs >= 0).all() and np.abs(outputs.sum(1) - 1).max() < SUM_TOLERANCE)
+
+
+def check_outputs(
+    model: keras.Model,
+    split: Split,
+    *,
+    pixel_max: float,
+    batch_size: int = 100,
+    undo: str = "--from_probabilities",
+) -> list[str]:
+    """What makes figures of this model doubtful, in sentences: saturated logits, accuracy at chance.
+
+    The first 500 images are classified in inference mode.
+
+    Args:
+        model: [B,H,W,C] -> logits [B,K].
+        split: the images that are attacked.
+        pixel_max: highest pixel value of the model's input.
+        batch_size: images at once.
+        undo: the setting that takes the logarithm of probabilities.
+
+    Raises:
+        UserError: the outputs are probabilities, or the model is not for such images.
+    """
+    logits_fn = logits_function(model, "inference")
+    check_fits(logits_fn, split, pixel_max)
+    images, labels = split.images[:_CHECKED], split.labels[:_CHECKED]
+    parts = range(0, len(labels), batch_size)
+    x = in_pixel_range(images, pixel_max)
+    z = np.concatenate([logits_fn(tf.constant(x[i : i + batch_size])) for i in parts])
+    z = z.astype(np.float64)
+    if not np.isfinite(z).all():
+        return []  # `evaluate` says so
+    if are_probabilities(z):
+        raise UserError(
+            "expected logits; received probabilities, each image's outputs are positive and add up to "
+            f"1: {undo} takes their logarithm"
+        )
+    found, pixels = [], f"pixels in 0..{pixel_max:g}"
+    top = np.sort(z, axis=1)
+    margin = float(np.median(top[:, -1] - top[:, -2])) if z.shape[1] > 1 else 0.0
+    if margin > LARGEST_MARGIN:
+        found.append(
+            f"the two highest logits are {margin:.3g} apart in the median, above {LARGEST_MARGIN:g}, "
+            f"where softmax has no gradient: does the model expect {pixels}? Else set pixel_max"
+        )
+    right, n = int((z.argmax(1) == labels).sum()), len(labels)
+    low, _ = wilson_interval(right, n)
+    if low <= 1 / z.shape[1]:
+        found.append(
+            f"clean accuracy is not above chance: {right} of {n} images right, 95 % interval from "
+            f"{100 * low:.1f} %, chance {100 / z.shape[1]:.1f} %: does the model expect {pixels}? "
+            "Else set pixel_max"
+        )
+    for sentence in found:
+        logging.warning("%s", sentence)
+    return found
+
+
 def check_fits(logits_fn: LogitsFn, split: Split, pixel_max: float) -> None:
     """Calls a model on one image of a data set, in 0..pixel_max.
 
@@ -234,10 +312,9 @@ def check_fits(logits_fn: LogitsFn, split: Split, pixel_max: float) -> None:
     try:
         shape = tuple(logits_fn(tf.constant(x)).shape)
     except Exception as error:  # a model may fail in any way on images it was not made for
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"expected a model for {spec.name} images {list(spec.image_shape)}; this one fails on "
-            f"them: {reason}"
+            f"them: {reason_of(error)}"
         ) from error
     if shape != (1, spec.num_classes):
         raise UserError(

@@ -1,21 +1,35 @@
-"""From what a user names on a command line to a model, a number or a file."""
+"""Loads the models, images and numbers that command-line arguments name."""
 
+import importlib
 import math
+import os
+import re
+import sys
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import keras
+import tensorflow as tf
 from absl import flags
 
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
-from igam_tf.datasets import Split
+from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.system.run_folder import load_model, read_json
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
+# The flags that are defined here belong to the program that asks for them, and show in its --help.
+flags.disclaim_key_flags()
+
+NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
+_SMALLEST = 1.2e-38  # the smallest normal float32
+_PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
+DATA_FLAGS = ("dataset", "split", "data", "data_dir", "data_seed", "from_probabilities")
 
 
 def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float | None:
@@ -39,15 +53,23 @@ def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float |
     return value
 
 
-def find_model(path: str | None) -> tuple[Callable[[Path], keras.Model], Path, dict]:
+def find_model(
+    name: str | None, flag: str = "model"
+) -> tuple[Callable[[Any], keras.Model], Path | str, dict]:
     """(how to load it, from where, settings of its run); nothing is loaded yet.
+
+    Args:
+        name: a run folder, a `.keras` file, a MadryLab checkpoint, or `module:function`.
+        flag: where the user wrote it, for error messages.
 
     Raises:
         UserError: no model there, or a run that has not come to its student.
     """
-    if not path:
-        raise UserError("expected --model=<run folder, .keras file or MadryLab checkpoint folder>")
-    path = Path(path).expanduser()
+    if not name:
+        raise UserError(f"expected --{flag}=<{NAMES_OF_MODELS}>; received none")
+    if ":" in name and not Path(name).expanduser().exists():
+        return _imported, name, {}
+    path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".keras":
         return load_model, path, {}
     if any(path.glob("*.index")) or Path(f"{path}.index").is_file():
@@ -64,9 +86,77 @@ def find_model(path: str | None) -> tuple[Callable[[Path], keras.Model], Path, d
         return load_model, student, run
     kind = "a folder without them" if path.is_dir() else "a file" if path.exists() else "not there"
     raise UserError(
-        "expected --model as a run folder (config.json, student.keras), a .keras file or a MadryLab "
-        f"checkpoint (*.index); received {str(path)!r}, {kind}"
+        f"expected --{flag} as a run folder (config.json, student.keras), a .keras file, a MadryLab "
+        f"checkpoint (*.index) or module:function; received {str(path)!r}, {kind}"
     )
+
+
+def _imported(name: str) -> keras.Model:
+    """What `module:function` returns; modules of the working directory are found."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"expected module:function, a function without arguments; received {name!r}: {error}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise UserError(
+            f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"
+        )
+    return model
+
+
+def pixel_range(model: keras.Model, spec: DatasetSpec, pixel_max: float | None = None) -> float:
+    """Highest pixel value of a model's input: as given, else the model's own, else the data set's."""
+    if pixel_max is not None:
+        return float(pixel_max)
+    own = getattr(model, "pixel_max", None)
+    return float(spec.pixel_max if own is None else own)
+
+
+class LogProbabilities(keras.Model):
+    """log of a model's probabilities, which are logits of the same softmax.
+
+    Args:
+        base: returns probabilities [B,K]. One below the smallest normal float32 counts as that.
+    """
+
+    def __init__(self, base: keras.Model):
+        super().__init__(autocast=False)
+        self.base = base
+        self.pixel_max = getattr(base, "pixel_max", None)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Images [B,H,W,C] -> logits [B,K]."""
+        p = self.base(x, training=training)
+        return tf.math.log(tf.maximum(p, tf.constant(_SMALLEST, p.dtype)))
+
+    def get_config(self) -> dict:
+        """The base model's, for `model_identity`."""
+        return self.base.get_config()
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a Keras or TensorFlow error that says why.
+
+    Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
+    reason stands below it.
+
+    Example:
+        >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
+        'wrong shape'
+    """
+    lines = [_PLAIN.sub("", line).strip() for line in str(error).splitlines()]
+    told = [
+        line
+        for line in lines
+        if line and not line.startswith(("Exception encountered", "Arguments received", "•"))
+    ]
+    return told[0] if told else type(error).__name__
 
 
 def dataset_of(model: keras.Model) -> str:
@@ -86,17 +176,41 @@ def dataset_of(model: keras.Model) -> str:
 
 def define_data_flags() -> None:
     """The flags that say on which images a model is judged; see `model_and_images`."""
-    flags.DEFINE_enum("dataset", None, tuple(datasets.SPECS), "default: the model's own")
-    flags.DEFINE_enum("split", "test", ("train", "test"), "of the data set")
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        f"{', '.join(datasets.SPECS)}; default: the one that the model was made for",
+    )
+    flags.DEFINE_enum("split", "test", ("train", "test"), "part of the data set")
     flags.DEFINE_enum(
-        "data", None, ("tfds", "builtin"), "real or synthetic; default: the run's, else tfds"
+        "data", None, ("tfds", "builtin"), "real or synthetic images; default: the run's, else tfds"
     )
     flags.DEFINE_string(
         "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
     )
     flags.DEFINE_integer(
-        "data_seed", None, "of builtin data; default: the run's, else 0", lower_bound=0
+        "data_seed", None, "seed of builtin images; default: the run's, else 0", lower_bound=0
     )
+    flags.DEFINE_float(
+        "pixel_max",
+        None,
+        "highest pixel value of the models' input, such as 1 or 255; default: the model's own where "
+        "it is one of this project, else the data set's",
+        lower_bound=1e-6,
+    )
+    flags.DEFINE_bool(
+        "from_probabilities", False, "the models return probabilities: their logarithm is attacked"
+    )
+
+
+def data_settings(values: flags.FlagValues) -> dict[str, Any]:
+    """The settings of `model_and_images`, from the flags of `define_data_flags`."""
+    return {name: values[name].value for name in DATA_FLAGS}
+
+
+def as_logits(model: keras.Model, from_probabilities: bool) -> keras.Model:
+    """The model, or the logarithm of its probabilities."""
+    return LogProbabilities(model) if from_probabilities else model
 
 
 def model_and_images(
@@ -108,6 +222,7 @@ def model_and_images(
     data: str | None,
     data_dir: str | None,
     data_seed: int | None,
+    from_probabilities: bool = False,
 ) -> tuple[keras.Model, Split, int]:
     """(model, images, seed of builtin images): as the flags say, else the run, else the model.
 
@@ -115,6 +230,7 @@ def model_and_images(
         load: loads the model, once the data set is known to be there.
         run: settings of the model's run, or none.
         dataset, split, data, data_dir, data_seed: values of `define_data_flags`.
+        from_probabilities: the model returns probabilities, of which the logarithm is taken.
 
     Raises:
         UserError: no such data, or a model that does not tell what it was made for.
@@ -127,6 +243,7 @@ def model_and_images(
         datasets.check_available(name, source=source, data_dir=folder)
     model = load()
     name = name or dataset_of(model)
+    model = as_logits(model, from_probabilities)
     return model, datasets.load(name, split, source=source, data_dir=folder, seed=seed), seed
 
 

@@ -19,10 +19,14 @@ from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets.names import class_names
 from igam_tf.evaluation.evaluate import check_fits, eps_unit
 from igam_tf.evaluation.models import (
+    NAMES_OF_MODELS,
+    as_logits,
+    data_settings,
     define_data_flags,
     find_model,
     model_and_images,
     parse_fraction,
+    pixel_range,
 )
 from igam_tf.figures import drawing
 from igam_tf.figures.composing import FIGURES, Composer, Settings
@@ -42,7 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "runs",
         [],
-        "run folders, .keras files, MadryLab checkpoint folders; <label>=<path> names one",
+        f"models, each a {NAMES_OF_MODELS}; <label>=<model> names one",
     )
     flags.DEFINE_string(
         "teacher", None,
@@ -166,7 +170,7 @@ def main(argv: list[str]) -> None:
         raise UserError("expected --output=<new folder>; received none")
     eps = parse_fraction("eps", FLAGS.eps)
     paths = labelled(FLAGS.runs)
-    found = {label: find_model(path) for label, path in paths.items()}
+    found = {label: find_model(path, "runs") for label, path in paths.items()}
     runs = {label: run for label, (_, _, run) in found.items()}
     check_same_data(runs)
     teacher = find_teacher(FLAGS.teacher, paths)
@@ -174,14 +178,17 @@ def main(argv: list[str]) -> None:
         # Data as the runs say, which agree, or the flags.
         run = next(filter(None, runs.values()), {})
         (first, (load, path, _)), *others = found.items()
-        model, split, data_seed = model_and_images(
-            partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
-            data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
-        )  # fmt: skip
+        model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
         chosen = settings(split.spec, eps, len(split.labels))
-        models = {first: model} | {label: load(path) for label, (load, path, _) in others}
+        models = {first: model} | {
+            label: as_logits(load(path), FLAGS.from_probabilities)
+            for label, (load, path, _) in others
+        }
         models |= {label: load_model(file) for label, file in teacher.items()}
-        subjects = {label: _subject(label, model, split) for label, model in models.items()}
+        subjects = {
+            label: _subject(label, model, split, None if label in teacher else FLAGS.pixel_max)
+            for label, model in models.items()
+        }
         composer = Composer(
             list(subjects.values()),
             subjects[next(iter(teacher))] if teacher else None,
@@ -213,8 +220,10 @@ def main(argv: list[str]) -> None:
         write_json(folder / "figures.json", report)
 
 
-def _subject(label: str, model: keras.Model, split: Split) -> Subject:
-    pixel_max = getattr(model, "pixel_max", split.spec.pixel_max)
+def _subject(
+    label: str, model: keras.Model, split: Split, pixel_max: float | None = None
+) -> Subject:
+    pixel_max = pixel_range(model, split.spec, pixel_max)
     subject = Subject(label, model, pixel_max)
     check_fits(subject.logits, split, pixel_max)
     return subject
