@@ -20,7 +20,7 @@ from igam_tf.audit import __main__ as command_line
 from igam_tf.audit import controls, outputs
 from igam_tf.audit import subject as subject_module
 from igam_tf.audit.attacking import normalisations
-from igam_tf.audit.audit import CHECKS, audit, check_names
+from igam_tf.audit.audit import CHECKS, _verdict, audit, audit_model, check_names
 from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN, excess, judge_excess
 from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
@@ -472,3 +472,38 @@ def test_wrong_model_for_the_images(digits):
 def test_check_names():
     assert check_names("all") == list(CHECKS)
     assert check_names("square, logits") == ["logits", "square"]
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _statuses_of(*statuses):
+    return {str(i): {"status": status} for i, status in enumerate(statuses)}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "figures", "said"),
+    [
+        ((PASS,) * 3, {}, "None of 3 lines found a sign of masked gradients."),
+        ((PASS, PASS, NOT_APPLICABLE), {}, "None of 2 lines found .*; 1 of 3 did not apply"),
+        ((PASS,), {"robust": 0.0}, "Not robust: no image is right under every attack"),
+        ((PASS,), {"clean_low": 0.05}, r"clean accuracy is not above chance \(10 %\)"),
+        ((PASS, WARN), {}, "No line fails; 1 of 2 WARN"),
+        ((PASS, FAIL), {"robust": 0.0}, "Not to be trusted: 1 of 2 lines FAIL"),
+    ],
+)
+def test_verdict(statuses, figures, said):
+    figures = {"robust": 40.0, "clean_low": 0.8, "chance": 0.1} | figures
+    assert re.match(f".*{said}", _verdict(_statuses_of(*statuses), **figures))
+
+
+def test_arrays_are_audited_as_a_data_set_is(standard, digits):
+    names = "logits,deterministic,gradients"
+    ours = audit_model(
+        standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, lines=names, batch_size=40
+    )
+    expected = audit(_subject(standard, digits, batch_size=40), names=check_names(names))
+    assert ours["lines"] == expected["lines"]
+    assert ours["headline"] == expected["headline"]
+    with pytest.raises(UserError, match=r"expected a budget among quick, .*; received 'tiny'"):
+        audit_model(standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, budget="tiny")

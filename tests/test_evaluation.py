@@ -1,15 +1,21 @@
 """Accuracy under attack against closed forms; what is attacked, how often, and from where."""
 
+import doctest
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.audit import audit as audit_module
 from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.evaluation import evaluate as evaluate_module
+from igam_tf.evaluation import models as models_module
 from igam_tf.evaluation.evaluate import (
     WORST_CASE,
     evaluate,
+    evaluate_model,
     fraction_text,
     logits_function,
     model_report,
@@ -438,3 +444,49 @@ def test_table():
 )
 def test_fraction_text(value, text):
     assert fraction_text(value) == text
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def test_arrays_give_the_data_sets_report():
+    model = _network("WideResNet")
+    expected = _report(model, seed=3)
+    ours = evaluate_model(
+        model, SPLIT.images, SPLIT.labels, "clean,fgsm,pgd2",
+        eps=8 / 255, pixel_max=255.0, seed=3, batch_size=4,
+    )  # fmt: skip
+    assert ours["results"] == expected["results"]
+    assert ours.keys() - {"warnings"} == expected.keys()
+    assert ours["dataset"] == "arrays"
+
+
+_X, _Y = SPLIT.images, SPLIT.labels
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "settings", "message"),
+    [
+        (_X, _Y[:3], {}, "as many images as labels, at least one; received 10 and 3"),
+        (_X[:0], _Y[:0], {}, "at least one; received 0 and 0"),
+        (_X, _Y + 10, {}, r"labels in 0\.\.9, the model's classes; received 10"),
+        (_X, np.eye(10)[_Y], {}, "not one-hot; received float64"),
+        (_X.astype(int), _Y, {}, r"uint8 in 0\.\.255 or float in 0\.\.255; received int64"),
+        (_X / 1.0, _Y, {"pixel_max": 1.0}, r"float pixels in 0\.\.1; received 0"),
+        (_X[0], _Y, {}, r"images \[n,H,W,C\]; received the shape \[\d+, \d+, 3\]"),
+        (_X[..., :1], _Y, {}, "this one fails on them"),
+        (_X, _Y, {"eps": -0.1}, "eps above 0, .*; received -0.1"),
+        (_X, _Y, {"pixel_max": 0}, "pixel_max above 0, such as 1 or 255; received 0"),
+        (_X, _Y, {"attacks": "bim"}, "received 'bim'"),
+    ],
+)
+def test_arrays_that_do_not_go_together(images, labels, settings, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_model(
+            _network("WideResNet"), images, labels, **({"eps": 0.1, "pixel_max": 255.0} | settings)
+        )
+
+
+def test_the_example_runs():
+    for module in (evaluate_module, audit_module, models_module):
+        assert doctest.testmod(module).failed == 0

@@ -4,10 +4,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
+
 from igam_tf.audit import attacking, outputs, planted
-from igam_tf.audit.lines import FAIL, STATUSES, WARN, Check
-from igam_tf.audit.subject import Row, Subject, joint
-from igam_tf.evaluation.evaluate import eps_unit, figures, fraction_text
+from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, STATUSES, WARN, Check
+from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
+from igam_tf.evaluation.evaluate import (
+    eps_unit,
+    figures,
+    fraction_text,
+    split_of_arrays,
+    wilson_interval,
+)
 from igam_tf.system.journal import digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
@@ -63,14 +72,81 @@ def audit(
         keep()
     except UserError as error:
         headline = {"text": f"no figure: {error}"}
+    clean = subject.rows.get("clean")
+    hits = 0 if clean is None else int(clean.standing.sum())
     lines = {name: lines[name] for name in names}
     return {
-        "verdict": _verdict(lines),
+        "verdict": _verdict(
+            lines,
+            robust=headline.get("accuracy", float("nan")),
+            clean_low=wilson_interval(hits, subject.n)[0],
+            chance=1 / subject.split.spec.num_classes,
+        ),
         "headline": headline,
         "subject": _facts(subject),
         "lines": lines,
         "rows": {name: row.to_json() for name, row in sorted(subject.rows.items())},
     }
+
+
+def audit_model(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    eps: float,
+    pixel_max: float,
+    budget: str = "quick",
+    lines: str = "all",
+    step_size: float | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    transfer_from: dict[str, keras.Model] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Audit of any Keras model on any images: is it robust, or only hard to attack by gradients?
+
+    Args:
+        model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
+        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max; all of them are used.
+        labels: [n] int, below K.
+        eps: headline l-inf radius, as a fraction of the pixel range.
+        pixel_max: highest pixel value of the model's input, such as 1 or 255.
+        budget: "quick", "standard" or "full".
+        lines: "all", or some of `CHECKS` with commas between.
+        step_size: of PGD, as a fraction of the pixel range; None: by eps and the number of steps.
+        seed: of everything random.
+        batch_size: images attacked at once.
+        transfer_from: name -> model whose adversarial examples are tried on this one.
+        progress: shows bars.
+
+    Returns:
+        See `audit`.
+
+    Raises:
+        UserError: images, labels or outputs of the model that do not go together; an unknown line
+            or budget.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
+        >>> labels = np.arange(8) % 2
+        >>> report = audit_model(
+        ...     model, images, labels, eps=8 / 255, pixel_max=1.0, lines="deterministic")
+        >>> report["lines"]["deterministic"]["status"]
+        'PASS'
+    """
+    if budget not in BUDGETS:
+        raise UserError(f"expected a budget among {', '.join(BUDGETS)}; received {budget!r}")
+    names = check_names(lines)
+    subject = Subject(
+        model, split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max),
+        pixel_max=pixel_max, eps=eps, step_size=step_size, seed=seed, batch_size=batch_size,
+        budget=BUDGETS[budget], sources=transfer_from, progress=progress,
+    )  # fmt: skip
+    return {"name": type(model).__name__, "budget": budget} | audit(subject, names=names)
 
 
 def _resume(subject: Subject, progress_file: Path | None) -> dict[str, dict]:
@@ -131,7 +207,15 @@ def _headline(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _verdict(lines: dict[str, dict]) -> str:
+def _verdict(lines: dict[str, dict], *, robust: float, clean_low: float, chance: float) -> str:
+    """The report in a sentence.
+
+    Args:
+        lines: by name.
+        robust: the headline accuracy, in percent; NaN where there is none.
+        clean_low: lower end of clean accuracy's 95 % interval, a share.
+        chance: 1 / classes.
+    """
     of = {
         status: [n for n, line in lines.items() if line["status"] == status] for status in STATUSES
     }
@@ -145,7 +229,17 @@ def _verdict(lines: dict[str, dict]) -> str:
             f"No line fails; {len(of[WARN])} of {len(lines)} WARN ({', '.join(of[WARN])}). Read them "
             "before quoting the headline."
         )
-    return f"None of {len(lines)} lines found a sign of masked gradients."
+    idle = len(of[NOT_APPLICABLE])
+    ran = len(lines) - idle
+    rest = f"; {idle} of {len(lines)} did not apply" if idle else ""
+    if clean_low <= chance:
+        return (
+            "Nothing can be told of robustness: clean accuracy is not above chance "
+            f"({100 * chance:g} %)."
+        )
+    if robust == 0:
+        return f"Not robust: no image is right under every attack; there is nothing to mask{rest}."
+    return f"None of {ran} lines found a sign of masked gradients{rest}."
 
 
 def _facts(subject: Subject) -> dict[str, Any]:

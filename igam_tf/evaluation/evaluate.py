@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.attacks import AttackSpec, attack_specs
-from igam_tf.datasets import Split
+from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.evaluation.models import pixel_range, reason_of
 from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
 from igam_tf.system.journal import Journal, digits
@@ -226,6 +226,136 @@ def model_report(
         "pixel_max": pixel_max,
         "results": results,
     }
+
+
+def evaluate_model(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    attacks: str | Sequence[str] = "clean,fgsm,pgd20",
+    *,
+    eps: float,
+    pixel_max: float,
+    step_size: float | None = None,
+    norm: str = "linf",
+    restarts: int = 1,
+    loss: str = "xent",
+    seed: int = 0,
+    batch_size: int = 100,
+    batch_norm: str = "inference",
+    progress: bool = False,
+) -> dict:
+    """Accuracy of any Keras model on any images, clean and under attack.
+
+    Args:
+        model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
+        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max.
+        labels: [n] int, below K.
+        attacks: "clean,fgsm,pgd20", or a list of names; see `igam_tf.attacks.attack_names`.
+        eps: radius, as a fraction of the pixel range.
+        pixel_max: highest pixel value of the model's input, such as 1 or 255.
+        step_size: of PGD, as a fraction of the pixel range; None: a quarter of eps.
+        norm: "linf" or "l2", of eps and step_size.
+        restarts, loss: of FGSM and PGD, see `igam_tf.attacks.attack_specs`.
+        seed, batch_size, batch_norm, progress: see `evaluate`.
+
+    Returns:
+        What `python -m igam_tf.eval_pgd --json` writes: `results`, by attack, with accuracy in percent,
+        its 95 % interval and every setting; and `warnings`, where there are any.
+
+    Raises:
+        UserError: images, labels or outputs of the model that do not go together; probabilities
+            where logits belong; an unknown attack.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> model.set_weights([np.full((16, 2), [-1.0, 1.0]), np.array([8.0, -8.0])])
+        >>> images = np.zeros((8, 4, 4, 1), np.uint8)
+        >>> images[4:] = 255
+        >>> labels = np.repeat([0, 1], 4)
+        >>> report = evaluate_model(model, images, labels, "clean,pgd5", eps=0.6, pixel_max=1.0)
+        >>> {name: row["accuracy"] for name, row in report["results"].items()}
+        {'clean': 100.0, 'pgd5': 0.0, 'worst_case': 0.0}
+    """
+    names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
+    split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max)
+    undo = "igam_tf.evaluation.models.LogProbabilities(model)"
+    doubts = check_outputs(model, split, pixel_max=pixel_max, batch_size=batch_size, undo=undo)
+    report = model_report(
+        model, split,
+        attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
+        batch_size=batch_size, batch_norm=batch_norm, pixel_max=pixel_max, progress=progress,
+    )  # fmt: skip
+    return report | ({"warnings": doubts} if doubts else {})
+
+
+def split_of_arrays(
+    model: keras.Model, images: np.ndarray, labels: np.ndarray, *, eps: float, pixel_max: float
+) -> Split:
+    """Arrays as a data set of their own, checked against each other and against the model.
+
+    Args:
+        model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
+        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max.
+        labels: [n] int, below K.
+        eps: radius, as a fraction of the pixel range.
+        pixel_max: highest pixel value of the model's input.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if not (np.isfinite(pixel_max) and pixel_max > 0):
+        raise UserError(f"expected pixel_max above 0, such as 1 or 255; received {pixel_max!r}")
+    if not (np.isfinite(eps) and eps > 0):
+        raise UserError(
+            f"expected eps above 0, a fraction of the pixel range such as 8/255; received {eps!r}"
+        )
+    if images.ndim != 4:
+        raise UserError(f"expected images [n,H,W,C]; received the shape {list(images.shape)}")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise UserError(
+            f"expected images of uint8 in 0..255 or float in 0..{pixel_max:g}; received {images.dtype}"
+        )
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"expected labels [n] of an integer type, not one-hot; received {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    if len(labels) == 0 or len(images) != len(labels):
+        raise UserError(
+            f"expected as many images as labels, at least one; received {len(images)} and "
+            f"{len(labels)}"
+        )
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= pixel_max):
+        raise UserError(
+            f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
+        )
+    try:
+        outputs = logits_function(model, "inference")(
+            tf.constant(in_pixel_range(images[:1], pixel_max))
+        )
+    except Exception as error:  # a model may fail in any way on images it was not made for
+        raise UserError(
+            f"expected a model for images {list(images.shape[1:])}; this one fails on them: "
+            f"{reason_of(error)}"
+        ) from error
+    shape = getattr(outputs, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != 1:
+        received = type(outputs).__name__ if shape is None else f"the shape {list(shape)}"
+        raise UserError(f"expected one row of logits, [1,K], for one image; received {received}")
+    if not 0 <= labels.min() <= labels.max() < shape[1]:
+        raise UserError(
+            f"expected labels in 0..{shape[1] - 1}, the model's classes; received "
+            f"{labels.min()}..{labels.max()}"
+        )
+    spec = DatasetSpec(
+        "arrays", images.shape[1:], int(shape[1]),
+        pixel_max=float(pixel_max), eps=float(eps), step_size=float(eps) / 4,
+    )  # fmt: skip
+    return Split(images, labels.astype(np.int64), spec, "arrays", "test")
 
 
 # exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
