@@ -26,6 +26,7 @@ from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
 from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
+from igam_tf.evaluation.models import LogProbabilities, features_of
 from igam_tf.system.journal import Journal
 from madry_models import WideResNet
 from madry_models.errors import UserError
@@ -507,3 +508,48 @@ def test_arrays_are_audited_as_a_data_set_is(standard, digits):
     assert ours["headline"] == expected["headline"]
     with pytest.raises(UserError, match=r"expected a budget among quick, .*; received 'tiny'"):
         audit_model(standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, budget="tiny")
+
+
+# --- any model -----------------------------------------------------------------------------------
+
+
+def _functional(softmax=False) -> keras.Model:
+    x = keras.Input((4, 4, 1))
+    h = keras.layers.Dense(6, activation="tanh")(keras.layers.Flatten()(x))
+    z = keras.layers.Dense(3)(h)
+    return keras.Model(x, keras.layers.Softmax()(z) if softmax else z)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_features_are_the_input_of_the_last_dense_layer(softmax):
+    model = _functional(softmax)
+    x = np.random.default_rng(0).uniform(0, 1, (5, 4, 4, 1)).astype("float32")
+    first = model.layers[2]
+    expected = np.tanh(x.reshape(5, -1) @ first.kernel.numpy() + first.bias.numpy())
+    np.testing.assert_allclose(features_of(model)(x), expected, atol=1e-6)
+    np.testing.assert_allclose(features_of(LogProbabilities(model))(x), expected, atol=1e-6)
+
+
+def test_features_of_models_that_have_none():
+    class Own(keras.Model):
+        def call(self, x, training=False):
+            return x
+
+    with pytest.raises(UserError, match=r"this Own offers no features"):
+        features_of(Own())
+    pooled = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()])
+    with pytest.raises(UserError, match="this Sequential; it ends in GlobalAveragePooling2D"):
+        features_of(pooled)
+
+
+def test_planted_line_of_a_functional_model():
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
+    settings = {"eps": 0.3, "pixel_max": 1.0, "lines": "planted"}
+    model = _functional()
+    line = audit_model(model, images, np.arange(8) % 3, **settings)["lines"]["planted"]
+    assert line["status"] in (PASS, WARN, FAIL)
+    assert line["data"]["planted"] >= 3
+    few = audit_model(model, images[:1], np.array([0]), **settings)["lines"]["planted"]
+    assert (few["status"], few["figure"]) == (
+        NOT_APPLICABLE, "boundaries can be planted around 1 of 1 images, nothing can be told"
+    )  # fmt: skip

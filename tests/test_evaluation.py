@@ -20,9 +20,9 @@ from igam_tf.evaluation.evaluate import (
     logits_function,
     model_report,
     table,
-    wilson_interval,
 )
 from igam_tf.evaluation.survival import in_pixel_range, random_start, survivors
+from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import undigits
 from madry_models import WideResNet
 from madry_models.errors import UserError

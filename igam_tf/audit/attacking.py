@@ -25,9 +25,10 @@ from igam_tf.audit.lines import (
     worst,
 )
 from igam_tf.audit.subject import Row, Subject, attached, joint
-from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function, wilson_interval
+from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function
 from igam_tf.evaluation.models import pixel_range
 from igam_tf.formulas.losses import xent
+from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import model_identity
 from madry_models import WideResNet
 from madry_models.wide_resnet import normalize_images
@@ -68,6 +69,13 @@ def _compared(reference: dict[str, Row], suspects: dict[str, Row], tolerance: fl
     if not joint(reference).any():
         return not_applicable(
             "nothing that could be found: " + ", ".join(reference) + " leave no example standing",
+            rows,
+        )
+    left = int(joint(reference).sum())
+    if left < LEAST_EXAMPLES:
+        return not_applicable(
+            f"{left} of {len(joint(reference))} images left by {', '.join(reference)}, nothing can be "
+            "told",
             rows,
         )
     found = {name: excess(joint(reference), row.standing) for name, row in suspects.items()}

@@ -15,8 +15,8 @@ from igam_tf.evaluation.evaluate import (
     figures,
     fraction_text,
     split_of_arrays,
-    wilson_interval,
 )
+from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError

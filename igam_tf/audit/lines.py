@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from igam_tf.formulas.statistics import Z95
+
 PASS, WARN, FAIL, NOT_APPLICABLE = "PASS", "WARN", "FAIL", "N/A"
 STATUSES = (FAIL, WARN, PASS, NOT_APPLICABLE)
 
 # Fewer examples than this are never a finding: one or two change sides with the seed alone.
 LEAST_EXAMPLES = 3
-_Z95 = 1.959963984540054  # normal quantile of 0.975
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
     n = len(reference)
     gained, lost = int((reference & ~suspect).sum()), int((suspect & ~reference).sum())
     a, b, m = gained + 0.5, lost + 0.5, n + 2
-    centre, half = (a - b) / m, _Z95 * np.sqrt(a + b - (a - b) ** 2 / m) / m
+    centre, half = (a - b) / m, Z95 * np.sqrt(a + b - (a - b) ** 2 / m) / m
     return Excess(gained - lost, float(centre - half), float(centre + half), n)
 
 

@@ -11,9 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
-from igam_tf.audit.lines import FAIL, PASS, WARN, Check, Finding, not_applicable
+from igam_tf.audit.lines import FAIL, LEAST_EXAMPLES, PASS, WARN, Check, Finding, not_applicable
 from igam_tf.audit.subject import Subject, attached
-from igam_tf.evaluation.evaluate import fraction_text, wilson_interval
+from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.models import features_of
+from igam_tf.formulas.statistics import wilson_interval
+from madry_models.errors import UserError
 
 SUCCESS = 0.95  # of Zimmermann et al.: a sound attack succeeds at least so often
 INNER = 0.9  # radius of the inner points, as a share of eps
@@ -48,14 +51,12 @@ def readout(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] | 
 
 def planted(s: Subject) -> Finding:
     """The attack crosses boundaries that were put within its reach."""
-    if not callable(getattr(s.model, "features", None)):
-        return not_applicable(
-            f"this {type(s.model).__name__} offers no features(x, training=), which the test reads"
-        )
+    try:
+        plain_features = features_of(s.model)
+    except UserError as error:
+        return not_applicable(str(error))
     n = min(s.n, s.budget.planted_images)
-    features = tf.function(
-        attached(lambda x: s.model.features(x, training=False)), reduce_retracing=True
-    )
+    features = tf.function(attached(plain_features), reduce_retracing=True)
     steps, restarts = s.budget.steps[-1], s.budget.restarts
     step = np.float32(s.step_size * s.pixel_max * s.budget.steps[0] / steps)
 
@@ -82,6 +83,10 @@ def planted(s: Subject) -> Finding:
             by_chance.append(chance)
     if not kept:
         return not_applicable(f"no boundary can be planted around any of {n} images")
+    if len(kept) < LEAST_EXAMPLES:
+        return not_applicable(
+            f"boundaries can be planted around {len(kept)} of {n} images, nothing can be told"
+        )
     kept = np.array(kept)
     w = np.stack([w for w, _ in readouts]).astype(np.float32)
     b = np.array([b for _, b in readouts], np.float32)

@@ -19,31 +19,13 @@ from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.evaluation.models import pixel_range, reason_of
 from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import Journal, digits
 from madry_models.errors import UserError
 
 WORST_CASE = "worst_case"
 NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
 BATCH_NORMS = ("inference", "batch")
-_Z95 = 1.959963984540054  # normal quantile of 0.975
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n trials (Wilson 1927), which holds near 0 and 1 as well.
-
-    Raises:
-        ValueError: not 0 <= successes <= n, or n = 0.
-
-    Example:
-        >>> [round(bound, 4) for bound in wilson_interval(5, 10)]
-        [0.2366, 0.7634]
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"expected 0 <= successes <= n and n > 0; received {successes} of {n}")
-    share, z2 = successes / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:

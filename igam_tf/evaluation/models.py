@@ -140,6 +140,46 @@ class LogProbabilities(keras.Model):
         return self.base.get_config()
 
 
+def features_of(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """x [B,H,W,C] -> the input of the model's last dense layer, [B,F], in inference mode.
+
+    By `model.features(x, training=)` where the model has it; of a Sequential or functional model
+    whose last layer is dense, an activation after it aside, without.
+
+    Raises:
+        UserError: neither holds.
+    """
+    if isinstance(model, LogProbabilities):
+        return features_of(model.base)
+    if callable(getattr(model, "features", None)):
+        return lambda x: model.features(x, training=False)
+    kind = type(model).__name__
+    inputs = getattr(model, "inputs", None)
+    if not inputs:  # a subclassed model
+        raise UserError(
+            f"expected a Sequential or functional model, or one with features(x, training=); this "
+            f"{kind} offers no features(x, training=)"
+        )
+    after = keras.layers.Activation | keras.layers.Softmax
+    layers = [layer for layer in model.layers if not isinstance(layer, after)]
+    last = layers[-1] if layers else None
+    if not isinstance(last, keras.layers.Dense):
+        raise UserError(
+            f"expected a dense layer at the end of this {kind}; it ends in {type(last).__name__}"
+        )
+    try:
+        body = keras.Model(inputs[0] if len(inputs) == 1 else inputs, last.input)
+    except (AttributeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"expected one input of the last dense layer of this {kind}; {reason_of(error)}"
+        ) from error
+    if len(last.input.shape) != 2:
+        raise UserError(
+            f"expected features [B,F] before the last dense layer; received {list(last.input.shape)}"
+        )
+    return lambda x: body(x, training=False)
+
+
 def reason_of(error: Exception) -> str:
     """The line of a Keras or TensorFlow error that says why.
 
