@@ -104,10 +104,19 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
         "data": _data(config["data"]),
         "evaluation": settings_text(report),
         "results": report | {"results": results},
-        "settings": {name: value for name, value in config.items() if name != "environment"},
+        "settings": {
+            name: _without_folder(value) for name, value in config.items() if name != "environment"
+        },
         "trained_with": config["environment"],
         "exported_with": environment(),
     }
+
+
+def _without_folder(value: Any) -> Any:
+    """A setting; of an absolute path the last name alone, for folders are the machine's own."""
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
 
 
 def _data(source: str) -> str:

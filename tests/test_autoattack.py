@@ -14,7 +14,8 @@ from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import _exchange, bumps, square_side
-from igam_tf.evaluation import evaluate, survival, table
+from igam_tf.evaluation import survival
+from igam_tf.evaluation.evaluate import evaluate, table
 from igam_tf.evaluation.survival import random_start, square_moves, survivors
 from igam_tf.system.journal import Journal, model_identity
 from madry_models import MnistCNN

@@ -195,3 +195,10 @@ def test_whole_or_not_at_all(command, run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="SavedModel's logits within"):
         command(f"--run={run}", f"--output={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_card_names_no_folder_of_this_machine():
+    assert export._without_folder("/home/me/data/tfds") == "tfds"
+    assert [export._without_folder(v) for v in ("builtin", 3, None, "runs/a")] == [
+        "builtin", 3, None, "runs/a"
+    ]  # fmt: skip

@@ -28,7 +28,13 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    step = fraction_text(row["step_size"]) if row["step_size"] else "own" if row["steps"] else ""
+    step = (
+        fraction_text(round(row["step_size"], 12))
+        if row["step_size"]
+        else "own"
+        if row["steps"]
+        else ""
+    )
     runs = f"{row['restarts']} x {row['targets']} targets" if row["targets"] else row["restarts"]
     name += f" (after {row['after']})" if row["after"] else ""
     return (

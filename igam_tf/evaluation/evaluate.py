@@ -439,11 +439,11 @@ def fraction_text(value: float) -> str:
     """A fraction of the pixel range as people write it.
 
     Example:
-        >>> fraction_text(8 / 255), fraction_text(0.3)
-        ('8/255', '0.3')
+        >>> fraction_text(8 / 255), fraction_text(0.5 / 255), fraction_text(0.3)
+        ('8/255', '0.5/255', '0.3')
     """
-    if float(f"{value:g}") != value and abs(value * 255 - round(value * 255)) < 1e-9:
-        return f"{round(value * 255)}/255"
+    if float(f"{value:g}") != value and abs(value * 2550 - round(value * 2550)) < 1e-8:
+        return f"{round(value * 2550) / 10:g}/255"
     return f"{value:g}"
 
 

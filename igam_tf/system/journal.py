@@ -96,8 +96,8 @@ def remembered(
 
 
 def model_identity(model: keras.Model) -> str:
-    """Digest of a model's class, configuration and weights."""
-    digest = hashlib.sha256(f"{type(model).__module__}.{type(model).__qualname__}".encode())
+    """Digest of a model's class, configuration and weights, wherever its module lies."""
+    digest = hashlib.sha256(keras.saving.get_registered_name(type(model)).encode())
     with contextlib.suppress(NotImplementedError):
         config = {k: v for k, v in model.get_config().items() if k != "name"}  # numbered by Keras
         digest.update(json.dumps(config, sort_keys=True, default=repr).encode())
