@@ -26,8 +26,8 @@ import tensorflow as tf
 from absl import flags
 
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.attacks.spec import QUERIES, STEPS, TARGETS
-from igam_tf.attacks.square import P_INIT
+from igam_tf.attacks.spec import STEPS, TARGETS
+from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.models import define_data_flags, find_model, model_and_images
 from igam_tf.evaluation.survival import in_pixel_range, survivors

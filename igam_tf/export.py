@@ -170,10 +170,10 @@ With `{SAVED_MODEL}`, on any x (float32, as above) and y (int64 [batch]); PGD-20
 
 ```python
 import tensorflow as tf
-from igam_tf.attacks import loss_named, pgd
+from igam_tf.attacks import pgd
 
 student = tf.saved_model.load("{SAVED_MODEL}")
-x_adv = pgd(student.serve, x, y, {pgd}, loss=loss_named("xent"))
+x_adv = pgd(student.serve, x, y, {pgd})
 ```
 
 ## How it was made

@@ -1,11 +1,14 @@
-"""PGD against closed forms and brute force; its losses against hand numbers."""
+"""PGD against closed forms and brute force; its losses against hand numbers; attacks as a library."""
+
+import doctest
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.attacks import LOSSES, loss_named, pgd
+from igam_tf.attacks import LOSSES, apgd, loss_named, pgd, square
 from igam_tf.attacks.losses import cw_margin, of_class, xent
 from madry_models.errors import UserError
 
@@ -101,15 +104,6 @@ def test_a_targeted_loss_has_its_target():
         target=tf.constant(target),
     )  # fmt: skip
     np.testing.assert_allclose(x_adv, x + 0.1 * np.sign(w[:, target] - w[:, y]).T, atol=1e-12)
-
-
-def test_decaying_steps_add_up():
-    """Steps of 1, 0.75, 0.5, 0.25, 0 times the step size."""
-    x_adv = pgd(
-        _linear(np.float64([1.0])), tf.constant([[0.0]], tf.float64), tf.constant([0]),
-        eps=1.0, step_size=0.1, steps=5, loss=xent, bounds=(-1.0, 1.0), decay=1.0,
-    )  # fmt: skip
-    assert x_adv.numpy()[0, 0] == pytest.approx(0.25, abs=1e-12)
 
 
 def test_unknown_norm():
@@ -227,3 +221,66 @@ def test_logits_without_a_gradient_are_refused():
             lambda x: tf.one_hot(tf.argmax(x, 1), 2), tf.zeros((1, 2)), tf.constant([0]),
             eps=0.1, step_size=0.1, steps=1, loss=xent, bounds=(0.0, 1.0),
         )  # fmt: skip
+
+
+def test_arrays_and_names_serve_as_well():
+    """numpy arrays and a loss by its name: the same as tensors and the function."""
+    w = RNG.normal(size=4).astype("float32")
+    x, y = RNG.uniform(size=(5, 4)).astype("float32"), np.array([0, 1, 1, 0, 1])
+    common = dict(eps=0.1, step_size=0.05, steps=3, bounds=(0.0, 1.0))
+    by_names = pgd(_linear(w), x, y, loss="xent", **common)
+    by_values = pgd(_linear(w), tf.constant(x), tf.constant(y), loss=xent, **common)
+    np.testing.assert_array_equal(by_names, by_values)
+
+
+@pytest.mark.parametrize("attack", [apgd, square])
+def test_what_is_not_given_is_drawn_by_the_seed(attack):
+    def logits_fn(x):
+        z = tf.reduce_sum(tf.sin(40 * x), (1, 2, 3))  # many maxima: the start decides
+        return tf.stack([tf.zeros_like(z) + 99, z, 0 * z], 1)
+
+    x = RNG.uniform(size=(3, 4, 4, 1)).astype("float32")
+    y = np.zeros(3, int)
+    size = {apgd: {"steps": 1}, square: {"queries": 2}}[attack]
+    first, again, other = (
+        attack(logits_fn, x, y, eps=0.2, bounds=(0.0, 1.0), seed=seed, **size).numpy()
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
+    of_one = attack(logits_fn, x[:1], y[:1], eps=0.2, bounds=(0.0, 1.0), seed=0, **size)
+    np.testing.assert_array_equal(of_one, first[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"eps": -0.1}, "expected eps of at least 0, in the pixel unit of x; received -0.1"),
+        ({"eps": float("nan")}, "expected eps of at least 0, in the pixel unit of x; received nan"),
+        ({"x": np.zeros((1, 1), "uint8")}, "expected images x of a floating type; received uint8"),
+        ({"y": np.zeros((1, 2))}, r"expected labels y \[B\] of an integer type; received float64"),
+        ({"steps": -1}, "expected at least 0 steps; received -1"),
+        ({"bounds": (1.0, 0.0)}, r"expected bounds \(lowest, highest pixel value\); received"),
+        ({"loss": "hinge"}, "expected an attack loss among xent, cw, dlr; received 'hinge'"),
+    ],
+)
+def test_wrong_use(changes, sentence):
+    arguments = dict(
+        x=np.zeros((1, 1), "float32"), y=np.zeros(1, int), eps=0.1, step_size=0.1, steps=1,
+        bounds=(0.0, 1.0),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=sentence):
+        pgd(_linear(np.float32([1])), **(arguments | changes))
+
+
+def test_start_and_moves_come_together():
+    x, y = np.zeros((1, 2, 2, 1), "float32"), np.zeros(1, int)
+    with pytest.raises(UserError, match="expected both start and moves, or neither"):
+        square(lambda x: x[:, 0, 0], x, y, eps=0.1, bounds=(0.0, 1.0), start=np.ones((1, 2, 1)))
+
+
+@pytest.mark.parametrize("module", ["registry", "pgd", "apgd", "fab", "square"])
+def test_examples(module):
+    result = doctest.testmod(sys.modules[f"igam_tf.attacks.{module}"])
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -169,7 +169,7 @@ def test_checkpoint_folder_or_prefix(command, loaded, golden_dir, capsys):
         (["--model=/"], "received '/', a folder without them"),
         (["--model=/etc/hostname"], "received '/etc/hostname', a file"),
         (["--attacks=pgd5,apgd"], "received 'apgd' in 'pgd5,apgd'"),
-        (["--attacks="], "fgsm, pgd<number of steps>, .*; received ''"),
+        (["--attacks="], "fgsm, pgd<steps>, .*; received ''"),
         (["--attacks=clean", "fgsm"], "expected flags alone; received 'fgsm' as well"),
         (["--norm=l2"], "expected --eps with --norm=l2: .* for l-inf; received none"),
         (["--norm=l2", "--eps=inf"], "above 0, such as 8/255 or 0.3; received 'inf'"),

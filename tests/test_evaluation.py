@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.attacks import AttackSpec, attack_names, attack_specs, random_inputs
 from igam_tf.audit import audit as audit_module
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.evaluation import evaluate as evaluate_module
@@ -21,7 +21,7 @@ from igam_tf.evaluation.evaluate import (
     model_report,
     table,
 )
-from igam_tf.evaluation.survival import in_pixel_range, random_start, survivors
+from igam_tf.evaluation.survival import in_pixel_range, survivors
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import undigits
 from madry_models import WideResNet
@@ -198,9 +198,10 @@ def test_neither_batch_size_nor_company_changes_a_verdict():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_random_start_is_uniform_and_each_examples_own(dtype):
-    start = lambda indices, seed=0, restart=0: random_start(  # noqa: E731
-        (20, 20, 3), indices, eps=8.0, seed=seed, restart=restart, dtype=dtype
-    )
+    spec = AttackSpec(name="pgd", random_start=True)
+    start = lambda indices, seed=0, restart=0: random_inputs(  # noqa: E731
+        spec, (20, 20, 3), indices, eps=8.0, seed=seed, restart=restart, dtype=dtype
+    )["noise"]
     noise = start(range(50))
     assert noise.dtype == dtype
     assert np.abs(noise).max() <= 8.0
@@ -268,7 +269,7 @@ def test_byte_pixels_and_a_model_of_0_to_255():
     ("text", "message"),
     [
         ("clean,fgsn", "received 'fgsn' in 'clean,fgsn'"),
-        ("pgd", "fgsm, pgd<number of steps>, .*; received 'pgd'"),
+        ("pgd", "fgsm, pgd<steps>, .*; received 'pgd'"),
         ("pgd0", "received 'pgd0'"),
         ("pgd-1", "received 'pgd-1'"),
         ("clean,", "received '' in 'clean,'"),

@@ -3,7 +3,8 @@
 Every attack takes (logits_fn, x, y, *, eps, bounds, ...) in the pixel unit of x and returns x_adv, of
 the shape and dtype of x, within eps of x and within the bounds. Randomness comes in as tensors, so
 an attack is a function of its arguments alone; restarts and worst cases are the business of
-`igam_tf.evaluation.evaluate`.
+`igam_tf.evaluation.evaluate`. Arrays serve as well as tensors, and what is drawn by default is drawn
+by a seed.
 
     pgd     Madry et al. 2018; fgsm is one step of it
     apgd    Croce and Hein 2020: chooses its own step size
@@ -18,10 +19,11 @@ from igam_tf.attacks.fab import fab
 from igam_tf.attacks.losses import LOSSES, dlr_targeted, loss_named
 from igam_tf.attacks.norms import NORMS
 from igam_tf.attacks.pgd import pgd
-from igam_tf.attacks.spec import AttackSpec, attack_names, attack_specs
+from igam_tf.attacks.registry import KINDS, attack_names, attack_specs, random_inputs
+from igam_tf.attacks.spec import AttackSpec
 from igam_tf.attacks.square import square
 
 __all__ = [
-    "LOSSES", "NORMS", "AttackSpec", "apgd", "attack_names", "attack_specs", "dlr_targeted", "fab",
-    "loss_named", "pgd", "square",
+    "KINDS", "LOSSES", "NORMS", "AttackSpec", "apgd", "attack_names", "attack_specs", "dlr_targeted",
+    "fab", "loss_named", "pgd", "random_inputs", "square",
 ]  # fmt: skip

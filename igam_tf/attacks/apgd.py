@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.draws import Draws, for_each, in_ball
 from igam_tf.attacks.gradient import ascent
-from igam_tf.attacks.losses import cw_margin
-from igam_tf.attacks.norms import check_norm, per_example, project, steepest, unit
+from igam_tf.attacks.inputs import as_loss, checked, known_size
+from igam_tf.attacks.losses import cw_margin, dlr_targeted
+from igam_tf.attacks.norms import per_example, project, steepest, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
+from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
+from madry_models.errors import UserError
 
 MOMENTUM = 0.75  # alpha of Algorithm 1: weight of the gradient step against the last move
 RHO = 0.75  # halve the step unless more than this share of the steps since the last check rose
@@ -39,10 +44,11 @@ def apgd(
     y: tf.Tensor,
     *,
     eps: float,
-    steps: int,
-    loss: Callable[..., tf.Tensor],
     bounds: tuple[float, float],
-    noise: tf.Tensor,
+    steps: int = STEPS,
+    loss: str | Callable[..., tf.Tensor] = "xent",
+    noise: tf.Tensor | None = None,
+    seed: int = 0,
     target: tf.Tensor | None = None,
     norm: str = "linf",
 ) -> tf.Tensor:
@@ -55,10 +61,13 @@ def apgd(
         x: images [B,...], float32 or float64, within `bounds`.
         y: labels [B], int.
         eps: radius, in the pixel unit of x.
-        steps: gradient steps, at least 1.
-        loss: (logits, y) -> [B], or (logits, y, target) -> [B] where there is a target.
         bounds: lowest and highest pixel value.
-        noise: direction of the start, of the shape of x: uniform in +-1 for linf, normal for l2.
+        steps: gradient steps, at least 1.
+        loss: name in `igam_tf.attacks.LOSSES`, or (logits, y) -> [B], or (logits, y, target) -> [B]
+            where there is a target.
+        noise: direction of the start, of the shape of x: uniform in +-1 for linf, normal for l2;
+            None: drawn by the seed.
+        seed: of the random start, where there is no noise.
         target: classes [B] of a targeted loss.
         norm: "linf" or "l2".
 
@@ -66,9 +75,24 @@ def apgd(
         x_adv, as x: misclassified if that was found, else the point of highest loss.
 
     Raises:
-        UserError: the logits have no gradient with respect to x, or another norm.
+        UserError: the logits have no gradient with respect to x, or see `inputs.checked`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits_fn = lambda x: tf.concat([x, 1 - x], 1)
+        >>> apgd(logits_fn, tf.constant([[0.75]]), [0], eps=0.25, bounds=(0.0, 1.0)).numpy()
+        array([[0.5]], dtype=float32)
     """
-    check_norm(norm)
+    x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=steps)
+    loss = as_loss(loss)
+    if noise is None:
+        dtype = x.dtype.as_numpy_dtype
+        shape = tuple(x.shape[1:])
+        noise = for_each(
+            lambda generator: {"noise": in_ball(generator, shape, dtype, norm)},
+            range(known_size(x, "noise")), seed=seed,
+        )["noise"]  # fmt: skip
+    noise = tf.convert_to_tensor(noise, x.dtype)
     eps, *bounds = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
     reviews = checkpoints(steps)
     first_of_period = tf.constant([0, *reviews[:-1]])
@@ -133,3 +157,39 @@ def apgd(
     # A step of 2 eps reaches any point of the ball; "halved" at first, so that only oscillation counts.
     state |= {"step_size": none + 2 * eps, "rises": none, "halved": tf.ones_like(y, tf.bool)}
     return tf.stop_gradient(shrinking_loop(step, state, steps=steps))
+
+
+_LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+
+
+def _spec(name: str, threat: Threat) -> AttackSpec:
+    if threat.num_classes < _LEAST_CLASSES.get(name, 0):
+        raise UserError(
+            f"expected at least {_LEAST_CLASSES[name]} classes for {name}, as in autoattack, whose "
+            f"difference of logits ratio is not defined below; received {threat.num_classes}"
+        )
+    loss = {"apgd-ce": "xent", "apgd-dlr": "dlr", "apgd-t": "dlr_targeted"}[name]
+    targets = min(TARGETS, threat.num_classes - 1) if name == "apgd-t" else 0
+    return AttackSpec(
+        name=name, kind="apgd", norm=threat.norm, eps=threat.eps, steps=STEPS, restarts=1,
+        targets=targets, loss=loss, random_start=True,
+    )  # fmt: skip
+
+
+def _draws(spec: AttackSpec, shape, generator: np.random.Generator, eps: float, dtype) -> Draws:
+    return {"noise": in_ball(generator, shape, dtype, spec.norm)}
+
+
+def _run(
+    logits_fn, x, y, spec: AttackSpec, *, eps, bounds, step_size, steps, target, noise
+) -> tf.Tensor:
+    return apgd(
+        logits_fn, x, y, eps=eps, bounds=bounds, steps=spec.steps, noise=noise, norm=spec.norm,
+        loss=dlr_targeted if spec.targets else spec.loss, target=target,
+    )  # fmt: skip
+
+
+KIND = Kind(
+    names="apgd-ce|apgd-dlr|apgd-t", shown="apgd-ce, apgd-dlr, apgd-t", spec=_spec, draws=_draws,
+    run=_run,
+)  # fmt: skip

@@ -9,9 +9,11 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from igam_tf.attacks.gradient import ascent
+from igam_tf.attacks.inputs import checked
 from igam_tf.attacks.losses import cw_margin, of_class
-from igam_tf.attacks.norms import check_norm, length, per_example
+from igam_tf.attacks.norms import length, per_example
 from igam_tf.attacks.shrinking import State, shrinking_loop
+from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
 from igam_tf.formulas.losses import at_least_float32
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9  # most pull to x, overshoot, backward step (their §3)
@@ -63,8 +65,8 @@ def fab(
     y: tf.Tensor,
     *,
     target: tf.Tensor,
-    steps: int,
     bounds: tuple[float, float],
+    steps: int = STEPS,
     eps: float | None = None,
     norm: str = "linf",
 ) -> tf.Tensor:
@@ -75,8 +77,8 @@ def fab(
         x: images [B,...] that are classified as y, float32 or float64, within `bounds`.
         y: labels [B], int.
         target: classes [B]; any misclassified point counts.
-        steps: gradient steps, at least 1.
         bounds: lowest and highest pixel value.
+        steps: gradient steps, at least 1.
         eps: an example leaves once its point is within this radius, in the pixel unit of x; None:
             each goes on to the end and has its nearest point.
         norm: "linf" or "l2".
@@ -85,9 +87,17 @@ def fab(
         The nearest misclassified point that was found, as x; x itself where there was none.
 
     Raises:
-        UserError: the logits have no gradient with respect to x, or another norm.
+        UserError: the logits have no gradient with respect to x, or see `inputs.checked`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits_fn = lambda x: tf.concat([x, 1 - x], 1)
+        >>> x_adv = fab(logits_fn, tf.constant([[0.75]]), [0], target=[1], bounds=(0.0, 1.0))
+        >>> bool(0.49 < x_adv < 0.5)
+        True
     """
-    check_norm(norm)
+    x, y = checked(x, y, eps=0.0 if eps is None else eps, bounds=bounds, norm=norm, steps=steps)
+    target = tf.cast(target, y.dtype)
     # The published constants are for pixels in 0..1, which only the smallest distance depends on.
     low, high = (tf.convert_to_tensor(value, x.dtype) for value in bounds)
     enough = tf.constant(-1.0, x.dtype) if eps is None else tf.convert_to_tensor(eps, x.dtype)
@@ -134,3 +144,21 @@ def fab(
     state = {"x": x, "y": y, "target": target, "x_adv": x, "answer": x, "distance": far}
     state["done"] = tf.zeros_like(y, tf.bool)
     return tf.stop_gradient(shrinking_loop(step, state, steps=steps))
+
+
+def _spec(name: str, threat: Threat) -> AttackSpec:
+    return AttackSpec(
+        name=name, kind="fab", norm=threat.norm, eps=threat.eps, steps=STEPS, restarts=1,
+        targets=min(TARGETS, threat.num_classes - 1), loss="distance",
+    )  # fmt: skip
+
+
+def _run(logits_fn, x, y, spec: AttackSpec, *, eps, bounds, step_size, steps, target) -> tf.Tensor:
+    x_adv = fab(
+        logits_fn, x, y, target=target, bounds=bounds, steps=spec.steps, eps=eps, norm=spec.norm
+    )
+    # The nearest point may lie beyond eps: then the attack has failed, and x stays.
+    return tf.where(per_example(length(x_adv - x, spec.norm) <= eps, x), x_adv, x)
+
+
+KIND = Kind(names="fab-t", shown="fab-t", spec=_spec, draws=lambda *_: {}, run=_run)

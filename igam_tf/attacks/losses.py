@@ -22,6 +22,12 @@ def other_logits(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.where(true, tf.constant(float("-inf"), logits.dtype), logits)
 
 
+def class_of_rank(logits: tf.Tensor, y: tf.Tensor, rank: tf.Tensor, ranks: int) -> tf.Tensor:
+    """The class with the highest logit beside y (rank 0), the next (1), ... [B], below `ranks`."""
+    ranked = tf.math.top_k(other_logits(logits, y), ranks).indices
+    return tf.cast(ranked[:, rank], y.dtype)
+
+
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Carlini and Wagner's margin max_{i != y} logits_i - logits_y, above 0 where misclassified.
 

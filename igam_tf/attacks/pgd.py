@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.draws import Draws, in_ball
 from igam_tf.attacks.gradient import ascent
-from igam_tf.attacks.norms import check_norm, project, steepest
+from igam_tf.attacks.inputs import as_loss, checked
+from igam_tf.attacks.norms import project, steepest
+from igam_tf.attacks.spec import AttackSpec, Kind, Threat
 
 
 def pgd(
@@ -16,12 +20,11 @@ def pgd(
     eps: float,
     step_size: float,
     steps: int,
-    loss: Callable[..., tf.Tensor],
     bounds: tuple[float, float],
+    loss: str | Callable[..., tf.Tensor] = "xent",
     noise: tf.Tensor | None = None,
     target: tf.Tensor | None = None,
     norm: str = "linf",
-    decay: float = 0.0,
 ) -> tf.Tensor:
     """Ascends the sum over the batch of loss(logits, y) in signed steps, projecting after each.
 
@@ -36,27 +39,33 @@ def pgd(
         y: labels [B], int.
         eps, step_size: radius and step, in the pixel unit of x.
         steps: number of gradient steps.
-        loss: (logits, y) -> [B], or (logits, y, target) -> [B] where there is a target; see
-            `igam_tf.attacks.losses`.
         bounds: lowest and highest pixel value.
+        loss: name in `igam_tf.attacks.LOSSES`, or (logits, y) -> [B], or (logits, y, target) -> [B]
+            where there is a target.
         noise: random start, of the shape and dtype of x; None starts at x itself.
         target: classes [B] of a targeted loss.
         norm: "linf", or "l2", where the step is along the gradient itself.
-        decay: the step falls linearly to (1 - decay) of itself at the last one.
 
     Returns:
         x_adv, as x; no gradient flows back through it.
 
     Raises:
-        UserError: the logits have no gradient with respect to x, or another norm.
+        UserError: the logits have no gradient with respect to x, or see `inputs.checked`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits_fn = lambda x: tf.concat([x, 1 - x], 1)
+        >>> pgd(logits_fn, tf.constant([[0.75]]), [0], eps=0.25, step_size=0.125, steps=5,
+        ...     bounds=(0.0, 1.0)).numpy()
+        array([[0.5]], dtype=float32)
     """
-    check_norm(norm)
+    x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=steps, least=0)
+    loss = as_loss(loss)
     # Not tf.cast, which would round a Python float to float32 first.
     eps, step_size, *bounds = (
         tf.convert_to_tensor(value, x.dtype) for value in (eps, step_size, *bounds)
     )
     threat = {"eps": eps, "bounds": bounds, "norm": norm}
-    last = tf.cast(tf.maximum(steps - 1, 1), x.dtype)
     aim = () if target is None else (target,)
 
     def values(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -65,11 +74,37 @@ def pgd(
 
     def step(t: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         gradient, _, _ = ascent(values, x_adv)
-        size = step_size * (1 - decay * tf.cast(t, x.dtype) / last) if decay else step_size
-        return t + 1, project(x_adv + size * steepest(gradient, norm), x, **threat)
+        return t + 1, project(x_adv + step_size * steepest(gradient, norm), x, **threat)
 
     start = x if noise is None else project(x + noise, x, **threat)
     _, x_adv = tf.while_loop(
         lambda t, _: t < steps, step, (tf.constant(0), start), parallel_iterations=1
     )
     return tf.stop_gradient(x_adv)
+
+
+def _spec(name: str, threat: Threat) -> AttackSpec:
+    """FGSM is one step of eps from the image itself, as in the challenges."""
+    own = {"name": name, "norm": threat.norm, "eps": threat.eps, "loss": threat.loss}
+    if name == "fgsm":
+        return AttackSpec(step_size=threat.eps, steps=1, restarts=1, **own)
+    return AttackSpec(
+        step_size=threat.step_size, steps=int(name.removeprefix("pgd")), restarts=threat.restarts,
+        random_start=True, **own,
+    )  # fmt: skip
+
+
+def _draws(spec: AttackSpec, shape, generator: np.random.Generator, eps: float, dtype) -> Draws:
+    if not spec.random_start:
+        return {"noise": np.zeros(shape, dtype)}
+    return {"noise": (in_ball(generator, shape, dtype, spec.norm) * eps).astype(dtype)}
+
+
+def _run(logits_fn, x, y, spec: AttackSpec, *, target, **inputs) -> tf.Tensor:
+    return pgd(logits_fn, x, y, loss=spec.loss, norm=spec.norm, **inputs)
+
+
+KIND = Kind(
+    names=r"fgsm|pgd[1-9]\d*", shown="fgsm, pgd<steps>", spec=_spec, draws=_draws, run=_run,
+    on_batch_statistics=True, traced_by_steps=False,
+)  # fmt: skip

@@ -1,20 +1,15 @@
-"""Which attack, how strong: from the names on a command line to the settings that a result states."""
+"""How strong an attack is: the settings that a result states, and what an evaluation needs of it."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from igam_tf.attacks.losses import loss_named
-from igam_tf.attacks.norms import check_norm
-from madry_models.errors import UserError
+import numpy as np
+import tensorflow as tf
 
-# Croce and Hein's standard ensemble, in their order: each attacks only what still stands.
-AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
-STEPS = 100  # of APGD and FAB
-QUERIES = 5000  # of Square
+from igam_tf.attacks.draws import Draws
+
+STEPS = 100  # of APGD and FAB, as in AutoAttack
 TARGETS = 9  # classes that a targeted attack tries, those of the highest logits first
-
-_NAME = re.compile(r"clean|fgsm|pgd[1-9]\d*|apgd-ce|apgd-dlr|apgd-t|fab-t|square|autoattack")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +20,10 @@ class AttackSpec:
 
     Attributes:
         name: row of the results.
-        kind: "pgd", "apgd", "fab" or "square"; FGSM is one step of PGD.
+        kind: key of `igam_tf.attacks.registry.KINDS`; FGSM is one step of "pgd".
         norm: "linf" or "l2", of the ball.
         steps: gradient steps, or queries of Square.
-        restarts: random starts, each on what the one before left standing.
+        restarts: random starts, each on the examples that the one before did not break.
         targets: classes tried one after another, from the second highest logit on; 0: untargeted.
         random_start: whether each restart begins at a random point.
         after: row whose broken examples are not attacked again and count as broken here too.
@@ -52,80 +47,47 @@ class AttackSpec:
         return self.restarts * max(self.targets, 1)
 
 
-def attack_names(text: str) -> list[str]:
-    """Names out of "clean,fgsm,pgd20": clean, fgsm, pgd<k> for k steps of PGD, apgd-ce, apgd-dlr,
-    apgd-t, fab-t, square, or autoattack.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threat:
+    """What a user chooses for all attacks at once.
 
-    Raises:
-        UserError: none at all, an unknown one, or one named twice.
-    """  # fmt: skip
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                "expected attacks with commas between, each of them clean, fgsm, pgd<number of "
-                "steps>, apgd-ce, apgd-dlr, apgd-t, fab-t, square or autoattack; "
-                f"received {name!r} in {text!r}"
-            )
-        if names.count(name) > 1:
-            raise UserError(f"expected each attack once; received {name!r} twice in {text!r}")
-    return names
-
-
-def attack_specs(
-    names: Sequence[str],
-    *,
-    eps: float,
-    step_size: float,
-    restarts: int,
-    loss: str,
-    num_classes: int = 10,
-    norm: str = "linf",
-) -> list[AttackSpec]:
-    """The attacks of these names; FGSM is one step of eps from the image itself, as in the challenges.
-
-    Args:
-        names: from `attack_names`; "autoattack" becomes four rows, the last of them its result.
+    Attributes:
         eps, step_size: radius and PGD's step, as fractions of the pixel range.
         restarts: random starts of each PGD; the other attacks have one.
-        loss: of FGSM and PGD, name in `LOSSES`.
+        loss: of FGSM and PGD.
         num_classes: a targeted attack tries at most all but the true one.
         norm: "linf" or "l2".
-
-    Raises:
-        UserError: no such loss or norm, or too few classes for a loss that AutoAttack needs.
     """
-    loss_named(loss)
-    check_norm(norm)
-    threat = {"norm": norm, "eps": eps, "restarts": 1}
-    targets = {"targets": min(TARGETS, num_classes - 1)}
-    apgd = threat | {"kind": "apgd", "steps": STEPS, "random_start": True}
-    kinds = {
-        "clean": {"norm": norm},
-        "fgsm": threat | {"loss": loss, "step_size": eps, "steps": 1},
-        "apgd-ce": apgd | {"loss": "xent"},
-        "apgd-dlr": apgd | {"loss": "dlr"},
-        "apgd-t": apgd | targets | {"loss": "dlr_targeted"},
-        "fab-t": threat | targets | {"kind": "fab", "steps": STEPS, "loss": "distance"},
-        "square": threat | {"kind": "square", "steps": QUERIES, "loss": "cw", "random_start": True},
-    }
-    least = {"apgd-dlr": 3, "apgd-t": 4, "autoattack": 4}
-    specs = []
-    for name in names:
-        if num_classes < least.get(name, 0):
-            raise UserError(
-                f"expected at least {least[name]} classes for {name}, whose difference of logits "
-                f"ratio is not defined below; received {num_classes}"
-            )
-        if name == "autoattack":
-            rows = [f"autoattack/{part}" for part in AUTOATTACK[:-1]] + ["autoattack"]
-            for part, row, after in zip(AUTOATTACK, rows, [None, *rows], strict=False):
-                specs.append(AttackSpec(name=row, after=after, **kinds[part]))
-        elif name in kinds:
-            specs.append(AttackSpec(name=name, **kinds[name]))
-        else:
-            pgd = {"loss": loss, "step_size": step_size, "steps": int(name.removeprefix("pgd"))}
-            specs.append(
-                AttackSpec(name=name, random_start=True, **(threat | pgd | {"restarts": restarts}))
-            )
-    return specs
+
+    eps: float
+    step_size: float
+    restarts: int
+    loss: str
+    num_classes: int
+    norm: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What an evaluation needs of an attack beside its pure function; one for each attack's file.
+
+    Attributes:
+        names: regular expression of the names on a command line.
+        shown: those names, as errors and help texts print them.
+        spec: (name, threat) -> the row's settings.
+        draws: (spec, shape of an image, generator, eps, dtype) -> one image's random numbers; eps
+            in the pixel unit.
+        run: (logits_fn, x, y, spec, *, eps, bounds, step_size, steps, target, **draws) -> x_adv, with
+            eps, bounds and step_size in the pixel unit, step_size and steps as tensors, and target
+            [B], or None where the attack has no target.
+        on_batch_statistics: whether it may attack a model in which images of a batch see each other.
+        traced_by_steps: whether another number of steps is another graph.
+    """
+
+    names: str
+    shown: str
+    spec: Callable[[str, Threat], AttackSpec]
+    draws: Callable[[AttackSpec, tuple[int, ...], np.random.Generator, float, type], Draws]
+    run: Callable[..., tf.Tensor]
+    on_batch_statistics: bool = False
+    traced_by_steps: bool = True

@@ -11,9 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.draws import Draws, for_each
+from igam_tf.attacks.inputs import checked, known_size
 from igam_tf.attacks.losses import cw_margin
-from igam_tf.attacks.norms import check_norm, length, per_example, unit
+from igam_tf.attacks.norms import length, per_example, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
+from igam_tf.attacks.spec import AttackSpec, Kind, Threat
+from madry_models.errors import UserError
+
+QUERIES = 5000  # as in AutoAttack
 
 P_INIT = 0.8  # share of the pixels that the first square covers, as in AutoAttack
 # Share of all queries -> how often p has been halved by then (their §5, for 10 000 queries)
@@ -126,8 +132,10 @@ def square(
     *,
     eps: float,
     bounds: tuple[float, float],
-    start: tf.Tensor,
-    moves: tf.Tensor,
+    start: tf.Tensor | None = None,
+    moves: tf.Tensor | None = None,
+    queries: int = QUERIES,
+    seed: int = 0,
     norm: str = "linf",
 ) -> tf.Tensor:
     """Minimises the margin within the ball by random changes of squares, kept where they help.
@@ -142,15 +150,32 @@ def square(
         moves: for each further query shares in [0,1): of the square's row and column, then one for
             each channel whose half says its sign; in l2 also row and column of the square that gives
             way, and one whose half says how the bumps lie; [B,queries - 1,`move_length`] float32.
+        queries, seed: by which start and moves are drawn, where neither is given.
         norm: "linf" or "l2".
 
     Returns:
         x_adv, as x: misclassified if that was found, else the point of the smallest margin.
 
     Raises:
-        UserError: another norm.
+        UserError: see `inputs.checked`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits_fn = lambda x: tf.stack([x[:, 0, 0, 0], 1 - x[:, 0, 0, 0]], 1)
+        >>> x = tf.fill([1, 1, 1, 1], 0.75)
+        >>> square(logits_fn, x, [0], eps=0.5, bounds=(0.0, 1.0), queries=20).numpy().item()
+        0.25
     """
-    check_norm(norm)
+    x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=queries)
+    if (start is None) != (moves is None):
+        raise UserError("expected both start and moves, or neither; received one of them")
+    if start is None:
+        shape, dtype = tuple(x.shape[1:]), x.dtype.as_numpy_dtype
+        drawn = for_each(
+            lambda generator: _random_search(shape, generator, queries, dtype, norm),
+            range(known_size(x, "start and moves")), seed=seed,
+        )  # fmt: skip
+        start, moves = tf.constant(drawn["start"]), tf.constant(drawn["moves"])
     eps, *bounds = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
     height, width, _ = x.shape[1:]
     queries = moves.shape[1] + 1
@@ -202,3 +227,31 @@ def _tiles(signs: tf.Tensor, height: int, width: int) -> tf.Tensor:
     whole = signs * tf.constant(np.tile(bumps(side), (tiles, tiles))[..., None], signs.dtype)
     top, left = (height - tiles * side) // 2, (width - tiles * side) // 2
     return tf.image.pad_to_bounding_box(whole, top, left, height, width)
+
+
+def _random_search(shape, generator: np.random.Generator, queries: int, dtype, norm: str) -> Draws:
+    """start and moves of one image of this shape [H,W,C], see `square`."""
+    return {
+        "start": generator.choice([-1, 1], size=start_shape(shape, norm)).astype(dtype),
+        "moves": generator.random((queries - 1, move_length(shape[2], norm)), np.float32),
+    }
+
+
+def _spec(name: str, threat: Threat) -> AttackSpec:
+    return AttackSpec(
+        name=name, kind="square", norm=threat.norm, eps=threat.eps, steps=QUERIES, restarts=1,
+        loss="cw", random_start=True,
+    )  # fmt: skip
+
+
+def _draws(spec: AttackSpec, shape, generator: np.random.Generator, eps: float, dtype) -> Draws:
+    return _random_search(shape, generator, spec.steps, dtype, spec.norm)
+
+
+def _run(
+    logits_fn, x, y, spec: AttackSpec, *, eps, bounds, step_size, steps, target, start, moves
+) -> tf.Tensor:
+    return square(logits_fn, x, y, eps=eps, bounds=bounds, start=start, moves=moves, norm=spec.norm)
+
+
+KIND = Kind(names="square", shown="square", spec=_spec, draws=_draws, run=_run)

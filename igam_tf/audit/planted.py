@@ -68,7 +68,7 @@ def planted(s: Subject) -> Finding:
             return tf.reduce_sum(features(x) * w, 1) + b
 
         x_adv = pgd(
-            lambda x: value(x)[:, None], x, tf.zeros_like(b), loss=lambda z, _: z[:, 0],
+            lambda x: value(x)[:, None], x, tf.zeros_like(b, tf.int32), loss=lambda z, _: z[:, 0],
             eps=s.eps_pixels, step_size=step, steps=steps, bounds=(0.0, s.pixel_max), noise=noise,
         )  # fmt: skip
         return value(x_adv)

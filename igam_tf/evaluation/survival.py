@@ -6,65 +6,14 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from igam_tf.attacks import AttackSpec, apgd, dlr_targeted, fab, loss_named, pgd, square
-from igam_tf.attacks.losses import other_logits
-from igam_tf.attacks.norms import length, per_example
-from igam_tf.attacks.square import move_length, start_shape
+from igam_tf.attacks import KINDS, AttackSpec, random_inputs
+from igam_tf.attacks.losses import class_of_rank
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 _NOT_FINITE = -1
-
-
-def _generator(seed: int, run: int, index: int) -> np.random.Generator:
-    """Random numbers that belong to one example, whatever batch it comes in."""
-    return np.random.Generator(np.random.Philox(key=[seed, run], counter=[0, 0, 0, int(index)]))
-
-
-def random_start(
-    shape: tuple[int, ...],
-    indices: Sequence[int],
-    *,
-    eps: float,
-    seed: int,
-    restart: int,
-    dtype,
-    norm: str = "linf",
-) -> np.ndarray:
-    """Uniform noise in the eps-ball, [len(indices), *shape]: a function of seed, restart and index.
-
-    So neither the batch size nor the examples left out change anybody's start.
-    """
-
-    def one(generator: np.random.Generator) -> np.ndarray:
-        if norm == "linf":
-            return 2 * generator.random(shape, dtype) - 1
-        direction = generator.standard_normal(shape, dtype)
-        return direction / np.linalg.norm(direction) * generator.random() ** (1 / direction.size)
-
-    unit = [one(_generator(seed, restart, index)) for index in indices]
-    return (np.stack(unit) * eps).astype(dtype)
-
-
-def square_moves(
-    shape: tuple[int, int, int],
-    indices: Sequence[int],
-    *,
-    queries: int,
-    seed: int,
-    run: int,
-    dtype,
-    norm: str = "linf",
-) -> dict[str, np.ndarray]:
-    """The random numbers of `igam_tf.attacks.square`, for images of this shape."""
-    start, moves = [], []
-    for index in indices:
-        generator = _generator(seed, run, index)
-        start.append(generator.choice([-1, 1], size=start_shape(shape, norm)))
-        moves.append(generator.random((queries - 1, move_length(shape[2], norm)), np.float32))
-    return {"start": np.stack(start).astype(dtype), "moves": np.stack(moves)}
 
 
 def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
@@ -103,18 +52,14 @@ def survivors(
         """Whether each example of a batch is right after one run, [len(batch)] bool."""
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
-        inputs = {"x": x, "y": y[batch], "eps": eps}
-        if spec.kind == "square":
-            of = {"seed": seed, "run": run, "dtype": dtype, "norm": spec.norm}
-            inputs |= square_moves(shape, batch, queries=spec.steps, **of)
-        else:
-            restart, rank = divmod(run, max(spec.targets, 1))
-            of = {"seed": seed, "restart": restart, "dtype": dtype, "norm": spec.norm}
-            size = dtype(1) if spec.kind == "apgd" else eps
-            start = random_start(shape, batch, eps=size, **of) if spec.random_start else 0 * x
-            inputs |= {"noise": start, "step_size": step_size, "rank": np.int32(rank)}
-            inputs |= {"steps": np.int32(spec.steps)}
-        steps = 0 if spec.kind == "pgd" else spec.steps
+        restart, rank = divmod(run, max(spec.targets, 1))
+        drawn = random_inputs(
+            spec, shape, batch, eps=eps, seed=seed, restart=restart, dtype=dtype
+        )  # fmt: skip
+        scalars = {"eps": eps, "step_size": step_size}
+        scalars |= {"steps": np.int32(spec.steps), "rank": np.int32(rank)}
+        inputs = {"x": x, "y": y[batch]} | drawn, scalars
+        steps = spec.steps if KINDS[spec.kind].traced_by_steps else 0
         kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets)
         if kind not in compiled:
             compiled[kind] = _compiled(
@@ -164,7 +109,7 @@ def _check(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
         raise UserError(
             f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
         )
-    alone = [spec.name for spec in attacks if spec.kind != "pgd"]
+    alone = [spec.name for spec in attacks if not KINDS[spec.kind].on_batch_statistics]
     if batch_norm == "batch" and alone:
         raise UserError(
             f"expected clean, fgsm and pgd<steps> alone on batch statistics; {alone[0]} needs a model "
@@ -173,61 +118,55 @@ def _check(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
 
 
 def _compiled(
-    logits_fn: LogitsFn, spec: AttackSpec, inputs: dict, pixel_max: float, *, whole: bool
+    logits_fn: LogitsFn,
+    spec: AttackSpec,
+    inputs: tuple[dict, dict],
+    pixel_max: float,
+    *,
+    whole: bool,
 ):
     """One trace for every batch size (and for every PGD of a loss): inputs -> predicted classes [B].
 
     Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images. The
     replicas of the current strategy share each batch, unless it must stay `whole`.
+
+    Args:
+        inputs: (values by example [B,...], scalars), of which types and shapes are taken.
     """
-    by_example = {"x", "y", "noise", "start", "moves"}
+    attack, bounds = KINDS[spec.kind].run, (0.0, pixel_max)
 
-    def signature(name: str, value: np.ndarray) -> tf.TensorSpec:
-        shape = [None, *value.shape[1:]] if name in by_example else []
-        return tf.TensorSpec(shape, value.dtype, name)
-
-    bounds = (0.0, pixel_max)
-
-    def attack(x, y, eps, **inputs) -> tf.Tensor:
-        threat = {"eps": eps, "bounds": bounds, "norm": spec.norm}
-        if spec.kind == "square":
-            return square(logits_fn, x, y, **threat, **inputs)
-        target = {}
-        if spec.targets:
-            ranked = tf.math.top_k(other_logits(logits_fn(x), y), spec.targets).indices
-            target = {"target": tf.cast(ranked[:, inputs["rank"]], y.dtype)}
-        if spec.kind == "fab":
-            x_adv = fab(logits_fn, x, y, **threat, steps=spec.steps, **target)
-            return tf.where(per_example(length(x_adv - x, spec.norm) <= eps, x), x_adv, x)
-        noise = inputs["noise"]
-        if spec.kind == "apgd":
-            loss = dlr_targeted if spec.targets else loss_named(spec.loss)
-            return apgd(
-                logits_fn, x, y, **threat, steps=spec.steps, loss=loss, noise=noise, **target
-            )
-        size = {"step_size": inputs["step_size"], "steps": inputs["steps"]}
-        return pgd(logits_fn, x, y, **threat, **size, loss=loss_named(spec.loss), noise=noise)
-
-    def classes(inputs: dict) -> tf.Tensor:
-        x = inputs["x"] if spec.loss is None else attack(**inputs)
+    def classes(by_example: dict, scalars: dict) -> tf.Tensor:
+        x, y = by_example["x"], by_example["y"]
+        drawn = {name: v for name, v in by_example.items() if name not in ("x", "y")}
+        strength = {name: scalars[name] for name in ("eps", "step_size", "steps")}
+        if spec.loss is not None:
+            rank = scalars["rank"]
+            target = class_of_rank(logits_fn(x), y, rank, spec.targets) if spec.targets else None
+            x = attack(logits_fn, x, y, spec, bounds=bounds, target=target, **strength, **drawn)
         logits = logits_fn(x)
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
         return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
 
-    @tf.function(input_signature=[{k: signature(k, np.asarray(v)) for k, v in inputs.items()}])
-    def predicted(inputs):
+    many, single = inputs
+    signature = [
+        {k: tf.TensorSpec([None, *v.shape[1:]], v.dtype, k) for k, v in many.items()},
+        {k: tf.TensorSpec([], np.asarray(v).dtype, k) for k, v in single.items()},
+    ]
+
+    @tf.function(input_signature=signature)
+    def predicted(by_example, scalars):
         strategy = tf.distribute.get_strategy()
         replicas = strategy.num_replicas_in_sync
         if whole or replicas == 1:
-            return classes(inputs)
+            return classes(by_example, scalars)
 
         def of_replica() -> tf.Tensor:
             here = tf.distribute.get_replica_context().replica_id_in_sync_group
-            part = {k: devices.share(inputs[k], here, replicas) for k in by_example & inputs.keys()}
-            return classes(inputs | part)
+            part = {k: devices.share(v, here, replicas) for k, v in by_example.items()}
+            return classes(part, scalars)
 
         return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 0)
 
     # Called as such: TensorFlow takes many functions of one name for one that is traced over again.
     traced = predicted.get_concrete_function()
-    return lambda inputs: traced(tf.nest.map_structure(tf.convert_to_tensor, inputs))
+    return lambda inputs: traced(*tf.nest.map_structure(tf.convert_to_tensor, inputs))

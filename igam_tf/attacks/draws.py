@@ -1,0 +1,34 @@
+"""Random numbers of an attack: each example's own, whatever batch it comes in."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+Draws = dict[str, np.ndarray]
+
+
+def for_each(
+    one: Callable[[np.random.Generator], Draws],
+    indices: Iterable[int],
+    *,
+    seed: int,
+    restart: int = 0,
+) -> Draws:
+    """What `one` draws for each of these examples, stacked: a function of seed, restart and index.
+
+    So neither the batch size nor the examples left out change anybody's random numbers.
+    """
+    key = [seed, restart]
+    each = [
+        one(np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(index)])))
+        for index in indices
+    ]
+    return {name: np.stack([draws[name] for draws in each]) for name in (each[0] if each else ())}
+
+
+def in_ball(generator: np.random.Generator, shape: tuple[int, ...], dtype, norm: str) -> np.ndarray:
+    """One point, uniform in the ball of radius 1 (l-inf: the cube of +-1)."""
+    if norm == "linf":
+        return 2 * generator.random(shape, dtype) - 1
+    direction = generator.standard_normal(shape, dtype)
+    return direction / np.linalg.norm(direction) * generator.random() ** (1 / direction.size)
