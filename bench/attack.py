@@ -29,8 +29,8 @@ from igam_tf.attacks import attack_names, attack_specs
 from igam_tf.attacks.spec import STEPS, TARGETS
 from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.models import define_data_flags, find_model, model_and_images
-from igam_tf.evaluation.survival import in_pixel_range, survivors
+from igam_tf.evaluation.inputs import define_data_flags, find_model, model_and_images
+from igam_tf.evaluation.robust import in_pixel_range, robust_flags
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -107,7 +107,7 @@ class Bench:
         logits_fn, compiled = logits_function(self.model, "inference"), {}
 
         def call(n: int) -> int:
-            found = survivors(
+            found = robust_flags(
                 logits_fn, self.images[:n], self.labels[:n], attacks=specs, pixel_max=self.high,
                 seed=0, batch_size=FLAGS.batch_size, batch_norm="inference", progress=False,
                 compiled=compiled,

@@ -30,12 +30,13 @@ from absl import flags
 from rivals import SIDE, STUDENTS
 
 from igam_tf import datasets
-from igam_tf.evaluation.models import writable
-from igam_tf.experiments.config import Config, resolve, transform
+from igam_tf.evaluation.inputs import writable
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.resolve import resolve, transform
 from igam_tf.formulas import gradients, losses
-from igam_tf.method.classifier import Classifier
 from igam_tf.method.igam import IGAM
 from igam_tf.method.teacher import Teacher
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.training.stages import Run, student_size
 from madry_models import WideResNet
 from madry_models.errors import UserError, flags_alone, run_entry_point
@@ -67,7 +68,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("kinds", list(KINDS), "what is measured beside plain")
     for field in dataclasses.fields(Config):
-        if field.name in ("precision", "jit"):
+        if field.name in ("precision",):
             choices = field.metadata["choices"]
             flags.DEFINE_enum(field.name, field.default, choices, "as in igam_tf.train")
     flags.DEFINE_integer("disc_every", 5, "as in igam_tf.train", lower_bound=1)
@@ -93,8 +94,8 @@ class Step:
         run = Run(config, folder=None)
         f_t = self._teacher(run, teacher) if run.method.teacher else None
         pixel_max = self.spec.pixel_max
-        self.trainer: Classifier = run.trainer(run.new_student(config.precision), f_t)
-        run.compile(self.trainer, run.optimizers())
+        self.trainer: ClassifierTrainer = run.trainer(run.new_student(config.precision), f_t)
+        self.trainer.compile(*run.optimizers())
         rng = np.random.default_rng(config.seed)
         shape = (config.batch_size, *self.spec.image_shape)
         self.x = tf.constant(rng.uniform(0, pixel_max, shape), tf.float32)
@@ -130,7 +131,7 @@ class Step:
             kinds = [trainer.phase(step) for step in range(self.turns)]
             of = {p: flops_of(lambda p=p: trainer.step_of_kind(data, p)) for p in set(kinds)}
             return sum(of[kind] for kind in kinds) / self.turns
-        plain = flops_of(lambda: Classifier.train_step(trainer, data))
+        plain = flops_of(lambda: ClassifierTrainer.train_step(trainer, data))
         if self.config.method == "standard":
             return plain
         # The attack is a loop in the graph, of which one turn is an input gradient.
@@ -208,7 +209,6 @@ def configs(student: str) -> dict[str, Config]:
         "student": student,
         "batch_size": batch_size,
         "precision": FLAGS.precision,
-        "jit": FLAGS.jit,
         "disc_every": FLAGS.disc_every,
         "disc_channels": (16, 32, 64, 128, 256),
         "lr_schedule": "constant",
@@ -285,7 +285,7 @@ def main(argv: list[str]) -> None:
     check()
     tf.get_logger().setLevel("ERROR")
     print("weights and images: random; the teacher's too")
-    chosen = ("teacher", "precision", "jit", "disc_every", "repeats")
+    chosen = ("teacher", "precision", "disc_every", "repeats")
     result = {name: FLAGS[name].value for name in chosen} | {"networks": {}}
     for student in FLAGS.student:
         result["networks"][student] = measure(student)

@@ -20,7 +20,7 @@ from igam_tf.evaluation.evaluate import (
     model_report,
     table,
 )
-from igam_tf.evaluation.models import (
+from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
     data_settings,
     define_data_flags,

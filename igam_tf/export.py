@@ -24,7 +24,7 @@ from absl import flags, logging
 from igam_tf import datasets
 from igam_tf.datasets.names import class_names
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.evaluation.models import find_model
+from igam_tf.evaluation.inputs import find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.system.folders import new_folder
 from igam_tf.system.run_folder import environment, write_json, write_text

@@ -12,7 +12,9 @@ from absl import flags, logging
 
 from igam_tf import datasets
 from igam_tf.attacks import attack_names
-from igam_tf.experiments import config as experiments
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.experiments.resolve import resolve
 from igam_tf.method.objectives import METHODS
 from igam_tf.system import devices
 from igam_tf.system.run_folder import RunFolder
@@ -31,7 +33,7 @@ _DEFINE = {
 
 def define_flags() -> None:
     """One flag for each setting; unset ones come from row, fidelity and preset."""
-    for field in dataclasses.fields(experiments.Config):
+    for field in dataclasses.fields(Config):
         doc, choices = field.metadata["doc"], field.metadata["choices"]
         if choices:
             flags.DEFINE_enum(field.name, None, choices, doc)
@@ -44,13 +46,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("replicas", 0, "devices of one machine to train on; 0: all")
 
 
-def config_from_flags() -> experiments.Config:
+def config_from_flags() -> Config:
     """The settings of this command line.
 
     Raises:
         UserError: a value that is not of its kind, or settings that contradict each other.
     """
-    chosen = {f.name: FLAGS[f.name].value for f in dataclasses.fields(experiments.Config)}
+    chosen = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Config)}
     if chosen["disc_channels"] is not None:
         try:
             chosen["disc_channels"] = tuple(map(int, chosen["disc_channels"]))
@@ -59,14 +61,14 @@ def config_from_flags() -> experiments.Config:
                 f"expected --disc_channels as whole numbers with commas between; "
                 f"received {','.join(chosen['disc_channels'])!r}"
             ) from error
-    return experiments.resolve(chosen)
+    return resolve(chosen)
 
 
-def default_workdir(config: experiments.Config) -> str:
+def default_workdir(config: Config) -> str:
     """Folder name that says what the run is."""
     parts = [config.source, config.target]
     pair = (config.source, config.target)
-    parts += [config.transform] if sum(key[:2] == pair for key in experiments.ROWS) > 1 else []
+    parts += [config.transform] if sum(key[:2] == pair for key in TRANSFERS) > 1 else []
     parts += [config.method, config.preset]
     parts += [config.teacher_gradient] if config.teacher_gradient != "teacher" else []
     parts += ["release"] if config.fidelity == "release" else []
@@ -74,7 +76,7 @@ def default_workdir(config: experiments.Config) -> str:
     return str(Path("runs") / "-".join(parts))
 
 
-def teacher_checkpoint(config: experiments.Config) -> str | None:
+def teacher_checkpoint(config: Config) -> str | None:
     """Where the teacher is loaded from: a checkpoint, fetched where it is a known name, or a file."""
     if not METHODS[config.method].teacher or config.teacher == "train":
         return None

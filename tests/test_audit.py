@@ -21,12 +21,13 @@ from igam_tf.audit import controls, outputs
 from igam_tf.audit import subject as subject_module
 from igam_tf.audit.attacking import normalisations
 from igam_tf.audit.audit import CHECKS, _verdict, audit, audit_model, check_names
-from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN, excess, judge_excess
+from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN, judge_excess
 from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
 from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
-from igam_tf.evaluation.models import LogProbabilities, features_of
+from igam_tf.evaluation.inputs import LogProbabilities, features_of
+from igam_tf.formulas.statistics import excess
 from igam_tf.system.journal import Journal
 from madry_models import WideResNet
 from madry_models.errors import UserError
@@ -319,7 +320,7 @@ def test_a_killed_audit_goes_on_and_ends_the_same(standard, digits, tmp_path, mo
     assert json.dumps(again) == json.dumps(whole)
     assert len(done) == len(set(done)) == needed  # nor finished batches
 
-    monkeypatch.setattr(subject_module, "survivors", None)
+    monkeypatch.setattr(subject_module, "robust_flags", None)
     for name in CHEAP:
         monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
     subject = _subject(standard, digits, budget=SMALL, batch_size=15)

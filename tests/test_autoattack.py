@@ -24,7 +24,7 @@ from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import _exchange, bumps, square_side
 from igam_tf.evaluation.evaluate import evaluate, table
-from igam_tf.evaluation.survival import survivors
+from igam_tf.evaluation.robust import robust_flags
 from igam_tf.system.journal import Journal, model_identity
 from madry_models import MnistCNN
 from madry_models.errors import UserError
@@ -346,7 +346,7 @@ def _survivors(names: str, eps: float, norm: str = "linf", **changed) -> dict[st
     settings = {"eps": eps, "step_size": eps / 4, "restarts": 1, "loss": "xent", "norm": norm}
     specs = attack_specs(attack_names(names), num_classes=CLASSES, **settings)
     how = dict(pixel_max=1.0, seed=0, batch_size=16, batch_norm="inference", progress=False)
-    return survivors(linear, X.astype("float32"), Y, attacks=specs, **(how | changed))
+    return robust_flags(linear, X.astype("float32"), Y, attacks=specs, **(how | changed))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -385,7 +385,7 @@ def test_brute_force_in_two_dimensions():
     specs = attack_specs(
         ["autoattack"], eps=eps, step_size=eps, restarts=1, loss="xent", num_classes=4
     )
-    found = survivors(
+    found = robust_flags(
         logits_fn, x, y, attacks=specs, pixel_max=1.0, seed=0, batch_size=150,
         batch_norm="inference", progress=False,
     )  # fmt: skip

@@ -140,7 +140,7 @@ def test_step(printed, tmp_path):
         ["wrn-8-1", "plain"], ["wrn-8-1", "pgd7"],
     ]  # fmt: skip
     assert {k: v for k, v in result.items() if k != "networks"} == {
-        "teacher": "mnist", "precision": "float32", "jit": "auto", "disc_every": 5, "repeats": 1
+        "teacher": "mnist", "precision": "float32", "disc_every": 5, "repeats": 1
     }  # fmt: skip
     row = result["networks"]["wrn-8-1"]
     assert row["batch_size"] == 4

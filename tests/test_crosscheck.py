@@ -11,7 +11,7 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names, attack_specs, pgd
 from igam_tf.attacks.losses import xent
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.survival import survivors
+from igam_tf.evaluation.robust import robust_flags
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 EPS, STEP_SIZE, STEPS, N = 0.3, 0.02, 20, 60
@@ -93,7 +93,7 @@ def test_pgd_is_art_pgd(model, images, ours):
 
 def _standing(model, images, name: str, seed: int = 0) -> int:
     specs = attack_specs(attack_names(name), eps=EPS, step_size=STEP_SIZE, restarts=1, loss="xent")
-    found = survivors(
+    found = robust_flags(
         logits_function(model, "inference"), *images, attacks=specs, pixel_max=1.0, seed=seed,
         batch_size=N, batch_norm="inference", progress=False,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def test_autoattack_is_as_strong_as_long_pgd_golden(model, data_dir):
     specs = attack_specs(
         attack_names("pgd100,autoattack"), eps=EPS, step_size=0.01, restarts=10, loss="xent"
     )
-    found = survivors(
+    found = robust_flags(
         logits_function(model, "inference"), split.images[:200], split.labels[:200], attacks=specs,
         pixel_max=1.0, seed=0, batch_size=200, batch_norm="inference", progress=False,
     )  # fmt: skip

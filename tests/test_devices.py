@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.evaluation.survival import survivors
+from igam_tf.evaluation.robust import robust_flags
 from igam_tf.system import devices
 from madry_models.batch_norm import BatchNormalization
 from madry_models.errors import UserError
@@ -153,7 +153,7 @@ def test_an_evaluation_on_three_devices_is_that_on_one(attacks):
     results = []
     for replicas in (1, 3):
         with devices.here(replicas).scope():
-            found = survivors(
+            found = robust_flags(
                 linear, images, labels, attacks=specs, pixel_max=1.0, seed=0, batch_size=8,
                 batch_norm="inference", progress=False,
             )  # fmt: skip

@@ -12,7 +12,7 @@ from absl import flags
 
 from igam_tf import datasets, eval_pgd
 from igam_tf.datasets import SPECS, Split
-from igam_tf.evaluation import models
+from igam_tf.evaluation import inputs
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 
@@ -293,7 +293,7 @@ def test_data_set_that_is_not_there(command, saved, monkeypatch):
         raise UserError(f"no {name} in {data_dir}")
 
     monkeypatch.setattr(datasets, "check_available", missing)
-    monkeypatch.setattr(models, "load_model", lambda _: pytest.fail("loaded before the check"))
+    monkeypatch.setattr(inputs, "load_model", lambda _: pytest.fail("loaded before the check"))
     with pytest.raises(UserError, match="no mnist in /x"):
         command(f"--model={saved / 'foreign.keras'}", "--dataset=mnist", "--data_dir=/x")
 

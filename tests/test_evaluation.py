@@ -11,7 +11,7 @@ from igam_tf.attacks import AttackSpec, attack_names, attack_specs, random_input
 from igam_tf.audit import audit as audit_module
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.evaluation import evaluate as evaluate_module
-from igam_tf.evaluation import models as models_module
+from igam_tf.evaluation import inputs as models_module
 from igam_tf.evaluation.evaluate import (
     WORST_CASE,
     evaluate,
@@ -21,7 +21,7 @@ from igam_tf.evaluation.evaluate import (
     model_report,
     table,
 )
-from igam_tf.evaluation.survival import in_pixel_range, survivors
+from igam_tf.evaluation.robust import in_pixel_range, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import undigits
 from madry_models import WideResNet
@@ -92,7 +92,7 @@ def test_linear_model_in_closed_form():
     assert results["clean"]["accuracy"] == 100 * 54 / 60
     for name in ("fgsm", "pgd20", WORST_CASE):
         assert results[name]["accuracy"] == pytest.approx(100 * ROBUST.mean(), rel=1e-12)
-    masks = _run(LINEAR, IMAGES, LABELS, "pgd20", of=survivors)
+    masks = _run(LINEAR, IMAGES, LABELS, "pgd20", of=robust_flags)
     np.testing.assert_array_equal(masks["pgd20"], ROBUST)
 
 
@@ -174,7 +174,7 @@ def test_restarts_attack_what_still_stands():
 def test_restarts_can_only_break_more():
     labels = tf.argmax(CURVED(IMAGES), 1).numpy()
     one, five = (
-        _run(CURVED, IMAGES, labels, "pgd2", of=survivors, restarts=r)["pgd2"] for r in (1, 5)
+        _run(CURVED, IMAGES, labels, "pgd2", of=robust_flags, restarts=r)["pgd2"] for r in (1, 5)
     )
     assert not (five & ~one).any()
     assert five.sum() < one.sum()
@@ -182,7 +182,7 @@ def test_restarts_can_only_break_more():
 
 def test_neither_batch_size_nor_company_changes_a_verdict():
     labels = tf.argmax(CURVED(IMAGES), 1).numpy()
-    kwargs = dict(of=survivors, restarts=2, eps=0.02, step_size=0.005)
+    kwargs = dict(of=robust_flags, restarts=2, eps=0.02, step_size=0.005)
     masks = [
         _run(CURVED, IMAGES, labels, "pgd2", batch_size=size, **kwargs)["pgd2"]
         for size in (1, 7, 60)
@@ -255,8 +255,8 @@ def test_byte_pixels_and_a_model_of_0_to_255():
     images = RNG.integers(0, 256, size=(40, 3, 3, 1), dtype=np.uint8)
     wide = _two_class(lambda x: tf.reduce_sum((x / 255 - 0.5) * WEIGHTS, (1, 2, 3)))
     labels = tf.argmax(LINEAR(tf.constant(images / np.float32(255))), 1).numpy()
-    one = _run(LINEAR, images, labels, of=survivors, pixel_max=1.0, eps=0.05)
-    other = _run(wide, images, labels, of=survivors, pixel_max=255.0, eps=0.05)
+    one = _run(LINEAR, images, labels, of=robust_flags, pixel_max=1.0, eps=0.05)
+    other = _run(wide, images, labels, of=robust_flags, pixel_max=255.0, eps=0.05)
     assert 0 < one["pgd5"].sum() < 40
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])

@@ -10,8 +10,12 @@ from absl import flags
 
 from igam_tf import train
 from igam_tf.datasets import SPECS
-from igam_tf.experiments import config as experiments
-from igam_tf.experiments.config import CPU_OBJECTIVE, RELEASE, ROWS, TEACHERS, Config, resolve
+from igam_tf.experiments import presets
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.paper import RELEASE, TEACHERS, TRANSFERS
+from igam_tf.experiments.presets import CPU_OBJECTIVE
+from igam_tf.experiments.resolve import explained, layers, resolve
+from igam_tf.method.settings import Settings
 from madry_models.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +80,7 @@ def test_the_user_wins_over_every_preset():
     assert config.lambda_diff == 7.0
     assert config.batch_size == 5
     assert config.seed == Config().seed
-    assert config.train_steps == experiments.PRESETS["smoke"]["train_steps"]
+    assert config.train_steps == presets.PRESETS["smoke"]["train_steps"]
 
 
 def test_unknown_transfer():
@@ -155,26 +159,43 @@ def test_controls_that_contradict_the_method(chosen, message):
 
 
 def test_every_preset_names_settings():
-    rows = [row.settings(key[1], f) for key, row in ROWS.items() for f in ("paper", "release")]
-    presets = (*experiments.PRESETS.values(), *TEACHERS.values(), *CPU_OBJECTIVE.values())
-    presets += (*experiments.METHOD_SETTINGS.values(), *experiments.CPU_BUDGETS.values())
-    presets += (*experiments.PLAIN_MNIST.values(),)
-    for preset in (*rows, *presets, RELEASE):
+    rows = [row.as_published(key[1], "igam") for key, row in TRANSFERS.items()]
+    rows += [row.as_released("igam") for row in TRANSFERS.values()]
+    known = (*presets.PRESETS.values(), *TEACHERS.values(), *CPU_OBJECTIVE.values())
+    known += (*presets.METHOD_SETTINGS.values(), *presets.CPU_BUDGETS.values())
+    known += (*presets.PLAIN_MNIST.values(),)
+    for preset in (*rows, *known, RELEASE):
         assert preset.keys() <= FIELDS.keys()
 
 
 def test_objective_takes_its_settings_from_the_config():
-    config = resolve({"fidelity": "release", "lambda_adv": 3.0})
-    objective = config.objective()
+    objective = resolve({"fidelity": "release", "lambda_adv": 3.0})
+    assert isinstance(objective, Settings)
     assert objective.lambda_adv == 3.0
     assert objective.diff_reduction == "sum"
+
+
+def test_the_later_layer_wins_and_explained_says_which():
+    chosen = {"method": "jarn", "preset": "cpu", "batch_size": 64, "seed": None}
+    order = [place for place, _ in layers({k: v for k, v in chosen.items() if v is not None})]
+    assert order == [
+        "default", "teacher of mnist", "row mnist to cifar10", "fidelity paper", "preset cpu",
+        "method jarn", "control teacher", "flag",
+    ]  # fmt: skip
+    found = explained(chosen)
+    # The preset's 0.02 belongs to IGAM's L_adv; JARN's weight is its own.
+    assert found["lambda_adv"] == (1.0, "method jarn")
+    assert found["student"] == ("wrn-8-2", "preset cpu")
+    assert found["disc_channels"] == ((16, 32, 64, 128, 256), "row mnist to cifar10")
+    assert found["batch_size"] == (64, "flag")
+    assert found["seed"] == (0, "default")
 
 
 # --- the rows of the paper -------------------------------------------------------------------------
 
 
 def test_every_row_of_the_paper_is_there():
-    assert ROWS.keys() == PAPER.keys() | {SAME_TASK}
+    assert TRANSFERS.keys() == PAPER.keys() | {SAME_TASK}
 
 
 @pytest.mark.parametrize("key", PAPER, ids="-".join)
@@ -229,8 +250,8 @@ def test_a_transform_that_is_no_row_of_the_pair():
 
 def test_every_row_has_its_flagfile():
     names = set()
-    for source, target, transform in ROWS:
-        several = len([key for key in ROWS if key[:2] == (source, target)]) > 1
+    for source, target, transform in TRANSFERS:
+        several = len([key for key in TRANSFERS if key[:2] == (source, target)]) > 1
         names.add(f"{source}_to_{target}" + (f"_{transform}" if several else ""))
     ours = {p.stem for p in FLAGFILES if flags_of(p).get("preset") == "paper"}
     assert ours == names
@@ -243,7 +264,7 @@ def test_flagfiles_name_settings_and_rows(path):
     text = path.read_text(encoding="utf-8")
     assert "python -m igam_tf.train --flagfile=flags/" + path.name in text
     if chosen["preset"] != "paper":
-        assert any(key[:2] == (chosen["source"], chosen["target"]) for key in ROWS)
+        assert any(key[:2] == (chosen["source"], chosen["target"]) for key in TRANSFERS)
         return
     config = resolve(chosen)
     assert "Cost: estimated" in text

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.experiments.config import RELEASE
+from igam_tf.experiments.paper import RELEASE
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.discriminator import Discriminator, normalize, spectral_norm
-from igam_tf.method.igam import IGAM, Settings
+from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.settings import Settings
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.transforms import CenterCrop, ChannelMean, Compose, Scale
 from igam_tf.system.devices import here, mirrored, shares
@@ -77,7 +78,7 @@ def batch(n: int = 8, step: int = 0, dtype=np.float32) -> tuple[np.ndarray, np.n
 
 
 def weights(igam: IGAM) -> list[np.ndarray]:
-    return [v.numpy() for v in igam.state]
+    return [v.numpy() for v in igam.state_variables]
 
 
 def total(igam: IGAM, x, y) -> float:
@@ -85,9 +86,9 @@ def total(igam: IGAM, x, y) -> float:
     _, terms, _, _ = igam.student_gradients(x, y)
     s, value = igam.settings, igam.mean(terms["L_xent"])
     if "L_adv" in terms:
-        value += s.lambda_adv * igam.adversarial(terms["L_adv"])
+        value += s.lambda_adv * igam.reduce_adv(terms["L_adv"])
     if "L_diff" in terms:
-        value += s.lambda_diff * igam.difference(terms["L_diff"])
+        value += s.lambda_diff * igam.reduce_diff(terms["L_diff"])
     return float(value + igam.decay(igam.network.kernels))
 
 
@@ -113,7 +114,7 @@ def check_gradient(igam: IGAM, x, y) -> None:
     A step of 1e-8, for J_s jumps where a leaky ReLU flips.
     """
     grads, *_ = igam.student_gradients(x, y)
-    slope, expected = slopes(grads, igam.trained, lambda: total(igam, x, y), 1e-8)
+    slope, expected = slopes(grads, igam.trained_variables, lambda: total(igam, x, y), 1e-8)
     assert slope == pytest.approx(expected, rel=1e-4)
 
 
@@ -171,7 +172,9 @@ def test_a_method_has_the_parts_it_needs_and_reports_its_terms(method):
     assert (igam.discriminator is None) == (method not in {"igam", "jarn"})
     phases = [igam.phase(step) for step in range(3)]
     assert phases == (
-        ["student"] * 3 if igam.discriminator is None else ["both", "student", "both"]
+        ["student"] * 3
+        if igam.discriminator is None
+        else ["discriminator", "student", "discriminator"]
     )
 
 
@@ -209,13 +212,13 @@ def test_teacher_gradients():
     js = {}
     for kind in ("teacher", "plain", "zero", "shuffled"):
         igam.settings = dataclasses.replace(PAPER, teacher_gradient=kind)
-        js[kind] = igam.reference(x, y).numpy()
+        js[kind] = igam.target_gradient(x, y).numpy()
     np.testing.assert_array_equal(js["teacher"], j_t)
     np.testing.assert_array_equal(js["plain"], j_t)  # its teacher is another one
     np.testing.assert_array_equal(js["zero"], 0 * x)
     np.testing.assert_array_equal(js["shuffled"], np.concatenate([j_t[-1:], j_t[:-1]]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="two images on each replica"):
-        igam.reference(x[:1], y[:1])
+        igam.target_gradient(x[:1], y[:1])
 
 
 def test_jarns_adaptor_rests_in_plain_steps_and_moves_with_the_student():
@@ -236,7 +239,7 @@ def test_one_sided_label_smoothing_is_a_cross_entropy():
     j_s, j_t = (tf.random.stateless_normal((4, *SHAPE), (0, s), dtype=tf.float64) for s in range(2))
     grads, _ = igam.discriminator_gradients(j_s, j_t)
     with tf.GradientTape() as tape:
-        d_s, d_t = igam.judge(j_s, j_t)
+        d_s, d_t = igam.discriminator_logits(j_s, j_t)
         bce = keras.losses.BinaryCrossentropy(from_logits=True, dtype="float64")
         loss = bce(tf.fill([4, 1], tf.constant(0.9, tf.float64)), d_t[:, None]) + bce(
             tf.zeros([4, 1]), d_s[:, None]
@@ -272,7 +275,7 @@ def test_gradient_of_a_spectrally_normed_discriminator():
     grads, phi = igam.discriminator_gradients(j_s, j_t)[0], igam.discriminator.trainable_variables
 
     def value() -> float:
-        l_adv = igam.adversarial(igam.discriminator_gradients(j_s, j_t)[1])
+        l_adv = igam.reduce_adv(igam.discriminator_gradients(j_s, j_t)[1])
         return float(igam.decay(igam.discriminator.kernels) - l_adv)
 
     slope, expected = slopes(grads, phi, value, 1e-7)
@@ -320,7 +323,7 @@ def test_r1_is_half_the_squared_slope_of_the_teachers_logit():
     def value() -> float:
         with tf.GradientTape() as tape:
             tape.watch(unit)
-            _, d_t = wide.judge(j_s, unit)
+            _, d_t = wide.discriminator_logits(j_s, unit)
         return 1.5 * float(tf.reduce_sum(tape.gradient(d_t, unit) ** 2)) / 4
 
     slope, expected = slopes(penalties, phi, value, 1e-7)
@@ -355,13 +358,13 @@ def test_each_player_moves_its_own_weights_alone(settings):
     data = tuple(map(tf.constant, batch()))
     frozen = [v.numpy() for v in igam.teacher.trainable_variables]
     disc = lambda: [v.numpy() for v in igam.discriminator.trainable_variables]  # noqa: E731
-    before, students = disc(), [v.numpy() for v in igam.trained]
+    before, students = disc(), [v.numpy() for v in igam.trained_variables]
     igam.step_of_kind(data, "student")
     assert all(map(np.array_equal, before, disc()))
     assert not any(
-        np.array_equal(a, v.numpy()) for a, v in zip(students, igam.trained, strict=True)
+        np.array_equal(a, v.numpy()) for a, v in zip(students, igam.trained_variables, strict=True)
     )
-    igam.step_of_kind(data, "both")
+    igam.step_of_kind(data, "discriminator")
     assert not all(map(np.array_equal, before, disc()))
     assert all(map(np.array_equal, frozen, [v.numpy() for v in igam.teacher.trainable_variables]))
 
@@ -369,10 +372,10 @@ def test_each_player_moves_its_own_weights_alone(settings):
 def test_schedule():
     igam = make(dataclasses.replace(PAPER, igam_start=3, disc_every=2))
     phases = [igam.phase(step) for step in range(7)]
-    assert phases == ["plain"] * 3 + ["both", "student", "both", "student"]
+    assert phases == ["plain"] * 3 + ["discriminator", "student", "discriminator", "student"]
     igam = make(dataclasses.replace(PAPER, igam_start=1, match_every=3, disc_every=2))
     phases = [igam.phase(step) for step in range(10)]
-    assert phases[1::3] == ["both", "student", "both"]
+    assert phases[1::3] == ["discriminator", "student", "discriminator"]
     assert phases[::3] + phases[2::3] == ["plain"] * 7
 
 
@@ -390,7 +393,7 @@ def test_narrow_layers_give_the_update_of_wide_ones(settings, precision, closest
     """J in float32, and the whole update in the direction of float32's."""
     x, y = map(tf.constant, batch())
     wide, narrow = make(settings), make(settings, student=precision)
-    narrow.teacher.narrow(precision)
+    narrow.teacher.set_precision(precision)
     (a, _, _, (j_s, _)), (b, _, _, (k_s, k_t)) = (m.student_gradients(x, y) for m in (wide, narrow))
     assert k_s.dtype == k_t.dtype == tf.float32
     assert {g.dtype for g in b} == {tf.float32}
@@ -410,7 +413,7 @@ def test_seldom_matching_weighs_more():
 
 @pytest.mark.parametrize("name", ["match_every", "disc_every"])
 def test_steps_between_are_at_least_one(name):
-    with pytest.raises(UserError, match=f"--{name} of at least 1; received 0"):
+    with pytest.raises(UserError, match=f"{name} of at least 1; received 0"):
         dataclasses.replace(PAPER, **{name: 0})
 
 
@@ -513,7 +516,7 @@ def test_a_symbolic_step_on_two_replicas_is_refused():
 
 def test_a_loss_that_is_not_finite_stops_the_step():
     igam = make()
-    igam.trained[0].assign(igam.trained[0] * np.nan)
+    igam.trained_variables[0].assign(igam.trained_variables[0] * np.nan)
     with pytest.raises(tf.errors.InvalidArgumentError, match="L_xent"):
         igam.train_step(tuple(map(tf.constant, batch())))
 
@@ -522,7 +525,7 @@ def test_l_adv_of_a_student_that_is_the_teacher():
     """J_s = J_t: whatever f_disc, d_s = d_t, and the best f_disc has L_adv = -log 4 (Theorem 6.1)."""
     igam = make()
     _, j_t = (tf.random.stateless_normal((8, *SHAPE), (0, s)) for s in range(2))
-    d_s, d_t = igam.judge(j_t, j_t)
+    d_s, d_t = igam.discriminator_logits(j_t, j_t)
     np.testing.assert_allclose(d_s, d_t, atol=1e-5)
     assert np.all(losses.l_adv(d_s, d_t) <= -losses.LOG_4 + 1e-5)
 

@@ -10,10 +10,11 @@ import pytest
 import tensorflow as tf
 from conftest import GOLDEN
 
-from igam_tf.experiments.config import RELEASE
+from igam_tf.experiments.paper import RELEASE
 from igam_tf.method.discriminator import Discriminator
-from igam_tf.method.igam import IGAM, Settings
+from igam_tf.method.igam import IGAM
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.settings import Settings
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.transforms import Identity
 from madry_models import WideResNet
@@ -127,8 +128,8 @@ def test_golden_steps(recorded, monkeypatch):
         return tf.function(lambda data: (igam.step_of_kind(data, phase), seen.pop())[1])
 
     monkeypatch.setattr(igam, "student_gradients", watched)
-    compiled = {phase: step_of(phase) for phase in ("student", "both")}
-    student_names = [by_id[id(v)] for v in igam.trained]
+    compiled = {phase: step_of(phase) for phase in ("student", "discriminator")}
+    student_names = [by_id[id(v)] for v in igam.trained_variables]
     for step in range(recorded.meta["steps"]):
         x, y = recorded.batch(step)
         decay, disc_decay = (
@@ -141,8 +142,8 @@ def test_golden_steps(recorded, monkeypatch):
             for name, grad in zip(student_names, grads, strict=True):
                 assert _relative(grad, golden[f"grad0/{name}"]) < 1e-6, name
         xent = float(tf.reduce_mean(terms["L_xent"]))
-        disc_xent = -float(igam.adversarial(terms["L_adv"]))
-        diff = float(igam.difference(terms["L_diff"]))
+        disc_xent = -float(igam.reduce_adv(terms["L_adv"]))
+        diff = float(igam.reduce_diff(terms["L_diff"]))
         s = igam.settings
         total = xent - s.lambda_adv * disc_xent + s.lambda_diff * diff
         total += decay

@@ -8,21 +8,21 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.experiments.config import Config
-from igam_tf.method.classifier import Classifier
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import RunFolder, load_model
 from igam_tf.training.loop import SaturationWatch, train
 from madry_models import WideResNet
 from madry_models.errors import UserError
 
 
-def _trainer() -> Classifier:
+def _trainer() -> ClassifierTrainer:
     keras.utils.set_random_seed(0)
     network = WideResNet(8, 1)
     network.build((None, 8, 8, 3))
-    trainer = Classifier(network)
+    trainer = ClassifierTrainer(network)
     trainer.compile(optimizer=Momentum(0.01, momentum=0.9))
-    trainer.optimizer.build(trainer.trained)
+    trainer.optimizer.build(trainer.trained_variables)
     return trainer
 
 
@@ -45,7 +45,7 @@ def test_nan_stops_at_once_names_step_and_term_and_keeps_the_last_good_state(tmp
         trainer = _trainer()
         train(trainer, _batches(nan_at=0), folder=folder, **cadence)
     assert int(trainer.optimizer.iterations) == 8
-    assert all(np.isfinite(v.numpy()).all() for v in trainer.state)
+    assert all(np.isfinite(v.numpy()).all() for v in trainer.state_variables)
 
 
 def test_a_saturated_discriminator_is_reported_once(caplog):

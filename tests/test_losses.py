@@ -118,7 +118,7 @@ def test_unknown_schedule():
 def test_one_schedule_then_another():
     first = optimizers.schedule("cosine", 0.1, 100)
     second = optimizers.schedule("constant", 0.02, 50)
-    rate = optimizers.Then(first, second, 100)
+    rate = optimizers.JoinSchedules(first, second, 100)
     found = [float(rate(step)) for step in (0, 10, 55, 99, 100, 149)]
     assert found == pytest.approx([0.0, 0.1, 0.05, float(first(99)), 0.02, 0.02], abs=1e-7)
 
@@ -127,7 +127,7 @@ def test_one_schedule_then_another():
 def test_a_schedule_of_no_steps_before_another(name):
     """--igam_start=0; or 0 steps of IGAM after it."""
     none, all_ = (optimizers.schedule(name, rate, n) for rate, n in ((0.1, 0), (0.02, 50)))
-    rate = optimizers.Then(none, all_, 0)
+    rate = optimizers.JoinSchedules(none, all_, 0)
     for step in (0, 5, 30, 49):
         expected = 0.02 if name == "constant" else float(all_(step))
         assert float(rate(step)) == pytest.approx(expected, abs=1e-9)

@@ -13,9 +13,10 @@ from igam_tf.datasets import SPECS, Split
 from igam_tf.evaluation.alignment import alignment, linearised
 from igam_tf.formulas import losses
 from igam_tf.method import objectives
-from igam_tf.method.adversarial import OverfittingWatch, PGDTraining
+from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
+from igam_tf.training.monitor import OverfittingWatch
 
 RNG = np.random.default_rng(0)
 X, X_ADV = (tf.constant(RNG.normal(size=(5, 2, 2, 1)).astype("float32")) for _ in range(2))

@@ -19,8 +19,8 @@ import tensorflow as tf
 from igam_tf import datasets
 from igam_tf.evaluation.results import read_results
 from igam_tf.experiments.config import Config
-from igam_tf.method.classifier import Classifier
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.report import report
 from igam_tf.system.checkpoints import Checkpoints
 from igam_tf.system.run_folder import RunFolder, load_model, read_metrics, save_model, write_json
@@ -31,13 +31,13 @@ from madry_models.errors import UserError, disk_errors, run_entry_point
 STEPS = 8
 
 
-def trainer() -> Classifier:
+def trainer() -> ClassifierTrainer:
     keras.utils.set_random_seed(0)
     network = MnistCNN(10)
     network.build((None, 8, 8, 1))
-    ours = Classifier(network)
+    ours = ClassifierTrainer(network)
     ours.compile(optimizer=Momentum(0.01, momentum=0.9))
-    ours.optimizer.build(ours.trained)
+    ours.optimizer.build(ours.trained_variables)
     return ours
 
 
@@ -53,7 +53,7 @@ def run(path: Path, steps: int = STEPS) -> list[np.ndarray]:
     ours = trainer()
     with disk_errors(), RunFolder(path, Config()) as folder:
         train(ours, batches, folder=folder, stage="s", steps=steps, log_every=2, checkpoint_every=2)
-    return [variable.numpy() for variable in ours.state]
+    return [variable.numpy() for variable in ours.state_variables]
 
 
 @pytest.fixture(scope="module")

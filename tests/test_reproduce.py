@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from igam_tf import reproduce
 from igam_tf.datasets import load
-from igam_tf.experiments.config import PRESETS, resolve
+from igam_tf.experiments.presets import PRESETS
+from igam_tf.experiments.resolve import resolve
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from igam_tf import datasets, train
-from igam_tf.experiments.config import ROWS
+from igam_tf.experiments.paper import TRANSFERS
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.transforms import RandomPad
 from igam_tf.training.loop import Log
@@ -92,7 +92,7 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     folder = command(path, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     key = (config["source"], config["target"], config["transform"])
-    assert key in ROWS
+    assert key in TRANSFERS
     assert json.loads((folder / "results.json").read_text()).keys() == {"igam", "teacher"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if line["stage"] == "student" and "L_diff" in line]
@@ -182,6 +182,6 @@ def test_two_steps_of_every_control(kind, command, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "_fit", lambda self, trainer, *a, _fit=Run._fit, **k: (
         trained.append(type(trainer).__name__), _fit(self, trainer, *a, **k)))  # fmt: skip
     folder = command(MNIST, tmp_path / "run", f"--teacher_gradient={kind}")
-    teacher = "Classifier" if kind == "plain" else "PGDTraining"
+    teacher = "ClassifierTrainer" if kind == "plain" else "PGDTraining"
     assert trained == [teacher, "FineTune", "IGAM"]
     assert "alignment" in json.loads((folder / "results.json").read_text())["igam"]

@@ -1,4 +1,4 @@
-"""The directions of imports, and flags in entry points alone (the layout of README.md)."""
+"""The house: which room may import which, and flags in programs alone."""
 
 import ast
 from pathlib import Path
@@ -6,16 +6,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ENTRY_POINTS = {
-    "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.report", "igam_tf.audit.__main__",
-    "igam_tf.reproduce.__main__", "igam_tf.figures.__main__", "igam_tf.export",
+# A program is run, and imported by nobody.
+PROGRAMS = {
+    "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.export", "igam_tf.report",
+    "igam_tf.audit.__main__", "igam_tf.figures.__main__", "igam_tf.reproduce.__main__",
     "madry_models.fetch", "madry_models.convert",
 }  # fmt: skip
-MAY_IMPORT = ("igam_tf.attacks", "igam_tf.formulas.losses", "igam_tf.formulas.gradients")
-LEAVES = {
-    "igam_tf.formulas.gradients",
-    "igam_tf.method.transforms",
-}
+# Room -> the rooms of igam_tf it may import; madry_models, which knows nothing of igam_tf, is below all.
+ROOMS = {
+    "formulas": set(),
+    "attacks": {"formulas"},
+    "datasets": {"system"},
+    "system": {"datasets"},
+    "method": {"attacks", "formulas"},
+    "evaluation": {"method", "attacks", "datasets", "system", "formulas"},
+    "experiments": {"method", "attacks", "datasets", "system", "formulas"},
+    "training": {
+        "evaluation", "experiments", "method", "attacks", "datasets", "system", "formulas"
+    },
+}  # fmt: skip
+ROOMS_OF_PROGRAMS = ("audit", "figures", "reproduce")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("igam_tf", "madry_models")
@@ -24,6 +34,7 @@ MODULES = {
 
 
 def _imports(path: Path) -> set[str]:
+    """Every module of ours that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -33,22 +44,45 @@ def _imports(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in ("igam_tf", "madry_models")}
 
 
+def _room(module: str) -> str:
+    """The folder of igam_tf that a module lies in; "" for a program at the top, and for the package."""
+    parts = module.split(".")
+    known = {*ROOMS, *ROOMS_OF_PROGRAMS}
+    return parts[1] if len(parts) > 1 and parts[1] in known else ""
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_imports(module):
-    imports = _imports(MODULES[module])
-    if module.startswith("madry_models"):
-        assert not any(name.startswith("igam_tf") for name in imports)
-    if module in LEAVES:
-        assert not imports
-    if module.startswith("igam_tf.attacks"):
-        ours = {name for name in imports if name.startswith("igam_tf")}
-        assert all(name.startswith(MAY_IMPORT) for name in ours)
+def test_nobody_imports_a_program(module):
     # `fetch` is a function as well, which training calls; the others are programs alone.
-    assert not imports & (ENTRY_POINTS - {"madry_models.fetch"})
+    assert not _imports(MODULES[module]) & (PROGRAMS - {"madry_models.fetch"})
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - ENTRY_POINTS))
-def test_flags_stay_in_entry_points(module):
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("madry_models")])
+def test_madry_models_knows_nothing_of_igam(module):
+    assert not any(name.startswith("igam_tf") for name in _imports(MODULES[module]))
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if _room(m) in ROOMS])
+def test_rooms_depend_downwards(module):
+    room = _room(module)
+    others = {_room(name) for name in _imports(MODULES[module]) if name.startswith("igam_tf.")}
+    assert others <= ROOMS[room] | {room, ""}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if _room(m) in ROOMS_OF_PROGRAMS])
+def test_the_rooms_of_programs_are_their_own(module):
+    others = {_room(name) for name in _imports(MODULES[module]) if name.startswith("igam_tf.")}
+    assert others <= {*ROOMS, _room(module), ""}
+
+
+def test_nothing_but_programs_and_rooms_stands_at_the_top():
+    top = {path.stem for path in (ROOT / "igam_tf").iterdir() if path.name != "__pycache__"}
+    programs = {name.split(".")[1] for name in PROGRAMS if name.startswith("igam_tf.")}
+    assert top - {"py"} == programs | {*ROOMS, "__init__"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - PROGRAMS))
+def test_flags_stay_in_programs(module):
     names = {
         n.id for n in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(n, ast.Name)
     }

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.experiments.config import MAPS, ROWS, resolve, transform
+from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.experiments.resolve import resolve, transform
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method import transforms
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.transforms import (
+    MAPS,
     CenterCrop,
     CenterPad,
     ChannelMean,
@@ -212,7 +214,7 @@ def test_replicas_draw_different_offsets():
         teacher = Teacher(network, RandomPad(32), num_classes=2)
         teacher.build((None, 16, 16, 3))
         optimizer = Momentum(0.1)
-        optimizer.build(teacher.trained)
+        optimizer.build(teacher.trained_variables)
         with teacher.offsets_of(optimizer, 0):
             step = tf.function(lambda: strategy.run(teacher.transform, (tf.ones((8, 16, 16, 3)),)))
             one, other = strategy.experimental_local_results(step())
@@ -237,10 +239,10 @@ def test_stage_1_trains_the_transpose_convolution_with_the_logits_alone():
     teacher, rng = _teacher(), np.random.default_rng(6)
     tuner = FineTune(teacher, weight_decay=2e-4)
     tuner.compile(keras.optimizers.Adam(1e-2))
-    tuner.optimizer.build(tuner.trained)
-    assert len(tuner.trained) == 4
+    tuner.optimizer.build(tuner.trained_variables)
+    assert len(tuner.trained_variables) == 4
     assert len(teacher.kernels) == 1
-    trained = {id(v) for v in tuner.trained}
+    trained = {id(v) for v in tuner.trained_variables}
     x, y = rng.uniform(0, 255, (8, *SHAPE)).astype(np.float32), np.arange(8) % 4
     before = [v.numpy() for v in teacher.variables]
     first = float(tuner.train_step((tf.constant(x), tf.constant(y)))["L_xent"])
@@ -250,16 +252,16 @@ def test_stage_1_trains_the_transpose_convolution_with_the_logits_alone():
     assert last < 0.9 * first
     for variable, value in zip(teacher.variables, before, strict=True):
         assert np.array_equal(variable.numpy(), value) == (id(variable) not in trained)
-    assert {id(v) for v in tuner.state} > trained
+    assert {id(v) for v in tuner.state_variables} > trained
 
 
 def test_a_teacher_with_a_trained_map_round_trips(tmp_path):
     teacher, rng = _teacher(), np.random.default_rng(7)
-    for variable in teacher.trained:
+    for variable in teacher.trained_variables:
         variable.assign(rng.normal(size=variable.shape))
     teacher.save(tmp_path / "teacher.keras")
     again = keras.saving.load_model(tmp_path / "teacher.keras", compile=False)
-    assert len(again.trained) == 4
+    assert len(again.trained_variables) == 4
     for ours, saved in zip(again.variables, teacher.variables, strict=True):
         np.testing.assert_array_equal(ours, saved)
     x = tf.random.stateless_uniform((2, *SHAPE), (0, 1), 0, 255)
@@ -289,14 +291,14 @@ def test_legacy_resizing_belongs_to_the_release():
 
 
 def test_every_map_has_a_row():
-    assert {key[2] for key in ROWS} == set(MAPS)
+    assert {key[2] for key in TRANSFERS} == set(MAPS)
 
 
 @pytest.mark.parametrize("name", ["identity", "pad", "random pad", "resize up", "resize down",
                                   "transpose convolution"])  # fmt: skip
 def test_what_discards_nothing_hides_nothing(name):
     j = tf.constant(np.random.default_rng(8).normal(size=(2, *SHAPE)))
-    np.testing.assert_array_equal(MAPS_BY_NAME[name].visible(j), j)
+    np.testing.assert_array_equal(MAPS_BY_NAME[name].teacher_view(j), j)
 
 
 def test_visible_hides_what_the_map_discards():
@@ -304,7 +306,7 @@ def test_visible_hides_what_the_map_discards():
     layer = Compose([ChannelMean(), CenterCrop(4)])
     g = np.random.default_rng(2).normal(size=(2, 4, 4, 1))
     j_t = (g.reshape(2, -1) @ _matrix(layer)).reshape(2, *SHAPE)
-    np.testing.assert_allclose(layer.visible(tf.constant(j_t)), g, rtol=1e-12)
+    np.testing.assert_allclose(layer.teacher_view(tf.constant(j_t)), g, rtol=1e-12)
 
 
 def test_too_small_an_image_is_refused():

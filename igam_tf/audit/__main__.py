@@ -18,7 +18,7 @@ from igam_tf.audit.lines import FAIL
 from igam_tf.audit.report import html, line_text, markdown, summary
 from igam_tf.audit.subject import BUDGETS, Subject
 from igam_tf.evaluation.evaluate import check_fits, logits_function
-from igam_tf.evaluation.models import (
+from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
     data_settings,
     define_data_flags,

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from igam_tf.datasets import Augment, load, train_batches
 from igam_tf.method.adversarial import PGDTraining
-from igam_tf.method.classifier import Classifier
+from igam_tf.method.trainer import ClassifierTrainer
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import Network, leaky_relu
 
@@ -79,7 +79,7 @@ def trained(
     split = load("mnist", "train", source="builtin", num=_EXAMPLES, seed=seed)
     network = SmallNetwork(seed=seed)
     network.build((None, *split.spec.image_shape))
-    trainer = Classifier(network)
+    trainer = ClassifierTrainer(network)
     if eps:
         trainer = PGDTraining(
             network, eps=eps, step_size=2.5 * eps / attack_steps, steps=attack_steps, seed=seed

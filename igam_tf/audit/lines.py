@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from igam_tf.formulas.statistics import Z95
+from igam_tf.formulas.statistics import Excess
 
 PASS, WARN, FAIL, NOT_APPLICABLE = "PASS", "WARN", "FAIL", "N/A"
 STATUSES = (FAIL, WARN, PASS, NOT_APPLICABLE)
@@ -34,7 +32,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """A line before it is drawn.
+    """Definition of one line of the report: what is judged, and how.
 
     Attributes:
         title: what is expected of an honest network.
@@ -52,49 +50,6 @@ class Check:
 def not_applicable(reason: str, rows: tuple[str, ...] = ()) -> Finding:
     """A line that says nothing about this network, and why."""
     return Finding(status=NOT_APPLICABLE, figure=reason, rows=rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Excess:
-    """By how much a suspect attack beats a reference on the same n examples.
-
-    Attributes:
-        net: examples that the suspect alone breaks, less those that the reference alone breaks.
-        low, high: 95 % interval of net / n.
-        n: examples.
-    """
-
-    net: int
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        amount = f"{abs(self.net)} {'fewer' if self.net < 0 else 'more'}" if self.net else "as many"
-        return (
-            f"{amount} of {self.n} ({100 * self.net / self.n:+.1f} points, 95 % interval "
-            f"{100 * self.low:+.1f} to {100 * self.high:+.1f})"
-        )
-
-
-def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
-    """Paired difference of two attacks, with the interval of Agresti and Min (2005).
-
-    That is Wald's with half an example added to each cell of the 2 x 2 table, which holds where few
-    examples differ.
-
-    Args:
-        reference, suspect: examples left standing, [n] bool.
-
-    Example:
-        >>> excess(np.array([True] * 10), np.array([True] * 4 + [False] * 6)).net
-        6
-    """
-    n = len(reference)
-    gained, lost = int((reference & ~suspect).sum()), int((suspect & ~reference).sum())
-    a, b, m = gained + 0.5, lost + 0.5, n + 2
-    centre, half = (a - b) / m, Z95 * np.sqrt(a + b - (a - b) ** 2 / m) / m
-    return Excess(gained - lost, float(centre - half), float(centre + half), n)
 
 
 def judge_excess(found: Excess, tolerance: float) -> str:

@@ -14,7 +14,7 @@ from igam_tf.attacks import pgd
 from igam_tf.audit.lines import FAIL, LEAST_EXAMPLES, PASS, WARN, Check, Finding, not_applicable
 from igam_tf.audit.subject import Subject, attached
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.evaluation.models import features_of
+from igam_tf.evaluation.inputs import features_of
 from igam_tf.formulas.statistics import wilson_interval
 from madry_models.errors import UserError
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split
 from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
-from igam_tf.evaluation.models import pixel_range
-from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.evaluation.inputs import pixel_range
+from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
 from igam_tf.system.journal import Journal, digits, remembered, undigits
 
 
@@ -213,7 +213,7 @@ class Subject:
             if batch_norm == "batch":
                 logits_fn = attached(logits_function(self.model, "batch"))
             common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": self.seed}
-            standing = survivors(
+            standing = robust_flags(
                 logits_fn, self.split.images, self.labels,
                 attacks=specs, pixel_max=self.pixel_max, progress=self.progress,
                 journal=self._journal(variant), compiled=self._compiled.setdefault(mode, {}),
@@ -232,7 +232,7 @@ class Subject:
         identity: str = "",
         **settings: Any,
     ) -> Row:
-        """The Row of an attack that `igam_tf.evaluation.survival` does not know.
+        """The Row of an attack that `igam_tf.evaluation.robust` does not know.
 
         Args:
             name: of the row.

@@ -1,11 +1,14 @@
 """How far a student's input gradients came to be its teacher's, on images it was not trained on."""
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from igam_tf.datasets import Split
 from igam_tf.formulas import gradients, losses
+from igam_tf.formulas.statistics import mean_interval
 
 
 def linearised(model: keras.Model, x: tf.Tensor, pixel_max: float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -77,13 +80,12 @@ def alignment(
         x = split.images[chosen].astype("float32") / 255 * pixel_max
         parts.append(measure(tf.constant(x), tf.constant(split.labels[chosen])))
     cosine, ratio, *eq18 = (np.concatenate(values) for values in zip(*parts, strict=True))
-    half = 1.96 * cosine.std(ddof=1) / len(cosine) ** 0.5 if len(cosine) > 1 else float("nan")
     names = ("student_alpha", "student_rho", "teacher_alpha", "teacher_rho")
     return {
         "n": len(cosine),
         "input_gradient": input_gradient,
         "cosine": float(cosine.mean()),
-        "cosine_ci95": [float(cosine.mean() - half), float(cosine.mean() + half)],
+        "cosine_ci95": list(mean_interval(cosine) or (math.nan, math.nan)),
         "norm_ratio_median": float(np.median(ratio)),
         "distance_unit": "l2, pixels of 0..1",
     } | {f"{n}_median": float(np.median(v)) for n, v in zip(names, eq18, strict=True)}

@@ -4,7 +4,7 @@ An attack's row counts the examples that are right clean and stay right under ea
 out of all n. Rows are each attack's own, so that a one-step attack stronger than an iterative one,
 a symptom of masked gradients, stays visible; the row `worst_case` joins them, example by example.
 
-    model_report -> evaluate -> igam_tf.evaluation.survival.survivors -> igam_tf.attacks
+    model_report -> evaluate -> igam_tf.evaluation.robust.robust_flags -> igam_tf.attacks
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from absl import logging
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split
-from igam_tf.evaluation.models import pixel_range, reason_of
-from igam_tf.evaluation.survival import LogitsFn, in_pixel_range, survivors
+from igam_tf.evaluation.inputs import pixel_range, reason_of
+from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import Journal, digits
 from madry_models.errors import UserError
@@ -112,7 +112,7 @@ def evaluate(
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
     common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
-    robust = survivors(
+    robust = robust_flags(
         logits_fn, images, labels,
         attacks=attacks, pixel_max=pixel_max, progress=progress, journal=journal, **common,
     )  # fmt: skip
@@ -263,7 +263,7 @@ def evaluate_model(
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
     split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max)
-    undo = "igam_tf.evaluation.models.LogProbabilities(model)"
+    undo = "igam_tf.evaluation.inputs.LogProbabilities(model)"
     doubts = check_outputs(model, split, pixel_max=pixel_max, batch_size=batch_size, undo=undo)
     report = model_report(
         model, split,

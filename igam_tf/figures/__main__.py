@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets.names import class_names
 from igam_tf.evaluation.evaluate import check_fits, eps_unit
-from igam_tf.evaluation.models import (
+from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
     as_logits,
     data_settings,

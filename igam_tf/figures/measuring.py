@@ -10,8 +10,9 @@ import tensorflow as tf
 from igam_tf.attacks import loss_named, pgd
 from igam_tf.datasets import Split
 from igam_tf.evaluation.alignment import linearised
-from igam_tf.evaluation.survival import in_pixel_range
+from igam_tf.evaluation.robust import in_pixel_range
 from igam_tf.formulas import gradients, losses
+from igam_tf.formulas.statistics import mean_interval
 from madry_models.errors import UserError
 
 BATCH = 100
@@ -62,10 +63,13 @@ def sensitivity(
 def statistics(values: np.ndarray) -> dict:
     """Quartiles and mean of [n] values, and its 95 % interval (normal; None where n = 1)."""
     low, median, high = (float(v) for v in np.percentile(values, [25, 50, 75]))
-    mean, n = float(values.mean()), len(values)
-    half = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else None
-    ci95 = None if half is None else [mean - half, mean + half]
-    return {"median": median, "quartiles": [low, high], "mean": mean, "mean_ci95": ci95}
+    interval = mean_interval(values)
+    return {
+        "median": median,
+        "quartiles": [low, high],
+        "mean": float(values.mean()),
+        "mean_ci95": interval and list(interval),
+    }
 
 
 def adversarial_direction(

@@ -3,7 +3,7 @@
     student        min over theta of  L_xent + lambda_adv L_adv + lambda_diff L_diff    (eq. 14)
     discriminator  max over phi   of  L_adv                                             (eq. 12)
 
-The step reduces once, in sight, by the global batch (`igam_tf/method/classifier.py`).
+The step reduces once, in sight, by the global batch (`igam_tf/method/trainer.py`).
 """
 
 from collections.abc import Iterable

@@ -2,30 +2,25 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import tensorflow as tf
-from absl import logging
 
 from igam_tf.attacks import pgd
 from igam_tf.formulas import losses
-from igam_tf.method.classifier import Classifier
 from igam_tf.method.objectives import Objective, adversarial_xent
-from igam_tf.system.run_folder import read_metrics
+from igam_tf.method.trainer import ClassifierTrainer
 
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
-# Catastrophic overfitting: less than this share of the best so far, which was above so many percent.
-FALLEN, ROBUST = 0.2, 5.0
 
 
-class PGDTraining(Classifier):
+class PGDTraining(ClassifierTrainer):
     """Trains on what a PGD attack makes of x (eq. 3), or on x and that (`igam_tf.method.objectives`).
 
     The attack sees the network in inference mode.
 
     Args:
-        network, weight_decay, terms: as in `Classifier`.
+        network, weight_decay, terms: as in `ClassifierTrainer`.
         eps, step_size: l-inf radius and step, in the network's own pixel unit.
         steps: of the attack; 7 in the challenge's CIFAR-10 code, 40 for MNIST.
         seed: of the random starts, which depend on it, the step's number and the replica alone.
@@ -81,35 +76,3 @@ class PGDTraining(Classifier):
         x_adv = self.attack(x, y)
         f = functools.partial(self.network, training=True)
         return self.descend(lambda: self.objective(f, x, x_adv, y), y)
-
-
-class OverfittingWatch:
-    """A validation that says so when one-step training has come to defend against one step alone.
-
-    Catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994, §5.4): accuracy under PGD falls to
-    near zero within a few hundred steps, while that under the training's own attack rises.
-
-    Args:
-        validate: (step, log) -> scalars, among them `robust`.
-        robust: name of the accuracy under PGD, in percent.
-        metrics: the run's metrics.jsonl, which remembers the best so far, a resumed run's too.
-    """
-
-    def __init__(self, validate: Callable[..., dict[str, float]], robust: str, metrics: Path):
-        self._validate, self._robust, self._metrics = validate, robust, metrics
-
-    def __call__(self, step: int, log) -> dict[str, float]:
-        """The scalars of `validate`, and whether this is catastrophic overfitting, 1 or 0."""
-        scalars = self._validate(step, log)
-        rows = read_metrics(self._metrics)
-        best = max((row.get(self._robust, 0.0) for row in rows), default=0.0)
-        now = scalars[self._robust]
-        fallen = best > ROBUST and now < FALLEN * best
-        if fallen:
-            logging.warning(
-                "step %d: CATASTROPHIC OVERFITTING: accuracy under PGD on validation images fell to "
-                "%.1f %% from %.1f %%. The student defends against its own attack alone; shorten "
-                "--train_steps, lower --learning_rate or take --method=pgd.",
-                step, now, best,
-            )  # fmt: skip
-        return scalars | {"validation/catastrophic_overfitting": float(fallen)}

@@ -9,91 +9,21 @@ Its relatives (l2, cosine, jarn, gradient_penalty) leave a term out, or have ano
 something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
-import dataclasses
-
 import keras
 import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
-from igam_tf.method.classifier import Classifier, global_size, replicas
 from igam_tf.method.discriminator import standardize
 from igam_tf.method.objectives import METHODS
-from madry_models.errors import UserError
+from igam_tf.method.settings import Settings
+from igam_tf.method.trainer import ClassifierTrainer, global_size, replicas
 
 LONGEST = 5.0  # step of a finite difference, over the batch's mean
 SHORTEST = 1e-20  # that mean before scaling; 0 where no term sees J_s, as with the cosine to 0
-PHASES = ("plain", "student", "both")  # the kinds of step
+PHASES = ("plain", "student", "discriminator")  # the kinds of step
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the objective leaves open; `--fidelity=paper|release` are two presets of it.
-
-    A method reads what its terms need: without f_disc nothing called disc_ or adv_, without L_diff
-    nothing called diff_ (`igam_tf.method.objectives.METHODS`).
-
-    Attributes:
-        method: an entry of METHODS that matches J_s.
-        teacher_gradient: what a method that matches J_t takes for it, to tell what the teacher
-            contributes: "teacher", J_t; "zero"; "shuffled", the J_t of the next image of this
-            replica's batch; or "plain", J_t of a teacher that was trained without an attack.
-        lambda_adv, lambda_diff: weights of eq. 14; lambda_diff belongs to the unit and the
-            reduction below.
-        match_every: J is looked at in every so many steps, with both weights so many times as large;
-            the steps between are plain ones (lazy regularisation: Karras et al. 2020, arXiv
-            1912.04958). 1 is Algorithm 1.
-        disc_every: k, steps that look at J for each discriminator step.
-        igam_start: steps of plain training before the two terms are switched on (R8).
-        input_gradient: "xent" (eq. 8-9) or "softmax", the true class's probability (R1).
-        gradient_pixel_max: J is per unit of pixels in 0..gradient_pixel_max; 255 in the release.
-        diff_reduction: L_diff's "mean" or "sum" (R2) over the global batch.
-        adv_reduction: "sum_of_means", eq. 10; or "mean_of_both", the mean cross-entropy over the 2B
-            gradients, which is half of it (R3).
-        diff_view, disc_view: L_diff and f_disc see "all" of J or only what the "teacher" can see
-            (§4.3.2, for f_disc).
-        disc_gradients: "same" J_s as the student's update (Algorithm 1) or "recomputed" after it (R9).
-        disc_label_smoothing: f_disc's step has 1 minus this as label of the teacher's gradients
-            (Salimans et al. 2016, arXiv 1606.03498); 0 is eq. 12.
-        disc_r1: weight gamma of gamma/2 |d logit / d J_t|^2 in f_disc's step (Mescheder et al. 2018,
-            arXiv 1801.04406), J_t scaled to mean 0 and mean square 1 over an image; 0 is eq. 12.
-        teacher_batch_norm: "inference", or "batch" statistics (R6).
-        second_order: the gradient through J_s, "exact" by double back-propagation, or
-            "finite_difference" of two ordinary gradients, for `input_gradient="xent"` alone.
-        difference_length: of that difference: mean l2 length, in pixels of 0..1, of the step from x.
-    """
-
-    lambda_adv: float
-    lambda_diff: float
-    disc_every: int
-    method: str = "igam"
-    teacher_gradient: str = "teacher"
-    igam_start: int = 0
-    match_every: int = 1
-    input_gradient: str = "xent"
-    gradient_pixel_max: float = 1.0
-    diff_reduction: str = "mean"
-    adv_reduction: str = "sum_of_means"
-    diff_view: str = "all"
-    disc_view: str = "teacher"
-    disc_gradients: str = "same"
-    disc_label_smoothing: float = 0.0
-    disc_r1: float = 0.0
-    teacher_batch_norm: str = "inference"
-    second_order: str = "exact"
-    difference_length: float = 0.1
-
-    def __post_init__(self):
-        for name in ("match_every", "disc_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"expected --{name} of at least 1; received {getattr(self, name)}")
-        if self.second_order == "finite_difference" and self.input_gradient != "xent":
-            raise UserError(
-                "expected --input_gradient=xent with --second_order=finite_difference, which takes J "
-                f"and the update from one loss; received --input_gradient={self.input_gradient}"
-            )
-
-
-class IGAM(Classifier):
+class IGAM(ClassifierTrainer):
     """Student, teacher and discriminator; `fit`, `igam_tf.training.loop` or `train_step` trains them.
 
     Args:
@@ -101,7 +31,7 @@ class IGAM(Classifier):
         teacher: frozen model from x to logits of the target classes, `igam_tf.method.teacher.Teacher`;
             None where the method needs none.
         discriminator: maps J to the logit that it is the teacher's; None likewise.
-        settings: see `Settings`.
+        settings: see `igam_tf.method.settings.Settings`.
         adaptor: built layer between J_s and the discriminator (JARN), trained with the student.
         weight_decay: of student and discriminator alike (R7); JARN's adaptor has none.
     """
@@ -129,20 +59,20 @@ class IGAM(Classifier):
         super().compile(optimizer=optimizer, **kwargs)
         self._compiled = {}  # kind of step -> its train function
         self.discriminator_optimizer = discriminator_optimizer
-        optimizer.build(self.trained)
+        optimizer.build(self.trained_variables)
         if self.method.discriminator:
             discriminator_optimizer.build(self.discriminator.trainable_variables)
 
     @property
-    def trained(self) -> list:
+    def trained_variables(self) -> list:
         """The variables of the student's step: theta, and the adaptor's where there is one."""
         adaptor = self.adaptor.trainable_variables if self.adaptor else []
         return self.network.trainable_variables + adaptor
 
     @property
-    def state(self) -> list:
+    def state_variables(self) -> list:
         """Everything that training changes: each player and its optimizer."""
-        state = super().state + (self.adaptor.variables if self.adaptor else [])
+        state = super().state_variables + (self.adaptor.variables if self.adaptor else [])
         if self.method.discriminator:
             state += self.discriminator.variables + self.discriminator_optimizer.variables
         return state
@@ -150,7 +80,7 @@ class IGAM(Classifier):
     # --- the schedule: which of the three kinds of step comes next -----------------------------
 
     def phase(self, step: int) -> str:
-        """Kind of step number `step`: "plain", "student", or "both" (the discriminator's turn)."""
+        """Kind of step number `step`: "plain", "student", or "discriminator", where both take a step."""
         matched, turn = self._turns(step)
         return PHASES[matched + turn]
 
@@ -216,8 +146,8 @@ class IGAM(Classifier):
             return super().train_step(data)
         x, y = data
         grads, terms, logits, (j_s, j_t) = self.student_gradients(x, y)
-        self.optimizer.apply(grads, self.trained)
-        if phase == "both":
+        self.optimizer.apply(grads, self.trained_variables)
+        if phase == "discriminator":
             if self.settings.disc_gradients == "recomputed":
                 j_s, _, _ = self.input_gradient(self.network, x, y, training=True)
             grads, _ = self.discriminator_gradients(j_s, j_t)
@@ -237,7 +167,7 @@ class IGAM(Classifier):
         j, values, logits = gradients.input_gradient(values, x, self.loss_scale)
         return j * self._unit, values, logits
 
-    def reference(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    def target_gradient(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """What J_s is matched to, in the place of J_t: [B,H,W,C]; see `Method.matched_to`.
 
         Raises:
@@ -265,7 +195,7 @@ class IGAM(Classifier):
             (gradients of this replica's share of the loss, per-example terms, logits,
             (J_s, what it is matched to)).
         """
-        j_t = self.reference(x, y)
+        j_t = self.target_gradient(x, y)
         if self.settings.second_order == "exact":
             grads, terms, logits, j_s = self._exact(x, y, j_t)
         else:
@@ -282,7 +212,7 @@ class IGAM(Classifier):
             l_xent = losses.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
             total = self.mean(l_xent) + matching + self.decay(self.network.kernels)
-        grads = gradients.scaled(tape, total, self.trained, self.mean_scale(l_xent))
+        grads = gradients.scaled(tape, total, self.trained_variables, self.mean_scale(l_xent))
         return grads, {"L_xent": l_xent} | terms, logits, j_s
 
     def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
@@ -298,7 +228,7 @@ class IGAM(Classifier):
         # Of the sum over the batch.
         j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], self.loss_scale)
         j_s *= self._unit
-        adaptor = [variable.value for variable in self.trained[len(theta) :]]
+        adaptor = [variable.value for variable in self.trained_variables[len(theta) :]]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([j_s, *adaptor])
             matching, terms = self.matching(j_s, j_t)
@@ -332,13 +262,13 @@ class IGAM(Classifier):
         """
         s, share, terms = self.settings, 0.0, {}
         if self.method.discriminator:
-            d_s, d_t = self.judge(j_s, j_t)
+            d_s, d_t = self.discriminator_logits(j_s, j_t)
             terms["L_adv"] = losses.l_adv(d_s, d_t)
             terms["disc_accuracy"] = losses.discriminator_accuracy(d_s, d_t)
-            share += s.lambda_adv * self.adversarial(terms["L_adv"])
+            share += s.lambda_adv * self.reduce_adv(terms["L_adv"])
         if self.method.difference:
-            terms["L_diff"] = self.method.difference(*self.seen(s.diff_view, j_s, j_t))
-            share += s.lambda_diff * self.difference(terms["L_diff"])
+            terms["L_diff"] = self.method.difference(*self.apply_view(s.diff_view, j_s, j_t))
+            share += s.lambda_diff * self.reduce_diff(terms["L_diff"])
         return s.match_every * share, terms
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
@@ -349,34 +279,36 @@ class IGAM(Classifier):
         s, phi = self.settings, self.discriminator.trainable_variables
         j_s = tf.stop_gradient(j_s)
         with tf.GradientTape() as tape:
-            d_s, d_t = self.judge(j_s, j_t)
+            d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
             # log(1 - sigmoid(d)) = log sigmoid(d) - d
             total = self.decay(self.discriminator.kernels)
-            total -= self.adversarial(l_adv - s.disc_label_smoothing * d_t)
+            total -= self.reduce_adv(l_adv - s.disc_label_smoothing * d_t)
             if s.disc_r1:
                 j_t = standardize(j_t)
-                slope, _, _ = gradients.input_gradient(lambda j: self.judge(j_s, j)[::-1], j_t)
+                slope, _, _ = gradients.input_gradient(
+                    lambda j: self.discriminator_logits(j_s, j)[::-1], j_t
+                )
                 total += s.disc_r1 / 2 * self.mean(losses.l_diff(slope, tf.zeros_like(slope)))
         return tape.gradient(total, phi), l_adv
 
-    def judge(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def discriminator_logits(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """f_disc's logits (d_s, d_t), [B] each, from one batch that holds both gradients (R4)."""
         if self.adaptor:
             j_s = self.adaptor(j_s)
-        both = tf.concat(self.seen(self.settings.disc_view, j_s, j_t), axis=0)
+        both = tf.concat(self.apply_view(self.settings.disc_view, j_s, j_t), axis=0)
         return tf.split(self.discriminator(both), 2)
 
-    def seen(self, view: str, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def apply_view(self, view: str, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What a term with that view, "all" or "teacher", sees of each J [B,H,W,C]."""
         if view == "all" or not self.teacher:
             return js
-        return tuple(map(self.teacher.transform.visible, js))
+        return tuple(map(self.teacher.transform.teacher_view, js))
 
-    def adversarial(self, l_adv: tf.Tensor) -> tf.Tensor:
+    def reduce_adv(self, l_adv: tf.Tensor) -> tf.Tensor:
         """This replica's share of L_adv over the global batch."""
         return self.mean(l_adv) / (2 if self.settings.adv_reduction == "mean_of_both" else 1)
 
-    def difference(self, l_diff: tf.Tensor) -> tf.Tensor:
+    def reduce_diff(self, l_diff: tf.Tensor) -> tf.Tensor:
         """This replica's share of L_diff over the global batch."""
         return tf.reduce_sum(l_diff) if self.settings.diff_reduction == "sum" else self.mean(l_diff)

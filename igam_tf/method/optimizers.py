@@ -46,7 +46,7 @@ def schedule(
 
 
 @keras.saving.register_keras_serializable("igam_tf")
-class Then(keras.optimizers.schedules.LearningRateSchedule):
+class JoinSchedules(keras.optimizers.schedules.LearningRateSchedule):
     """`first` for `steps` steps, then `second` from its own beginning."""
 
     def __init__(self, first, second, steps: int):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
-from igam_tf.method.classifier import Classifier
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.method.transforms import Identity
 
 
@@ -33,7 +33,7 @@ class Teacher(keras.Model):
         self.built = True
 
     @property
-    def trained(self) -> list:
+    def trained_variables(self) -> list:
         """What stage 1 trains: psi_logit, and the map where it has weights (§5.1.2)."""
         return self.logits_layer.trainable_variables + self.transform.trainable_variables
 
@@ -42,7 +42,7 @@ class Teacher(keras.Model):
         """The variables under weight decay: the new logits layer's alone (R11)."""
         return [self.logits_layer.kernel]
 
-    def narrow(self, precision: str) -> None:
+    def set_precision(self, precision: str) -> None:
         """Lets all of the network but its first layer and the logits compute in `precision`.
 
         J_t stays float32. In the first layer bfloat16 costs J_t far more accuracy than time.
@@ -99,7 +99,7 @@ class Teacher(keras.Model):
         return cls(**parts, **config)
 
 
-class FineTune(Classifier):
+class FineTune(ClassifierTrainer):
     """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6).
 
     A map with weights is trained with it (§5.1.2).
@@ -108,11 +108,11 @@ class FineTune(Classifier):
     batch_statistics = False  # the frozen features stay as they are
 
     @property
-    def trained(self) -> list:
+    def trained_variables(self) -> list:
         """psi_logit, and the map's weights where it has some."""
-        return self.network.trained
+        return self.network.trained_variables
 
     @property
-    def state(self) -> list:
+    def state_variables(self) -> list:
         """What is trained and its optimizer; everything else is frozen."""
-        return self.trained + self.optimizer.variables
+        return self.trained_variables + self.optimizer.variables

@@ -1,6 +1,6 @@
 """Affine maps x' = A x + b from a target image to the teacher's input (paper §4.3, eq. 15-17).
 
-Each map is a layer, so J_t is taken through it by back-propagation: J_t = A^T g. `visible` shows a
+Each map is a layer, so J_t is taken through it by back-propagation: J_t = A^T g. `teacher_view` shows a
 gradient as the teacher's field of view: where A discards pixels or channels, every J_t is zero or
 grey there, and a discriminator that saw it would tell J_t from J_s at a glance (§4.3.2). A map that
 pads or resizes discards nothing, and hides nothing.
@@ -33,7 +33,7 @@ class Identity(keras.layers.Layer):
         """[B,H,W,C] -> [B,H,W,C]."""
         return x
 
-    def visible(self, j: tf.Tensor) -> tf.Tensor:
+    def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """The part of J [B,H,W,C] that the teacher can see."""
         return j
 
@@ -66,7 +66,7 @@ class ChannelMean(Identity):
         """[B,H,W,C] -> [B,H,W,1]."""
         return tf.reduce_mean(x, axis=-1, keepdims=True)
 
-    def visible(self, j: tf.Tensor) -> tf.Tensor:
+    def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """The sum over the channels: the derivative along the grey direction, [B,H,W,1]."""
         return tf.reduce_sum(j, axis=-1, keepdims=True)
 
@@ -90,7 +90,7 @@ class CenterCrop(Identity):
         top, left = (height - self.size) // 2, (width - self.size) // 2
         return x[:, top : top + self.size, left : left + self.size]
 
-    def visible(self, j: tf.Tensor) -> tf.Tensor:
+    def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """J cropped likewise."""
         return self.call(j)
 
@@ -246,7 +246,7 @@ class TransposeConvolution(Identity):
 class Compose(Identity):
     """Several maps one after another: A = A_n ... A_1.
 
-    Maps that discard pixels or channels come first: `visible` begins in the target's frame.
+    Maps that discard pixels or channels come first: `teacher_view` begins in the target's frame.
     """
 
     def __init__(self, maps: Sequence[Identity], **kwargs):
@@ -269,10 +269,10 @@ class Compose(Identity):
             x = m(x)
         return x
 
-    def visible(self, j: tf.Tensor) -> tf.Tensor:
+    def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """Every map's field of view in turn."""
         for m in self.maps:
-            j = m.visible(j)
+            j = m.teacher_view(j)
         return j
 
     def get_config(self) -> dict:
@@ -285,3 +285,15 @@ class Compose(Identity):
         """Inverse of `get_config`."""
         maps = [keras.saving.deserialize_keras_object(m) for m in config.pop("maps")]
         return cls(maps, **config)
+
+
+# Maps to the teacher's input (§4.3): name -> layers, of the teacher's image size and `up_resize`.
+MAPS: dict[str, Callable[[int, str], list[Identity]]] = {
+    "identity": lambda size, up_resize: [],
+    "grey_crop": lambda size, up_resize: [ChannelMean(), CenterCrop(size)],
+    "crop": lambda size, up_resize: [CenterCrop(size)],
+    "resize": lambda size, up_resize: [Resize(size, up_resize)],
+    "pad": lambda size, up_resize: [CenterPad(size)],
+    "random_pad": lambda size, up_resize: [RandomPad(size)],
+    "transpose_conv": lambda size, up_resize: [TransposeConvolution()],
+}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from igam_tf.experiments.config import PRESETS, TEACHERS
+from igam_tf.experiments.paper import TEACHERS
+from igam_tf.experiments.presets import PRESETS
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished

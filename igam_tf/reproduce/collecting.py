@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from igam_tf.audit.lines import excess
 from igam_tf.datasets import steps_per_epoch
 from igam_tf.evaluation.results import read_results, settings_text
-from igam_tf.experiments.config import TRAIN_IMAGES
+from igam_tf.experiments.paper import TRAIN_IMAGES
+from igam_tf.formulas.statistics import excess
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import Row, Table
 from igam_tf.system.journal import undigits

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from igam_tf.experiments.config import PUBLISHED_TO_MEAN_UNIT
+from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
 PGD_100 = (*PGD_20, "pgd50", "pgd100")

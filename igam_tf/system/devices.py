@@ -1,7 +1,7 @@
 """Where a run computes: on one device, on several of one machine, or on several machines.
 
 A replica's share of a batch is the same part of the same examples whichever machine it is on, so
-that the weights do not depend on how many there are; `igam_tf.method.classifier` reduces over all of
+that the weights do not depend on how many there are; `igam_tf.method.trainer` reduces over all of
 them. How several machines are started: `docs/cluster.md`.
 """
 

@@ -146,6 +146,11 @@ def load_model(path: Path) -> keras.Model:
         ) from error
 
 
+def _as_json(value: Any) -> Any:
+    """What comes back when the value is written as JSON and read again."""
+    return json.loads(json.dumps(value))
+
+
 class RunFolder:
     """A folder that one process at a time works in, for one set of settings.
 
@@ -165,7 +170,7 @@ class RunFolder:
         if chief:
             self._take()
         try:
-            self._settle(json.loads(json.dumps(dataclasses.asdict(config))))
+            self._settle(config)
         except UserError:
             self.close()
             raise
@@ -187,11 +192,22 @@ class RunFolder:
                 f"another process is working in --workdir={path}; wait for it or name another folder"
             ) from error
 
-    def _settle(self, settings: dict[str, Any]) -> None:
-        path = self / "config.json"
+    def _settle(self, config: Any) -> None:
+        """Writes the settings, or compares them with those that are there.
+
+        A run of an earlier version goes on: a setting that it did not have had its default, and one
+        that this version no longer has must have a value that `config.retired` allows.
+        """
+        path, settings = self / "config.json", _as_json(dataclasses.asdict(config))
         if path.exists():
             before = read_json(path)
             before.pop("environment", None)
+            for name, values in getattr(config, "retired", {}).items():
+                if before.get(name) in values:
+                    del before[name]
+            for field in dataclasses.fields(config):
+                if field.default is not dataclasses.MISSING:
+                    before.setdefault(field.name, _as_json(field.default))
             changed = [
                 f"--{name} was {before.get(name)!r}, is {settings.get(name)!r}"
                 for name in sorted(before.keys() | settings.keys())

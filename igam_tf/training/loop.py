@@ -17,7 +17,7 @@ from absl import logging
 from tqdm import tqdm
 
 from igam_tf.formulas import losses
-from igam_tf.method.classifier import Classifier
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system import devices
 from igam_tf.system.checkpoints import Checkpoints
 from igam_tf.system.run_folder import RunFolder, read_metrics, write_text
@@ -78,7 +78,7 @@ class SaturationWatch:
 
 
 def train(
-    trainer: Classifier,
+    trainer: ClassifierTrainer,
     batches: Callable[[int], tf.data.Dataset],
     *,
     folder: RunFolder,
@@ -106,7 +106,7 @@ def train(
     # Keras 3 keeps layers in lists that tf.train.Checkpoint cannot see: name every variable to it.
     minutes = tf.Variable(0.0, dtype=tf.float64, trainable=False)
     state = tf.train.Checkpoint(
-        variables=[variable.value for variable in trainer.state], train_minutes=minutes
+        variables=[variable.value for variable in trainer.state_variables], train_minutes=minutes
     )
     checkpoints = Checkpoints(state, folder / "checkpoints" / stage)
     checkpoints.restore()

@@ -1,16 +1,23 @@
 """What TensorBoard shows of a training run beside its losses: validation and pictures of J."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import keras
 import tensorflow as tf
+from absl import logging
 
 from igam_tf.attacks import pgd
 from igam_tf.datasets import Split
 from igam_tf.formulas import losses
 from igam_tf.method.igam import IGAM
+from igam_tf.system.run_folder import read_metrics
 from igam_tf.training.loop import Log
 
 VALIDATION_STEPS = 20  # a look at few images while training, not an evaluation
 CLEAN, ROBUST = "validation/clean_percent", f"validation/pgd{VALIDATION_STEPS}_percent"
+# Catastrophic overfitting: less than this share of the best so far, which was above so many percent.
+FALLEN, ONCE_ROBUST = 0.2, 5.0
 
 
 def picture(j: tf.Tensor) -> tf.Tensor:
@@ -77,3 +84,35 @@ class Monitor:
             with log.tensorboard.as_default(step=step):
                 tf.summary.image("x, J_s, J_t", grid(x / self.pixel_max, j_s, j_t))
         return {CLEAN: float(clean), ROBUST: float(robust)}
+
+
+class OverfittingWatch:
+    """A validation that says so when one-step training has come to defend against one step alone.
+
+    Catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994, §5.4): accuracy under PGD falls to
+    near zero within a few hundred steps, while that under the training's own attack rises.
+
+    Args:
+        validate: (step, log) -> scalars, among them `robust`.
+        robust: name of the accuracy under PGD, in percent.
+        metrics: the run's metrics.jsonl, which remembers the best so far, a resumed run's too.
+    """
+
+    def __init__(self, validate: Callable[..., dict[str, float]], robust: str, metrics: Path):
+        self._validate, self._robust, self._metrics = validate, robust, metrics
+
+    def __call__(self, step: int, log) -> dict[str, float]:
+        """The scalars of `validate`, and whether this is catastrophic overfitting, 1 or 0."""
+        scalars = self._validate(step, log)
+        rows = read_metrics(self._metrics)
+        best = max((row.get(self._robust, 0.0) for row in rows), default=0.0)
+        now = scalars[self._robust]
+        fallen = best > ONCE_ROBUST and now < FALLEN * best
+        if fallen:
+            logging.warning(
+                "step %d: CATASTROPHIC OVERFITTING: accuracy under PGD on validation images fell to "
+                "%.1f %% from %.1f %%. The student defends against its own attack alone; shorten "
+                "--train_steps, lower --learning_rate or take --method=pgd.",
+                step, now, best,
+            )  # fmt: skip
+        return scalars | {"validation/catastrophic_overfitting": float(fallen)}

@@ -18,17 +18,18 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
-from igam_tf.experiments.config import Config, transform
-from igam_tf.method.adversarial import OverfittingWatch, PGDTraining
-from igam_tf.method.classifier import Classifier, compiles
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.resolve import transform
+from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
-from igam_tf.method.optimizers import Momentum, Then, schedule
+from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.teacher import FineTune, Teacher
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import RunFolder, load_model, read_json, save_model, write_json
 from igam_tf.training.loop import train
-from igam_tf.training.monitor import ROBUST, Monitor
+from igam_tf.training.monitor import ROBUST, Monitor, OverfittingWatch
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.network import Network
@@ -83,7 +84,7 @@ class Run:
         self.config, self.folder, self.teacher_checkpoint = config, folder, teacher_checkpoint
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
         self.synchronized = several and config.sync_batch_norm
-        self.method, self.jit = METHODS[config.method], compiles(config.jit)
+        self.method = METHODS[config.method]
         self._target = None
 
     # --- data ---------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class Run:
             optimizer, decay = Momentum(rate, momentum=c.momentum), c.weight_decay
             augment = datasets.Augment()
         if c.teacher_gradient == "plain":
-            trainer = Classifier(network, weight_decay=decay)
+            trainer = ClassifierTrainer(network, weight_decay=decay)
         else:
             trainer = PGDTraining(
                 network,
@@ -293,7 +294,7 @@ class Run:
         if self.method.matched_to and c.igam_learning_rate:
             plain = schedule(c.lr_schedule, c.learning_rate, c.igam_start)
             matching = schedule(c.lr_schedule, c.igam_learning_rate, igam_steps)
-            rate = Then(plain, matching, c.igam_start)
+            rate = JoinSchedules(plain, matching, c.igam_start)
         rates = [rate]
         if self.method.discriminator:
             turns = -(-igam_steps // (c.match_every * c.disc_every))
@@ -305,7 +306,7 @@ class Run:
         split = self.target[1]
         return Monitor(network, split, igam=igam) if len(split.labels) else None
 
-    def trainer(self, student: Network, teacher: Teacher | None) -> Classifier:
+    def trainer(self, student: Network, teacher: Teacher | None) -> ClassifierTrainer:
         """What trains the student by `--method`, not compiled."""
         c, method, spec = self.config, self.method, datasets.SPECS[self.config.target]
         if method.adversarial:
@@ -322,9 +323,9 @@ class Run:
                 weight_decay=c.weight_decay,
             )
         if not method.matched_to:
-            return Classifier(student, weight_decay=c.weight_decay)
+            return ClassifierTrainer(student, weight_decay=c.weight_decay)
         if teacher and c.precision != "float32":
-            teacher.narrow(c.precision)
+            teacher.set_precision(c.precision)
         shape = (None, *spec.image_shape)
         disc = adaptor = None
         if method.adaptor:
@@ -332,7 +333,7 @@ class Run:
             adaptor.build(shape)
         if method.discriminator:
             if c.disc_view == "teacher" and teacher:
-                shape = teacher.transform.visible(tf.zeros((1, *shape[1:]))).shape
+                shape = teacher.transform.teacher_view(tf.zeros((1, *shape[1:]))).shape
             disc = Discriminator(
                 c.disc_channels,
                 outputs=c.disc_outputs,
@@ -345,17 +346,13 @@ class Run:
             teacher,
             disc,
             adaptor=adaptor,
-            settings=c.objective(),
+            settings=c,
             weight_decay=c.weight_decay,
         )
 
-    def compile(self, trainer: Classifier, optimizers: list[keras.optimizers.Optimizer]) -> None:
-        """Gives the trainer its optimizers, and XLA where `--jit` wants it."""
-        trainer.compile(*optimizers, jit_compile=self.jit)
-
     def _fit(
         self,
-        trainer: Classifier,
+        trainer: ClassifierTrainer,
         optimizers: list[keras.optimizers.Optimizer],
         split: datasets.Split,
         *,
@@ -373,9 +370,9 @@ class Run:
                 f"its own (--nosync_batch_norm); an epoch's last batch has {last} of "
                 f"{len(split.labels)} images"
             )
-        self.compile(trainer, optimizers)
+        trainer.compile(*optimizers)
         if not optimizers[0].built:
-            optimizers[0].build(trainer.trained)
+            optimizers[0].build(trainer.trained_variables)
         if stage == "student" and self.folder.chief:
             writer = tf.summary.create_file_writer(str(self.folder / "tensorboard" / stage))
             with writer.as_default():

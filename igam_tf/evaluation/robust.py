@@ -23,7 +23,7 @@ def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
     return images.astype(np.result_type(images.dtype, np.float32), copy=False)
 
 
-def survivors(
+def robust_flags(
     logits_fn: LogitsFn,
     images: np.ndarray,
     labels: np.ndarray,

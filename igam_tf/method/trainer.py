@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.objectives import Objective
-from madry_models.errors import UserError
 
 
 def replicas() -> int:
@@ -30,25 +29,9 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 # float16 holds nothing below 6e-8: what is back-propagated there is so many times as large.
 FLOAT16_SCALE = 8.0
-# Kinds of device on which XLA wins: it slows CPUs (bench/README.md), GPUs were not measured.
-XLA_WINS: tuple[str, ...] = ()
 
 
-def compiles(jit: str) -> bool:
-    """Whether `--jit` = auto, on or off means XLA here.
-
-    Raises:
-        UserError: "on" with several replicas, whose variables XLA cannot place.
-    """
-    if jit == "on" and replicas() > 1:
-        raise UserError(
-            f"expected --jit=auto or off with several replicas; received --jit=on and {replicas()}"
-        )
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    return jit == "on" or (jit == "auto" and kind in XLA_WINS and replicas() == 1)
-
-
-class Classifier(keras.Model):
+class ClassifierTrainer(keras.Model):
     """Trains `network` on L_xent + weight_decay * half the squared kernels (eq. 7).
 
     Args:
@@ -72,6 +55,10 @@ class Classifier(keras.Model):
     # Whether the network's batch norm runs on batch statistics while it is trained.
     batch_statistics = True
 
+    def compile(self, optimizer, *, jit_compile: bool = False, **kwargs):
+        """As Keras's, but without XLA: on processors it makes these steps slower (bench/README.md)."""
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Running means of the logged terms; Keras resets them at each epoch."""
@@ -82,7 +69,7 @@ class Classifier(keras.Model):
         return self.network(x, training=training)
 
     @property
-    def trained(self) -> list:
+    def trained_variables(self) -> list:
         """The variables that `optimizer` updates."""
         return self.network.trainable_variables
 
@@ -96,7 +83,7 @@ class Classifier(keras.Model):
         return self.loss_scale and self.loss_scale * global_size(per_example, per_example.dtype)
 
     @property
-    def state(self) -> list:
+    def state_variables(self) -> list:
         """Everything that training changes, in a fixed order; the optimizer must be built."""
         return self.network.variables + self.optimizer.variables
 
@@ -117,11 +104,11 @@ class Classifier(keras.Model):
             loss, terms, logits = objective()
             total = self.mean(loss) + self.decay(self.network.kernels)
         # Zero for what the loss does not see: JARN's adaptor, while J_s is not looked at.
-        variables = [v.value for v in self.trained]
+        variables = [v.value for v in self.trained_variables]
         grads = gradients.scaled(
             tape, total, variables, self.mean_scale(loss), unconnected_gradients="zero"
         )
-        self.optimizer.apply(grads, self.trained)
+        self.optimizer.apply(grads, self.trained_variables)
         return self.log(terms, logits, y)
 
     def mean(self, per_example: tf.Tensor) -> tf.Tensor:
