@@ -34,10 +34,12 @@ from igam_tf.evaluation.inputs import writable
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import resolve, transform
 from igam_tf.formulas import gradients, losses
+from igam_tf.method.architectures import builder_of
 from igam_tf.method.igam import IGAM
+from igam_tf.method.objectives import METHODS
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.training.stages import Run, student_size
+from igam_tf.training.building import new_optimizers, new_source_network, new_student, new_trainer
 from madry_models import WideResNet
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
@@ -91,11 +93,13 @@ class Step:
     def __init__(self, config: Config, teacher: str):
         keras.utils.set_random_seed(config.seed)
         self.config, self.spec = config, datasets.SPECS[config.target]
-        run = Run(config, folder=None)
-        f_t = self._teacher(run, teacher) if run.method.teacher else None
+        method = METHODS[config.method]
+        f_t = self._teacher(teacher) if method.teacher else None
         pixel_max = self.spec.pixel_max
-        self.trainer: ClassifierTrainer = run.trainer(run.new_student(config.precision), f_t)
-        self.trainer.compile(*run.optimizers())
+        self.trainer: ClassifierTrainer = new_trainer(
+            config, new_student(config, config.precision), f_t
+        )
+        self.trainer.compile(*new_optimizers(config))
         rng = np.random.default_rng(config.seed)
         shape = (config.batch_size, *self.spec.image_shape)
         self.x = tf.constant(rng.uniform(0, pixel_max, shape), tf.float32)
@@ -103,15 +107,15 @@ class Step:
         self._step = self.trainer.make_train_function() or self.trainer.train_function
         self._data = iter(tf.data.Dataset.from_tensors((self.x, self.y)).repeat())
         # A round: all of IGAM's kinds of step; PGD's are long enough one by one.
-        self.turns = 1 if run.method.adversarial else config.match_every * config.disc_every
+        self.turns = 1 if method.adversarial else config.match_every * config.disc_every
 
-    def _teacher(self, run: Run, name: str) -> Teacher:
+    def _teacher(self, name: str) -> Teacher:
         spec = datasets.SPECS[self.config.source]
         if name == "cifar10":  # the challenge's network, whatever the student
             network = WideResNet(32, 10, num_classes=spec.num_classes)
             network.build((None, *spec.image_shape))
         else:
-            network = run.new_source_network(spec)
+            network = new_source_network(self.config)
         teacher = Teacher(network, transform(self.config), num_classes=self.spec.num_classes)
         teacher.build((None, *self.spec.image_shape))
         return teacher
@@ -201,7 +205,7 @@ def configs(student: str) -> dict[str, Config]:
     batch_size = FLAGS.batch_size or STUDENTS.get(student, 0)
     if not batch_size:
         raise UserError(f"expected --batch_size with --student={student}")
-    student_size(student)
+    builder_of(student)
     unknown = set(FLAGS.kinds) - set(KINDS)
     if unknown:
         raise UserError(f"expected --kinds of {', '.join(KINDS)}; received {', '.join(unknown)}")

@@ -1,1 +1,81 @@
-"""Input gradient adversarial matching (IGAM; Chan, Tay, Ong, CVPR 2020) for TensorFlow 2 / Keras 3."""
+"""Input gradient adversarial matching (IGAM, CVPR 2020) for TensorFlow 2 and Keras 3.
+
+    IGAM, FineTune, PGDTraining     trainers: `compile()` and `fit()` as of any Keras model
+    Teacher, Discriminator          the two networks beside the student
+    Settings                        hyperparameters of the objective (eq. 14)
+    Identity, Scale, ...            maps from a target image to the teacher's input (§4.3)
+    RobustAccuracy                  a Keras callback: accuracy under attack while training
+    evaluate, audit_model           accuracy under attack, and whether it can be trusted
+    attacks                         fgsm, pgd, apgd, fab, square: pure functions
+    load_madry                      a challenge's checkpoint as a Keras model
+
+These names are the promise; what is not in `__all__` may change. Each is loaded when it is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MAPS = (
+    "Identity", "Scale", "ChannelMean", "CenterCrop", "CenterPad", "RandomPad", "Resize",
+    "TransposeConvolution", "Compose",
+)  # fmt: skip
+# Public name -> (module, its name there).
+_PUBLIC: dict[str, tuple[str, str]] = {
+    "IGAM": ("igam_tf.method.igam", "IGAM"),
+    "Settings": ("igam_tf.method.settings", "Settings"),
+    "Teacher": ("igam_tf.method.teacher", "Teacher"),
+    "FineTune": ("igam_tf.method.teacher", "FineTune"),
+    "Discriminator": ("igam_tf.method.discriminator", "Discriminator"),
+    "PGDTraining": ("igam_tf.method.adversarial", "PGDTraining"),
+    "Momentum": ("igam_tf.method.optimizers", "Momentum"),
+    "schedule": ("igam_tf.method.optimizers", "schedule"),
+    **{name: ("igam_tf.method.transforms", name) for name in _MAPS},
+    "RobustAccuracy": ("igam_tf.training.callbacks", "RobustAccuracy"),
+    "evaluate": ("igam_tf.evaluation.evaluate", "evaluate_model"),
+    "audit_model": ("igam_tf.audit.audit", "audit_model"),
+    "load_madry": ("madry_models.tf1_checkpoint", "from_tf1_checkpoint"),
+    "UserError": ("madry_models.errors", "UserError"),
+}
+__all__ = sorted([*_PUBLIC, "attacks", "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "attacks":
+        return importlib.import_module("igam_tf.attacks")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'igam_tf' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:
+    from igam_tf import attacks as attacks
+    from igam_tf.audit.audit import audit_model as audit_model
+    from igam_tf.evaluation.evaluate import evaluate_model as evaluate  # noqa: F401
+    from igam_tf.method.adversarial import PGDTraining as PGDTraining
+    from igam_tf.method.discriminator import Discriminator as Discriminator
+    from igam_tf.method.igam import IGAM as IGAM
+    from igam_tf.method.optimizers import Momentum as Momentum
+    from igam_tf.method.optimizers import schedule as schedule
+    from igam_tf.method.settings import Settings as Settings
+    from igam_tf.method.teacher import FineTune as FineTune
+    from igam_tf.method.teacher import Teacher as Teacher
+    from igam_tf.method.transforms import CenterCrop as CenterCrop
+    from igam_tf.method.transforms import CenterPad as CenterPad
+    from igam_tf.method.transforms import ChannelMean as ChannelMean
+    from igam_tf.method.transforms import Compose as Compose
+    from igam_tf.method.transforms import Identity as Identity
+    from igam_tf.method.transforms import RandomPad as RandomPad
+    from igam_tf.method.transforms import Resize as Resize
+    from igam_tf.method.transforms import Scale as Scale
+    from igam_tf.method.transforms import TransposeConvolution as TransposeConvolution
+    from igam_tf.training.callbacks import RobustAccuracy as RobustAccuracy
+    from madry_models.errors import UserError as UserError
+    from madry_models.tf1_checkpoint import from_tf1_checkpoint as load_madry  # noqa: F401

@@ -15,10 +15,12 @@ from igam_tf.attacks import attack_names
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS
 from igam_tf.experiments.resolve import resolve
+from igam_tf.method.architectures import builder_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.system import devices
 from igam_tf.system.run_folder import RunFolder
-from igam_tf.training.stages import Run, load_source_network, student_size
+from igam_tf.training.building import check_student, load_source_network
+from igam_tf.training.stages import Run
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     started = time.monotonic()
     config = config_from_flags()
-    student_size(config.student)
+    builder_of(config.student)
     attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
     trained = METHODS[config.method].teacher and config.teacher == "train"
@@ -115,8 +117,9 @@ def main(argv: list[str]) -> None:
         with RunFolder(workdir, config, chief=chief) as folder:
             if chief:
                 devices.same_everywhere(chosen, 0)
-            keras.utils.set_random_seed(config.seed)
             with chosen.scope():
+                check_student(config)
+                keras.utils.set_random_seed(config.seed)
                 run = Run(config, folder, checkpoint)
                 run.student()
             if chief:

@@ -26,8 +26,8 @@ from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
 from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
-from igam_tf.evaluation.inputs import LogProbabilities, features_of
 from igam_tf.formulas.statistics import excess
+from igam_tf.method.networks import LogProbabilities, features_of
 from igam_tf.system.journal import Journal
 from madry_models import WideResNet
 from madry_models.errors import UserError
@@ -536,10 +536,12 @@ def test_features_of_models_that_have_none():
         def call(self, x, training=False):
             return x
 
-    with pytest.raises(UserError, match=r"this Own offers no features"):
+    with pytest.raises(
+        UserError, match=r"expected a dense layer, or features\(x, training=\), in this Own"
+    ):
         features_of(Own())
     pooled = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()])
-    with pytest.raises(UserError, match="this Sequential; it ends in GlobalAveragePooling2D"):
+    with pytest.raises(UserError, match=r"expected a dense layer.* in this Sequential"):
         features_of(pooled)
 
 

@@ -18,9 +18,10 @@ from igam_tf.audit.lines import (
     worst,
 )
 from igam_tf.audit.subject import REACH, Subject
-from igam_tf.evaluation.evaluate import LARGEST_MARGIN, are_probabilities
+from igam_tf.evaluation.evaluate import LARGEST_MARGIN
 from igam_tf.formulas.gradients import cosine, flatten, input_gradient
 from igam_tf.formulas.losses import xent
+from igam_tf.method.networks import are_probabilities
 from madry_models.errors import UserError
 
 # Reductions in another order change float32 logits by some 1e-6 of their size; noise by far more.

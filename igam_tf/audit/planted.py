@@ -14,8 +14,8 @@ from igam_tf.attacks import pgd
 from igam_tf.audit.lines import FAIL, LEAST_EXAMPLES, PASS, WARN, Check, Finding, not_applicable
 from igam_tf.audit.subject import Subject, attached
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.evaluation.inputs import features_of
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.networks import features_of
 from madry_models.errors import UserError
 
 SUCCESS = 0.95  # of Zimmermann et al.: a sound attack succeeds at least so often

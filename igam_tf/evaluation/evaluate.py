@@ -17,9 +17,10 @@ from absl import logging
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split
-from igam_tf.evaluation.inputs import pixel_range, reason_of
+from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.networks import are_probabilities, reason_of
 from igam_tf.system.journal import Journal, digits
 from madry_models.errors import UserError
 
@@ -263,7 +264,7 @@ def evaluate_model(
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
     split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max)
-    undo = "igam_tf.evaluation.inputs.LogProbabilities(model)"
+    undo = "igam_tf.method.networks.LogProbabilities(model)"
     doubts = check_outputs(model, split, pixel_max=pixel_max, batch_size=batch_size, undo=undo)
     report = model_report(
         model, split,
@@ -342,19 +343,7 @@ def split_of_arrays(
 
 # exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
 LARGEST_MARGIN = 88.0
-# Rows of probabilities that went through float16 still add up to 1 within this.
-SUM_TOLERANCE = 1e-3
 _CHECKED = 500  # first so many images, enough to see an accuracy at chance
-
-
-def are_probabilities(outputs: np.ndarray) -> bool:
-    """Whether every row of [n,K] outputs is a distribution over the classes.
-
-    Example:
-        >>> are_probabilities(np.array([[0.25, 0.75]])), are_probabilities(np.array([[2.0, -1.0]]))
-        (True, False)
-    """
-    return bool((outputs >= 0).all() and np.abs(outputs.sum(1) - 1).max() < SUM_TOLERANCE)
 
 
 def check_outputs(

@@ -3,7 +3,6 @@
 import importlib
 import math
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 from absl import flags
 
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
 from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.method.networks import LogProbabilities
 from igam_tf.system.run_folder import load_model, read_json
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -27,8 +26,6 @@ from madry_models.tf1_checkpoint import from_tf1_checkpoint
 flags.disclaim_key_flags()
 
 NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
-_SMALLEST = 1.2e-38  # the smallest normal float32
-_PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
 DATA_FLAGS = ("dataset", "split", "data", "data_dir", "data_seed", "from_probabilities")
 
 
@@ -115,88 +112,6 @@ def pixel_range(model: keras.Model, spec: DatasetSpec, pixel_max: float | None =
         return float(pixel_max)
     own = getattr(model, "pixel_max", None)
     return float(spec.pixel_max if own is None else own)
-
-
-class LogProbabilities(keras.Model):
-    """log of a model's probabilities, which are logits of the same softmax.
-
-    Args:
-        base: returns probabilities [B,K]. One below the smallest normal float32 counts as that.
-    """
-
-    def __init__(self, base: keras.Model):
-        super().__init__(autocast=False)
-        self.base = base
-        self.pixel_max = getattr(base, "pixel_max", None)
-        self.built = True
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Images [B,H,W,C] -> logits [B,K]."""
-        p = self.base(x, training=training)
-        return tf.math.log(tf.maximum(p, tf.constant(_SMALLEST, p.dtype)))
-
-    def get_config(self) -> dict:
-        """The base model's, for `model_identity`."""
-        return self.base.get_config()
-
-
-def features_of(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """x [B,H,W,C] -> the input of the model's last dense layer, [B,F], in inference mode.
-
-    By `model.features(x, training=)` where the model has it; of a Sequential or functional model
-    whose last layer is dense, an activation after it aside, without.
-
-    Raises:
-        UserError: neither holds.
-    """
-    if isinstance(model, LogProbabilities):
-        return features_of(model.base)
-    if callable(getattr(model, "features", None)):
-        return lambda x: model.features(x, training=False)
-    kind = type(model).__name__
-    inputs = getattr(model, "inputs", None)
-    if not inputs:  # a subclassed model
-        raise UserError(
-            f"expected a Sequential or functional model, or one with features(x, training=); this "
-            f"{kind} offers no features(x, training=)"
-        )
-    after = keras.layers.Activation | keras.layers.Softmax
-    layers = [layer for layer in model.layers if not isinstance(layer, after)]
-    last = layers[-1] if layers else None
-    if not isinstance(last, keras.layers.Dense):
-        raise UserError(
-            f"expected a dense layer at the end of this {kind}; it ends in {type(last).__name__}"
-        )
-    try:
-        body = keras.Model(inputs[0] if len(inputs) == 1 else inputs, last.input)
-    except (AttributeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"expected one input of the last dense layer of this {kind}; {reason_of(error)}"
-        ) from error
-    if len(last.input.shape) != 2:
-        raise UserError(
-            f"expected features [B,F] before the last dense layer; received {list(last.input.shape)}"
-        )
-    return lambda x: body(x, training=False)
-
-
-def reason_of(error: Exception) -> str:
-    """The line of a Keras or TensorFlow error that says why.
-
-    Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
-    reason stands below it.
-
-    Example:
-        >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
-        'wrong shape'
-    """
-    lines = [_PLAIN.sub("", line).strip() for line in str(error).splitlines()]
-    told = [
-        line
-        for line in lines
-        if line and not line.startswith(("Exception encountered", "Arguments received", "•"))
-    ]
-    return told[0] if told else type(error).__name__
 
 
 def dataset_of(model: keras.Model) -> str:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from igam_tf.attacks import pgd
 from igam_tf.formulas import losses
 from igam_tf.method.objectives import Objective, adversarial_xent
-from igam_tf.method.trainer import ClassifierTrainer
+from igam_tf.method.trainer import ClassifierTrainer, step_key
 
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 
@@ -20,7 +20,7 @@ class PGDTraining(ClassifierTrainer):
     The attack sees the network in inference mode.
 
     Args:
-        network, weight_decay, terms: as in `ClassifierTrainer`.
+        network, pixel_max, weight_decay, terms: as in `ClassifierTrainer`.
         eps, step_size: l-inf radius and step, in the network's own pixel unit.
         steps: of the attack; 7 in the challenge's CIFAR-10 code, 40 for MNIST.
         seed: of the random starts, which depend on it, the step's number and the replica alone.
@@ -47,14 +47,12 @@ class PGDTraining(ClassifierTrainer):
 
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """x_adv [B,H,W,C] of this step and replica."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        step = tf.cast(self.optimizer.iterations, tf.int32) * 1024
-        seed = tf.stack([self.seed, step + tf.cast(replica, tf.int32)])
+        seed = step_key(self.optimizer, self.seed)
         shape, loss, scale = tf.shape(x), losses.xent, self.loss_scale or 1.0
         if self.attack_loss == "kl":
             p = self.network(x, training=False)
             loss = lambda logits, _: losses.kl(p, logits)  # noqa: E731
-            deviation = NEAR_X * self.network.pixel_max
+            deviation = NEAR_X * self.pixel_max
             noise = tf.random.stateless_normal(shape, seed, 0.0, deviation, x.dtype)
         else:
             noise = tf.random.stateless_uniform(shape, seed, -self.eps, self.eps, x.dtype)
@@ -66,7 +64,7 @@ class PGDTraining(ClassifierTrainer):
             step_size=self.step_size,
             steps=self.steps,
             loss=lambda *outputs: scale * loss(*outputs),
-            bounds=(0.0, self.network.pixel_max),
+            bounds=(0.0, self.pixel_max),
             noise=noise,
         )
 

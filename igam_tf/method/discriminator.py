@@ -9,6 +9,8 @@ from igam_tf.formulas.gradients import flatten
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import leaky_relu
 
+CHANNELS = (16, 32, 64, 128, 256)  # of IGAM-MNIST (App. A.1)
+
 
 def normalize(j: tf.Tensor) -> tf.Tensor:
     """Zero mean and unit l2 norm per gradient (R4), so that f_disc judges shape, not size.

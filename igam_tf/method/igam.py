@@ -9,59 +9,192 @@ Its relatives (l2, cosine, jarn, gradient_penalty) leave a term out, or have ano
 something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
+import dataclasses
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
-from igam_tf.method.discriminator import standardize
+from igam_tf.method.discriminator import CHANNELS, Discriminator, standardize
+from igam_tf.method.networks import are_probabilities, decayed_variables, logits_of
 from igam_tf.method.objectives import METHODS
+from igam_tf.method.optimizers import Momentum
 from igam_tf.method.settings import Settings
-from igam_tf.method.trainer import ClassifierTrainer, global_size, replicas
+from igam_tf.method.teacher import Teacher
+from igam_tf.method.trainer import (
+    LEARNING_RATE,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    ClassifierTrainer,
+    global_size,
+)
+from madry_models.errors import UserError
 
 LONGEST = 5.0  # step of a finite difference, over the batch's mean
 SHORTEST = 1e-20  # that mean before scaling; 0 where no term sees J_s, as with the cosine to 0
 PHASES = ("plain", "student", "discriminator")  # the kinds of step
 
 
+@keras.saving.register_keras_serializable("igam_tf")
 class IGAM(ClassifierTrainer):
     """Student, teacher and discriminator; `fit`, `igam_tf.training.loop` or `train_step` trains them.
 
+    With nothing but student and teacher, everything else is the paper's: f_disc, hyperparameters,
+    weight decay, and momentum at a constant rate of 0.1 (`compile()`).
+
     Args:
-        student: network to train; its `pixel_max` says the pixel range of x.
-        teacher: frozen model from x to logits of the target classes, `igam_tf.method.teacher.Teacher`;
-            None where the method needs none.
-        discriminator: maps J to the logit that it is the teacher's; None likewise.
-        settings: see `igam_tf.method.settings.Settings`.
-        adaptor: built layer between J_s and the discriminator (JARN), trained with the student.
+        student: any Keras model, x [B,H,W,C] -> logits [B,K]; it is trained.
+        teacher: any built Keras model from x to logits of the same classes, as
+            `igam_tf.method.teacher.Teacher`; it stays as it is. None where the method needs none.
+        discriminator: maps J [B,...] to the logit [B] that it is the teacher's; None: the paper's,
+            where the method has one.
+        settings: hyperparameters of the objective.
+        pixel_max: x lies in 0..pixel_max; None: as a network of `madry_models` tells.
+        adaptor: layer between J_s and the discriminator, trained with the student; None: JARN's,
+            where that is the method.
         weight_decay: of student and discriminator alike (R7); JARN's adaptor has none.
+        decayed, from_probabilities: of the student, see `ClassifierTrainer`.
+
+    Raises:
+        UserError: no teacher where the method needs one, one without variables, or no pixel range.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> x, y = rng.uniform(0, 255, (8, 8, 8, 3)).astype("float32"), np.arange(8)
+        >>> def network():
+        ...     return keras.Sequential([
+        ...         keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
+        ...         keras.layers.Dense(8)])
+        >>> igam = IGAM(network(), network(), pixel_max=255.0)
+        >>> igam.compile()
+        >>> sorted(igam.fit(x, y, verbose=0).history)[:4]
+        ['L_adv', 'L_diff', 'L_xent', 'accuracy']
     """
 
     def __init__(
         self,
         student: keras.Model,
-        teacher: keras.Model | None,
-        discriminator: keras.Model | None,
+        teacher: keras.Model | None = None,
+        discriminator: keras.Model | None = None,
         *,
-        settings: Settings,
+        settings: Settings | None = None,
         adaptor: keras.layers.Layer | None = None,
-        weight_decay: float = 0.0,
+        weight_decay: float = WEIGHT_DECAY,
         **kwargs,
     ):
+        settings = settings or Settings()
         method = METHODS[settings.method]
+        if not method.matched_to:
+            names = ", ".join(name for name, m in METHODS.items() if m.matched_to)
+            raise UserError(
+                f"expected a method that matches input gradients ({names}); received "
+                f"{settings.method!r}"
+            )
         super().__init__(student, weight_decay=weight_decay, terms=method.terms, **kwargs)
+        if method.teacher and not isinstance(teacher, keras.Model):
+            raise UserError(
+                f"expected a teacher, a keras.Model, with method={settings.method}; received a "
+                f"{type(teacher).__name__}"
+            )
+        if method.teacher and not teacher.built:
+            raise UserError(
+                f"expected a teacher whose logits are trained; this {type(teacher).__name__} has no "
+                "variables yet: train its new logits with igam_tf.FineTune first"
+            )
         self.teacher, self.discriminator, self.adaptor = teacher, discriminator, adaptor
         self.method, self.settings = method, settings
-        self._unit = student.pixel_max / settings.gradient_pixel_max
+        if method.discriminator and discriminator is None:
+            self.discriminator = Discriminator(CHANNELS)
+        self._unit = self.pixel_max / settings.gradient_pixel_max
         self._phase: str | None = None  # of the step being run or traced, where the host knows it
 
-    def compile(self, optimizer, discriminator_optimizer=None, **kwargs):
-        """Takes one optimizer for each player there is; their variables are made at once."""
-        super().compile(optimizer=optimizer, **kwargs)
+    def compile(self, optimizer=None, discriminator_optimizer=None, **kwargs):
+        """Takes an optimizer, or its name, for each player there is; None: momentum, see above.
+
+        Raises:
+            UserError: several steps per execution.
+        """
+        if kwargs.get("steps_per_execution", 1) != 1:
+            raise UserError(
+                "expected steps_per_execution=1, for the kind of each step is chosen between steps; "
+                f"received {kwargs['steps_per_execution']!r}: match_every=4 saves more time"
+            )
+        super().compile(optimizer, **kwargs)
         self._compiled = {}  # kind of step -> its train function
-        self.discriminator_optimizer = discriminator_optimizer
-        optimizer.build(self.trained_variables)
-        if self.method.discriminator:
-            discriminator_optimizer.build(self.discriminator.trainable_variables)
+        if discriminator_optimizer is None:
+            discriminator_optimizer = Momentum(LEARNING_RATE, momentum=MOMENTUM)
+        self.discriminator_optimizer = (
+            keras.optimizers.get(discriminator_optimizer) if self.method.discriminator else None
+        )
+        if self.network.built and (self.discriminator is None or self.discriminator.built):
+            self._build_optimizers()
+
+    def _build_optimizers(self) -> None:
+        super()._build_optimizers()
+        if self.discriminator_optimizer and not self.discriminator_optimizer.built:
+            self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    def _make(self, x: np.ndarray, z: np.ndarray) -> None:
+        if self.method.teacher:
+            z_t = logits_of(self.teacher, x, "teacher")
+            if z_t.shape != z.shape:
+                raise UserError(
+                    f"expected teacher and student of the same classes; the teacher has {z_t.shape[1]}, "
+                    f"the student {z.shape[1]}"
+                )
+            if are_probabilities(z_t):
+                raise UserError(
+                    "expected a teacher that returns logits; received probabilities: leave out its "
+                    "softmax"
+                )
+        self.make_players(x.shape[1:])
+
+    def make_players(self, image_shape: tuple[int, ...]) -> None:
+        """Makes the variables of adaptor and discriminator for images [H,W,C], where they have none."""
+        shape = (None, *image_shape)
+        if self.method.adaptor and self.adaptor is None:
+            self.adaptor = jarn_adaptor(image_shape)
+        if self.adaptor is not None and not self.adaptor.built:
+            self.adaptor.build(shape)
+        if self.discriminator is not None and not self.discriminator.built:
+            (seen,) = self.apply_view(self.settings.disc_view, tf.zeros((1, *image_shape)))
+            self.discriminator.build((None, *seen.shape[1:]))
+
+    def loss_of(self, means: dict[str, tf.Tensor]) -> tf.Tensor:
+        """L_xent + lambda_adv L_adv + lambda_diff L_diff of the means, where they were measured."""
+        weights = {"L_adv": self.settings.lambda_adv, "L_diff": self.settings.lambda_diff}
+        loss = super().loss_of(means)
+        for name in weights.keys() & means.keys():
+            measured = tf.math.is_finite(means[name])
+            loss += weights[name] * tf.where(measured, means[name], tf.zeros_like(means[name]))
+        return loss
+
+    def get_config(self) -> dict:
+        """Keras configuration: the players and every setting."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "teacher": self.teacher and serialize(self.teacher),
+            "discriminator": self.discriminator and serialize(self.discriminator),
+            "adaptor": self.adaptor and serialize(self.adaptor),
+            "settings": dataclasses.asdict(self.settings),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "IGAM":
+        """Inverse of `get_config`."""
+        settings = Settings(**config.pop("settings"))
+        config["student"] = config.pop("network")
+        return cls(settings=settings, **keras.saving.deserialize_keras_object(config))
+
+    def get_compile_config(self) -> dict:
+        """Both optimizers."""
+        disc = self.discriminator_optimizer
+        return super().get_compile_config() | {
+            "discriminator_optimizer": disc and keras.saving.serialize_keras_object(disc)
+        }
 
     @property
     def trained_variables(self) -> list:
@@ -97,46 +230,39 @@ class IGAM(ClassifierTrainer):
 
         A discriminator update inside `tf.cond` is not possible under MirroredStrategy.
         """
-        step = int(self.optimizer.iterations.numpy())
         if force:
             self._compiled.clear()
+        step = None  # read at the first call: a callback may restore the optimizer before it
 
         def train_function(iterator):
             nonlocal step
+            step = int(self.optimizer.iterations.numpy()) if step is None else step + 1
             self._phase = self.phase(step)
             if self._phase not in self._compiled:
                 super(IGAM, self).make_train_function(force=True)
                 self._compiled[self._phase] = self.train_function
                 self.train_function = train_function
-            step += self.steps_per_execution
             try:
                 return self._compiled[self._phase](iterator)
             finally:
                 self._phase = None
 
-        if self.steps_per_execution != 1:
-            raise ValueError(
-                "IGAM chooses each step's kind on the host: steps_per_execution must be 1. "
-                f"Received: {self.steps_per_execution}"
-            )
         self.train_function = train_function
         return train_function
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
-        """One step on (x [B,H,W,C] in the student's pixel range, y [B]); returns running means."""
-        if self._phase is not None:
-            return self.step_of_kind(data, self._phase)
-        if tf.executing_eagerly():
-            return self.step_of_kind(data, self.phase(int(self.optimizer.iterations.numpy())))
-        if replicas() > 1:
+        """One step on (x [B,H,W,C] in the student's pixel range, y [B]); returns running means.
+
+        Raises:
+            ValueError: called in a graph of the caller's own, which cannot choose the step's kind.
+        """
+        if self._phase is None and not tf.executing_eagerly():
             raise ValueError(
-                "under several replicas the host must choose each step's kind: use `fit`, "
-                "`make_train_function`, or `step_of_kind(data, phase)` with `phase(step)`."
+                "the host must choose each step's kind: use `fit`, `make_train_function`, or "
+                "`step_of_kind(data, phase)` with `phase(step)`."
             )
-        turns = self._turns(tf.cast(self.optimizer.iterations, tf.int64))
-        kind = tf.add_n([tf.cast(turn, tf.int32) for turn in turns])
-        phases = PHASES if self.method.discriminator else PHASES[:2]
-        return tf.switch_case(kind, [lambda p=p: self.step_of_kind(data, p) for p in phases])
+        phase = self._phase or self.phase(int(self.optimizer.iterations.numpy()))
+        return self.step_of_kind(data, phase)
 
     def step_of_kind(self, data: tuple[tf.Tensor, tf.Tensor], phase: str) -> dict:
         """One step of the given kind; see `phase`."""
@@ -211,8 +337,14 @@ class IGAM(ClassifierTrainer):
             j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
             l_xent = losses.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
-            total = self.mean(l_xent) + matching + self.decay(self.network.kernels)
-        grads = gradients.scaled(tape, total, self.trained_variables, self.mean_scale(l_xent))
+            total = self.mean(l_xent) + matching + self.decay(self.kernels)
+        grads = gradients.scaled(
+            tape,
+            total,
+            self.trained_variables,
+            self.mean_scale(l_xent),
+            unconnected_gradients="zero",
+        )
         return grads, {"L_xent": l_xent} | terms, logits, j_s
 
     def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
@@ -221,12 +353,15 @@ class IGAM(ClassifierTrainer):
         One gradient at x serves L_xent, J_s and the difference; the other is taken at x + h v.
         """
         theta = self.network.trainable_variables
+        seeds = [(v, tf.identity(v.value)) for v in _seeds(self.network)]
         with tf.GradientTape() as tape:
             tape.watch(x)
             logits = self.network(x, training=True)
             l_xent = losses.xent(logits, y)
         # Of the sum over the batch.
-        j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], self.loss_scale)
+        j_s, *here = gradients.scaled(
+            tape, l_xent, [x, *theta], self.loss_scale, unconnected_gradients="zero"
+        )
         j_s *= self._unit
         adaptor = [variable.value for variable in self.trained_variables[len(theta) :]]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -241,15 +376,18 @@ class IGAM(ClassifierTrainer):
         shorter = tf.minimum(tf.ones_like(norms), tf.math.divide_no_nan(LONGEST * length, norms))
         v *= tf.reshape(shorter, [-1, *[1] * (v.shape.rank - 1)])
         length = tf.maximum(length, tf.cast(SHORTEST, length.dtype))
-        h = self.settings.difference_length * self.network.pixel_max / length
+        h = self.settings.difference_length * self.pixel_max / length
 
-        averages = [v.value + 0 for v in self.network.non_trainable_variables]
+        after = [(v, tf.identity(v.value)) for v in self.network.non_trainable_variables]
+        for variable, before in seeds:
+            variable.assign(before)  # the same dropout at both points
         with tf.GradientTape() as tape:
             l_there = losses.xent(self.network(x + h * v, training=True), y)
-            there = tf.reduce_sum(l_there) / h + self.decay(self.network.kernels)
-        there = gradients.scaled(tape, there, theta, self.loss_scale and self.loss_scale * h)
-        for variable, before in zip(self.network.non_trainable_variables, averages, strict=True):
-            variable.assign(before)  # moving averages are those of x
+            there = tf.reduce_sum(l_there) / h + self.decay(self.kernels)
+        scale = self.loss_scale and self.loss_scale * h
+        there = gradients.scaled(tape, there, theta, scale, unconnected_gradients="zero")
+        for variable, value in after:
+            variable.assign(value)  # moving averages are those of x
         share = 1 / global_size(l_xent, l_xent.dtype) - 1 / h
         grads = [share * a + b for a, b in zip(here, there, strict=True)]
         return grads + adapting, {"L_xent": l_xent} | terms, logits, j_s
@@ -282,7 +420,7 @@ class IGAM(ClassifierTrainer):
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
             # log(1 - sigmoid(d)) = log sigmoid(d) - d
-            total = self.decay(self.discriminator.kernels)
+            total = self.decay(decayed_variables(self.discriminator))
             total -= self.reduce_adv(l_adv - s.disc_label_smoothing * d_t)
             if s.disc_r1:
                 j_t = standardize(j_t)
@@ -301,7 +439,7 @@ class IGAM(ClassifierTrainer):
 
     def apply_view(self, view: str, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What a term with that view, "all" or "teacher", sees of each J [B,H,W,C]."""
-        if view == "all" or not self.teacher:
+        if view == "all" or not isinstance(self.teacher, Teacher):
             return js
         return tuple(map(self.teacher.transform.teacher_view, js))
 
@@ -312,3 +450,13 @@ class IGAM(ClassifierTrainer):
     def reduce_diff(self, l_diff: tf.Tensor) -> tf.Tensor:
         """This replica's share of L_diff over the global batch."""
         return tf.reduce_sum(l_diff) if self.settings.diff_reduction == "sum" else self.mean(l_diff)
+
+
+def jarn_adaptor(image_shape: tuple[int, ...]) -> keras.layers.Conv2D:
+    """JARN's layer between J_s and f_disc, for images [H,W,C]: a 1x1 convolution and a tanh."""
+    return keras.layers.Conv2D(image_shape[-1], 1, activation="tanh")
+
+
+def _seeds(model: keras.Model) -> list:
+    """The states of the seed generators in a model, such as those of dropout."""
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
-from igam_tf.method.trainer import ClassifierTrainer
+from igam_tf.method.networks import features_of, reason_of
+from igam_tf.method.trainer import ClassifierTrainer, step_key
 from igam_tf.method.transforms import Identity
+from madry_models.errors import UserError
+from madry_models.network import Network, wide_dtype
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -15,21 +18,65 @@ class Teacher(keras.Model):
     """f_t(x) = new logits(features(A x + b)) (eq. 6, 15).
 
     Args:
-        network: robust source model with `features(x, training)`; all of it stays frozen.
-        transform: the map from the target image to the network's input.
+        network: robust source model, any Keras model; all of it stays frozen.
+        transform: the map from the target image to the network's input; None: the identity.
         num_classes: classes of the target task.
+        features: name of the layer whose output [B,F] the new logits read; empty: what the network's
+            own last dense layer reads, see `igam_tf.method.networks.features_of`.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> network = keras.Sequential([
+        ...     keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
+        >>> from igam_tf.method.transforms import ChannelMean
+        >>> teacher = Teacher(network, ChannelMean(), num_classes=3)
+        >>> tuner = FineTune(teacher)
+        >>> tuner.compile("adam")
+        >>> x, y = np.ones((6, 4, 4, 3), "float32"), np.arange(6) % 3
+        >>> history = tuner.fit(x, y, verbose=0)
+        >>> teacher(x).shape.as_list(), len(teacher.trained_variables)
+        ([6, 3], 2)
     """
 
-    def __init__(self, network: keras.Model, transform: Identity, *, num_classes: int, **kwargs):
+    def __init__(
+        self,
+        network: keras.Model,
+        transform: Identity | None = None,
+        *,
+        num_classes: int,
+        features: str = "",
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)
-        self.network, self.transform, self.num_classes = network, transform, num_classes
-        self.logits_layer = keras.layers.Dense(num_classes, dtype=network.logits_layer.dtype_policy)
+        if num_classes < 1:
+            raise UserError(f"expected num_classes of at least 1; received {num_classes}")
+        self.network, self.transform = network, transform or Identity()
+        self.num_classes, self._layer = num_classes, features
+        self._features = features_of(network, features)
+        self.logits_layer = keras.layers.Dense(
+            num_classes, dtype=wide_dtype(network.compute_dtype or "float32")
+        )
 
     def build(self, input_shape):
-        """Creates logits layer and map; input_shape [B,H,W,C] of the target images."""
-        self.logits_layer.build((None, self.network.logits_layer.kernel.shape[0]))
+        """Creates logits layer and map; input_shape [B,H,W,C] of the target images.
+
+        Raises:
+            UserError: the network fails on the map's images, or has no features [B,F].
+        """
         if not self.transform.built:
             self.transform.build(input_shape)
+        x = tf.zeros((1, *input_shape[1:]), self.network.variable_dtype)
+        try:
+            features = self._features(self.transform(x))
+        except UserError:
+            raise
+        except Exception as error:  # a network may fail in any way on images it was not made for
+            raise UserError(
+                f"expected a map from images {list(input_shape[1:])} to those of this "
+                f"{type(self.network).__name__}, which fails on what {type(self.transform).__name__} "
+                f"makes of them: {reason_of(error)}"
+            ) from error
+        self.logits_layer.build((None, features.shape[-1]))
         self.built = True
 
     @property
@@ -43,10 +90,14 @@ class Teacher(keras.Model):
         return [self.logits_layer.kernel]
 
     def set_precision(self, precision: str) -> None:
-        """Lets all of the network but its first layer and the logits compute in `precision`.
+        """Lets all of a challenge's network but its first layer and the logits compute in `precision`.
 
-        J_t stays float32. In the first layer bfloat16 costs J_t far more accuracy than time.
+        J_t stays float32. In the first layer bfloat16 costs J_t far more accuracy than time. Any other
+        network keeps the precision it came with. Keras has no public way to every layer inside a
+        layer, hence `_flatten_layers`.
         """
+        if not isinstance(self.network, Network):
+            return
         wide = (self.network.layers[0], self.network.logits_layer)
         for layer in self.network._flatten_layers(include_self=False):
             if layer not in wide:
@@ -54,19 +105,13 @@ class Teacher(keras.Model):
 
     @contextmanager
     def offsets_of(self, optimizer: keras.optimizers.Optimizer, seed: int) -> Iterator[None]:
-        """While it lasts, a random map draws from (seed, step of `optimizer`, replica) alone.
+        """Context in which a random map draws from (seed, step of `optimizer`, replica) alone.
 
         So J_t at x and all that one step does with it share one map, the next step has another, and
         a resumed run repeats the steps of the one that was killed. Afterwards images are centred.
         """
 
-        def key() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()  # None outside a step
-            replica = context.replica_id_in_sync_group if context else 0
-            step = tf.cast(optimizer.iterations, tf.int32) * 1024
-            return tf.stack([seed, step + tf.cast(replica, tf.int32)])
-
-        self.transform.draw_from(key)
+        self.transform.draw_from(lambda: step_key(optimizer, seed))
         try:
             yield
         finally:
@@ -77,12 +122,12 @@ class Teacher(keras.Model):
 
         `training` only chooses the frozen network's batch statistics (R6).
         """
-        features = self.network.features(self.transform(x), training=training)
-        return self.logits_layer(features)
+        return self.logits_layer(self._features(self.transform(x), training=training))
 
     def get_config(self) -> dict:
         """Keras configuration."""
-        return {
+        named = {"features": self._layer} if self._layer else {}
+        return named | {
             **super().get_config(),
             "network": keras.saving.serialize_keras_object(self.network),
             "transform": keras.saving.serialize_keras_object(self.transform),
@@ -106,6 +151,13 @@ class FineTune(ClassifierTrainer):
     """
 
     batch_statistics = False  # the frozen features stay as they are
+
+    def __init__(self, teacher: Teacher, **kwargs):
+        if not isinstance(teacher, Teacher):
+            raise UserError(
+                f"expected an igam_tf.Teacher to fine-tune; received a {type(teacher).__name__}"
+            )
+        super().__init__(teacher, **kwargs)
 
     @property
     def trained_variables(self) -> list:

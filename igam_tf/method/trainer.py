@@ -7,13 +7,28 @@ sum over replicas which `optimizer.apply` takes is the gradient of the global me
 a batch is split.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
+from igam_tf.method.checks import check_batch, check_logits, first_batch
+from igam_tf.method.networks import (
+    LogProbabilities,
+    decayed_variables,
+    logits_of,
+    own_pixel_max,
+)
 from igam_tf.method.objectives import Objective
+from igam_tf.method.optimizers import Momentum
+from madry_models.errors import UserError
+
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 2e-4  # of the challenge and of the paper (R7)
+_CHECKED = 32  # images of the first batch that are classified before training
 
 
 def replicas() -> int:
@@ -27,16 +42,40 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, n)
 
 
+def step_key(optimizer: keras.optimizers.Optimizer, seed: int) -> tf.Tensor:
+    """Key [2] int32 of what is random in a step: of seed, the optimizer's step and the replica alone."""
+    context = tf.distribute.get_replica_context()  # None outside a step
+    replica = context.replica_id_in_sync_group if context else 0
+    step = tf.cast(optimizer.iterations, tf.int32) * 1024
+    return tf.stack([seed, step + tf.cast(replica, tf.int32)])
+
+
 # float16 holds nothing below 6e-8: what is back-propagated there is so many times as large.
 FLOAT16_SCALE = 8.0
 
 
+class Mean(keras.metrics.Mean):
+    """A running mean; NaN where nothing came: a term that was not measured is not 0."""
+
+    def result(self):
+        """The mean of what came since the last reset."""
+        return self.total / self.count
+
+
+@keras.saving.register_keras_serializable("igam_tf")
 class ClassifierTrainer(keras.Model):
-    """Trains `network` on L_xent + weight_decay * half the squared kernels (eq. 7).
+    """Trains any Keras model on L_xent + weight_decay * half the squared kernels (eq. 7).
+
+    `fit` takes what Keras's takes and checks the first batch; `validation_data`, `evaluate` and
+    callbacks see L_xent as `loss`, and `accuracy`.
 
     Args:
-        network: model with `call(x, training)` -> logits [B,K] and `kernels`; x in its pixel range.
-        weight_decay: factor of half the summed squares of `network.kernels` (method of Madry's code).
+        network: x [B,H,W,C] -> logits [B,K].
+        weight_decay: factor of half the summed squares of the kernels (method of Madry's code).
+        pixel_max: x lies in 0..pixel_max; None: as a network of `madry_models` tells, else unknown.
+        decayed: regular expression of the paths of the variables under weight decay; None: the
+            kernels of convolutions and dense layers.
+        from_probabilities: the network returns probabilities, whose logarithm is trained.
         terms: names of the per-example terms that a step reports.
     """
 
@@ -45,19 +84,134 @@ class ClassifierTrainer(keras.Model):
         network: keras.Model,
         *,
         weight_decay: float = 0.0,
+        pixel_max: float | None = None,
+        decayed: str | None = None,
+        from_probabilities: bool = False,
         terms: Sequence[str] = ("L_xent", "accuracy"),
         **kwargs,
     ):
+        if not isinstance(network, keras.Model):
+            raise UserError(f"expected a keras.Model to train; received a {type(network).__name__}")
         super().__init__(**kwargs)
-        self.network, self.weight_decay = network, weight_decay
-        self._means = {name: keras.metrics.Mean(name) for name in terms}
+        self.network = LogProbabilities(network) if from_probabilities else network
+        self.weight_decay, self.decayed = weight_decay, decayed
+        self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
+        self._means = {name: Mean(name) for name in terms}
 
     # Whether the network's batch norm runs on batch statistics while it is trained.
     batch_statistics = True
 
-    def compile(self, optimizer, *, jit_compile: bool = False, **kwargs):
-        """As Keras's, but without XLA: on processors it makes these steps slower (bench/README.md)."""
+    @property
+    def pixel_max(self) -> float:
+        """Highest pixel value of x.
+
+        Raises:
+            UserError: nobody said.
+        """
+        return own_pixel_max(self.network, self._given_pixel_max)
+
+    @property
+    def kernels(self) -> list:
+        """The variables under weight decay."""
+        return decayed_variables(self.network, self.decayed)
+
+    def compile(self, optimizer=None, *, jit_compile: bool = False, **kwargs):
+        """As Keras's. Without an optimizer: the challenge's momentum, at a constant rate of 0.1.
+
+        XLA stays off unless it is asked for: on processors it slows these steps (bench/README.md).
+        """
+        if optimizer is None:
+            optimizer = Momentum(LEARNING_RATE, momentum=MOMENTUM)
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+
+    # --- Keras's loop -------------------------------------------------------------------------------
+
+    def fit(self, x=None, y=None, **kwargs):
+        """As Keras's `fit`; the first batch is looked at before training begins.
+
+        Args:
+            x, y: arrays, or a tf.data.Dataset or keras.utils.PyDataset of pairs: images [B,H,W,C] in
+                0..pixel_max, labels [B] of an integer type below K.
+            **kwargs: `epochs`, `batch_size`, `validation_data`, `callbacks` and all else.
+
+        Raises:
+            UserError: images, labels, networks or settings that do not go together, or a term that
+                is NaN or infinite.
+        """
+        first = first_batch(x, y)
+        if first is not None:
+            self.prepare(*first)
+        elif not self.optimizer.built:
+            raise UserError(
+                "expected arrays, a tf.data.Dataset or a PyDataset, whose first batch can be looked at "
+                f"before training; received a {type(x).__name__}: call prepare(x, y) with one batch"
+            )
+        with _training_errors():
+            return super().fit(x, y, **kwargs)
+
+    def prepare(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Checks a batch against the networks, and makes every variable that training needs.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        x, y = np.asarray(x), np.asarray(y)
+        check_batch(x, y, self._known_pixel_max())
+        x, y = x[:_CHECKED], y[:_CHECKED]
+        with self.distribute_strategy.scope():
+            z = logits_of(self.network, x, "network")
+            check_logits(z, y)
+            self._make(x, z)
+            self._build_optimizers()
+        self.built = True
+
+    def _known_pixel_max(self) -> float | None:
+        """Plain training needs no pixel range; where one is known, the images are held to it."""
+        try:
+            return self.pixel_max
+        except UserError:
+            return None
+
+    def _make(self, x: np.ndarray, z: np.ndarray) -> None:
+        """Makes what else there is to train, for images x [n,H,W,C] with the network's logits z."""
+
+    def _build_optimizers(self) -> None:
+        """Makes the optimizers' variables."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trained_variables)
+
+    def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
+        """L_xent and accuracy in inference mode; data = (x [B,H,W,C], y [B])."""
+        x, y = data[:2]
+        logits = self.network(x, training=False)
+        return self.log({"L_xent": losses.xent(logits, y)}, logits, y)
+
+    def get_config(self) -> dict:
+        """Keras configuration: the networks and every setting."""
+        network = self.network.base if self.from_probabilities else self.network
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(network),
+            "weight_decay": self.weight_decay,
+            "pixel_max": self._given_pixel_max,
+            "decayed": self.decayed,
+            "from_probabilities": self.from_probabilities,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "ClassifierTrainer":
+        """Inverse of `get_config`."""
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+    def get_compile_config(self) -> dict:
+        """The optimizer alone; the objective is the trainer's own."""
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles as before; the optimizer's variables are made where the network has its own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.network.built:
+            self._build_optimizers()
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -102,7 +256,7 @@ class ClassifierTrainer(keras.Model):
         """One update on the global mean of `objective`'s loss, and weight decay."""
         with tf.GradientTape() as tape:
             loss, terms, logits = objective()
-            total = self.mean(loss) + self.decay(self.network.kernels)
+            total = self.mean(loss) + self.decay(self.kernels)
         # Zero for what the loss does not see: JARN's adaptor, while J_s is not looked at.
         variables = [v.value for v in self.trained_variables]
         grads = gradients.scaled(
@@ -115,16 +269,55 @@ class ClassifierTrainer(keras.Model):
         """This replica's share of the mean over the global batch. [B] -> []."""
         return tf.reduce_sum(per_example) / global_size(per_example, per_example.dtype)
 
-    def decay(self, kernels: list) -> tf.Tensor:
+    def decay(self, kernels: list) -> tf.Tensor | float:
         """This replica's share of the weight decay term of the loss."""
-        return self.weight_decay * losses.l2(kernels) / replicas()
+        return self.weight_decay * losses.l2(kernels) / replicas() if kernels else 0.0
 
     def log(self, terms: dict[str, tf.Tensor], logits: tf.Tensor, y: tf.Tensor) -> dict:
-        """Adds per-example terms to the running means; a term that is not finite stops the step."""
+        """Adds per-example terms to the running means; a term that is not finite stops the step.
+
+        Returns:
+            The means, and `loss`, what they add up to in the objective; NaN where nothing came.
+        """
         hits = tf.cast(tf.argmax(logits, 1) == tf.cast(y, tf.int64), tf.float32)
         for name, value in (terms | {"accuracy": hits}).items():
             self._means[name].update_state(tf.debugging.check_numerics(value, name))
         if tf.distribute.get_strategy().cluster_resolver:
             # Between workers Keras averages what a step returns, one by one, along a first axis.
             return {"L_xent": self._means["L_xent"].result()[None]}
-        return {name: mean.result() for name, mean in self._means.items()}
+        means = {name: mean.result() for name, mean in self._means.items()}
+        return {"loss": self.loss_of(means)} | means
+
+    def loss_of(self, means: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The objective without weight decay, from the means of its terms."""
+        return means["L_xent"]
+
+
+def not_finite(error: tf.errors.OpError) -> str | None:
+    """The term that `ClassifierTrainer.log` found to be NaN or infinite, if that is the error."""
+    found = re.search(r"(\w+) : Tensor had", error.message)
+    return found[1] if found else None
+
+
+@contextlib.contextmanager
+def _training_errors() -> Iterator[None]:
+    """Says in one sentence what a graph error of a step means.
+
+    Raises:
+        UserError: a term that is not finite, or a label beyond the classes.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if term := not_finite(error):
+            raise UserError(
+                f"expected finite losses; {term} is NaN or infinite: lower the learning rate, or look "
+                "for images that are not finite"
+            ) from error
+        if found := re.search(
+            r"label value of (-?\d+) which is outside the valid range of (\S+)", error.message
+        ):
+            raise UserError(
+                f"expected labels within {found[2].strip('.')}, the classes; received {found[1]}"
+            ) from error
+        raise

@@ -4,8 +4,6 @@ Each stage leaves one product in the run folder; a product that is there is not 
 """
 
 import dataclasses
-import functools
-import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,53 +19,23 @@ from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import transform
 from igam_tf.method.adversarial import PGDTraining
-from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
-from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
+from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import RunFolder, load_model, read_json, save_model, write_json
+from igam_tf.training.building import (
+    load_source_network,
+    new_optimizers,
+    new_source_network,
+    new_student,
+    new_trainer,
+)
 from igam_tf.training.loop import train
 from igam_tf.training.monitor import ROBUST, Monitor, OverfittingWatch
-from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 from madry_models.network import Network
-
-
-def student_size(name: str) -> tuple[int, int]:
-    """(depth, width) of "wrn-<depth>-<width>".
-
-    Raises:
-        UserError: another name, or a depth that is not 6n + 2.
-    """
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
-    if not match or (int(match[1]) - 2) % 6 or int(match[1]) < 8 or int(match[2]) < 1:
-        raise UserError(
-            f"expected --student=wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; "
-            f"received {name!r}"
-        )
-    return int(match[1]), int(match[2])
-
-
-def load_source_network(path: str, spec: datasets.DatasetSpec) -> Network:
-    """A teacher that is there already: a MadryLab checkpoint folder, or a `.keras` file of a `Network`.
-
-    Raises:
-        UserError: neither of them, or a network of other images.
-    """
-    if not path.endswith(".keras"):
-        from madry_models.tf1_checkpoint import from_tf1_checkpoint
-
-        return from_tf1_checkpoint(path)
-    network = load_model(Path(path))
-    shape = getattr(network, "image_shape", None)
-    if not isinstance(network, Network) or shape not in (None, spec.image_shape):
-        raise UserError(
-            f"expected a network of {spec.name} images {spec.image_shape} in "
-            f"--teacher_checkpoint={path}; it is a {type(network).__name__}"
-        )
-    return network
 
 
 class Run:
@@ -122,7 +90,7 @@ class Run:
         path = self.folder / "teacher_source.keras"
         if path.exists():
             return load_model(path)
-        network = self.new_source_network(spec)
+        network = new_source_network(c, synchronized=self.synchronized)
         # The recipes of the two challenges: MNIST's, and CIFAR-10's for all else (§5.1.2).
         if spec.name == "mnist":
             optimizer, decay = keras.optimizers.Adam(c.teacher_learning_rate), 0.0
@@ -140,6 +108,7 @@ class Run:
                 step_size=spec.step_size * spec.pixel_max,
                 steps=c.teacher_attack_steps,
                 seed=c.seed,
+                pixel_max=spec.pixel_max,
                 weight_decay=decay,
             )
         self._fit(
@@ -152,18 +121,6 @@ class Run:
             augment=augment,
         )
         self._save(network, path)
-        return network
-
-    def new_source_network(self, spec: datasets.DatasetSpec) -> Network:
-        """Stage 0's network before it is trained."""
-        if spec.name == "mnist":
-            network = MnistCNN(spec.num_classes)
-        else:
-            depth, width = student_size(self.config.student)
-            network = WideResNet(
-                depth, width, num_classes=spec.num_classes, synchronized=self.synchronized
-            )
-        network.build((None, *spec.image_shape))
         return network
 
     def teacher(self) -> Teacher:
@@ -201,8 +158,9 @@ class Run:
         if c.method == "finetune":
             self._save(teacher, path)
             return teacher
-        student = self.new_student(c.precision)
-        trainer, optimizers = self.trainer(student, teacher), self.optimizers()
+        student = new_student(c, c.precision, synchronized=self.synchronized)
+        trainer = new_trainer(c, student, teacher, synchronized=self.synchronized)
+        optimizers = new_optimizers(c)
         igam = trainer if self.method.matched_to == "teacher" else None
         monitor = self._monitor(student, igam)
         if monitor and self.method.adversarial:
@@ -219,25 +177,10 @@ class Run:
                 monitor=monitor,
             )
         # Attacks need every bit of the gradient: what is kept and scored computes in float32.
-        exact = self.new_student("float32")
+        exact = new_student(c, "float32", synchronized=self.synchronized)
         exact.set_weights(student.get_weights())
         self._save(exact, path)
         return exact
-
-    def new_student(self, precision: str) -> Network:
-        """The student before it is trained, its layers in the given `--precision`."""
-        c, spec = self.config, datasets.SPECS[self.config.target]
-        depth, width = student_size(c.student)
-        student = WideResNet(
-            depth,
-            width,
-            num_classes=spec.num_classes,
-            input_layer=c.student_input,
-            synchronized=self.synchronized,
-            dtype=precision,
-        )
-        student.build((None, *spec.image_shape))
-        return student
 
     # --- stage 3 ----------------------------------------------------------------------------------
 
@@ -286,69 +229,10 @@ class Run:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def optimizers(self) -> list[Momentum]:
-        """The student's, and the discriminator's, whose schedule counts its own steps."""
-        c = self.config
-        igam_steps = c.train_steps - c.igam_start
-        rate = schedule(c.lr_schedule, c.learning_rate, c.train_steps)
-        if self.method.matched_to and c.igam_learning_rate:
-            plain = schedule(c.lr_schedule, c.learning_rate, c.igam_start)
-            matching = schedule(c.lr_schedule, c.igam_learning_rate, igam_steps)
-            rate = JoinSchedules(plain, matching, c.igam_start)
-        rates = [rate]
-        if self.method.discriminator:
-            turns = -(-igam_steps // (c.match_every * c.disc_every))
-            rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
-        return [Momentum(rate, momentum=c.momentum) for rate in rates]
-
     def _monitor(self, network: Network, igam: IGAM | None = None) -> Monitor | None:
         """Validation while `network` is trained; None without validation images."""
         split = self.target[1]
         return Monitor(network, split, igam=igam) if len(split.labels) else None
-
-    def trainer(self, student: Network, teacher: Teacher | None) -> ClassifierTrainer:
-        """What trains the student by `--method`, not compiled."""
-        c, method, spec = self.config, self.method, datasets.SPECS[self.config.target]
-        if method.adversarial:
-            eps, one = spec.eps * spec.pixel_max, method.one_step
-            return PGDTraining(
-                student,
-                eps=eps,
-                step_size=one * eps if one else spec.step_size * spec.pixel_max,
-                steps=1 if one else c.pgd_steps,
-                seed=c.seed,
-                objective=functools.partial(method.adversarial, teacher=teacher, s=c),
-                attack_loss=method.attack_loss,
-                terms=method.terms,
-                weight_decay=c.weight_decay,
-            )
-        if not method.matched_to:
-            return ClassifierTrainer(student, weight_decay=c.weight_decay)
-        if teacher and c.precision != "float32":
-            teacher.set_precision(c.precision)
-        shape = (None, *spec.image_shape)
-        disc = adaptor = None
-        if method.adaptor:
-            adaptor = keras.layers.Conv2D(shape[-1], 1, activation="tanh")
-            adaptor.build(shape)
-        if method.discriminator:
-            if c.disc_view == "teacher" and teacher:
-                shape = teacher.transform.teacher_view(tf.zeros((1, *shape[1:]))).shape
-            disc = Discriminator(
-                c.disc_channels,
-                outputs=c.disc_outputs,
-                norm=c.disc_norm,
-                synchronized=self.synchronized,
-            )
-            disc.build(shape)
-        return IGAM(
-            student,
-            teacher,
-            disc,
-            adaptor=adaptor,
-            settings=c,
-            weight_decay=c.weight_decay,
-        )
 
     def _fit(
         self,

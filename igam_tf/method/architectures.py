@@ -1,0 +1,172 @@
+"""Networks by name, for students and for teachers that are trained here; one entry each."""
+
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+
+import keras
+
+from igam_tf.method.networks import reason_of
+from madry_models import WideResNet
+from madry_models.errors import UserError
+
+Shape = tuple[int, int, int]
+
+
+def wrn_size(name: str) -> tuple[int, int]:
+    """(depth, width) of wrn-<depth>-<width>.
+
+    Raises:
+        UserError: a depth that is not 6n + 2.
+    """
+    depth, width = map(int, name.split("-")[1:])
+    if depth < 8 or (depth - 2) % 6 or width < 1:
+        raise UserError(
+            f"expected --student=wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; "
+            f"received {name!r}"
+        )
+    return depth, width
+
+
+def wide_resnet(
+    name: str, shape: Shape, num_classes: int, *, input_layer: str, synchronized: bool
+) -> keras.Model:
+    """The CIFAR-10 challenge's network, wrn-<depth>-<width>; pixels in 0..255.
+
+    Raises:
+        UserError: a depth that is not 6n + 2.
+    """
+    depth, width = wrn_size(name)
+    network = WideResNet(
+        depth, width, num_classes=num_classes, input_layer=input_layer,
+        synchronized=synchronized, dtype=keras.config.dtype_policy(),
+    )  # fmt: skip
+    network.build((None, *shape))
+    return network
+
+
+def keras_application(name: str, shape: Shape, num_classes: int, **_) -> keras.Model:
+    """An untrained network of keras.applications, keras:<name>, on pixels in 0..255.
+
+    A layer before it brings pixels to -1..1; a network's own rescaling is left out.
+
+    Raises:
+        UserError: no such network, or one that does not take such images.
+    """
+    _, _, wanted = name.partition(":")
+    build = getattr(keras.applications, wanted, None)
+    if not inspect.isfunction(build):
+        known = [n for n, f in vars(keras.applications).items() if inspect.isfunction(f)]
+        raise UserError(
+            f"expected keras:<name> with a name of keras.applications, {', '.join(sorted(known))}; "
+            f"received {name!r}"
+        )
+    options = {"weights": None, "classes": num_classes, "classifier_activation": None}
+    if "include_preprocessing" in inspect.signature(build).parameters:
+        options["include_preprocessing"] = False
+    try:
+        network = build(input_shape=shape, **options)
+    except Exception as error:  # each of them has demands of its own
+        raise UserError(
+            f"expected a network for images {list(shape)}; {name} refuses them: {reason_of(error)}"
+        ) from error
+    x = keras.Input(shape)
+    return keras.Model(x, network(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(x)))
+
+
+def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, **_) -> keras.Model:
+    """What `module:function` returns; modules of the working directory are found.
+
+    The function is called with `shape` and `num_classes` where it has arguments of that name.
+
+    Raises:
+        UserError: no such function, one that wants other arguments, or returns no model.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        build = getattr(importlib.import_module(module), function)
+        offered = {"shape": shape, "num_classes": num_classes} if shape else {}
+        wanted = inspect.signature(build).parameters
+        model = build(**{k: v for k, v in offered.items() if k in wanted})
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"expected module:function, a function of nothing, or of shape and num_classes; "
+            f"received {name!r}: {reason_of(error)}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise UserError(
+            f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"
+        )
+    if shape and not model.built:
+        try:
+            model.build((None, *shape))
+        except Exception as error:  # a model may fail in any way on images it was not made for
+            raise UserError(
+                f"expected a model for images {list(shape)} from {name}; {reason_of(error)}"
+            ) from error
+    return model
+
+
+# Pattern of a name -> what builds the network; the first that fits. To add one, add a line.
+ARCHITECTURES: dict[str, Callable[..., keras.Model]] = {
+    r"wrn-\d+-\d+": wide_resnet,
+    r"keras:\w+": keras_application,
+    r"[\w.]+:\w+": from_function,
+}
+NAMES = "wrn-<depth>-<width>, keras:<name of keras.applications> or module:function"
+
+
+def build_network(
+    name: str,
+    shape: Shape,
+    num_classes: int,
+    *,
+    precision: str = "float32",
+    input_layer: str = "standardize",
+    synchronized: bool = False,
+) -> keras.Model:
+    """A new network for images [H,W,C] in 0..pixel_max, with new weights.
+
+    Args:
+        name: see NAMES.
+        shape: of an image, (H, W, C).
+        num_classes: of its logits.
+        precision: dtype policy of its layers.
+        input_layer, synchronized: of wrn networks, see `madry_models.WideResNet`.
+
+    Raises:
+        UserError: an unknown name, or a network that is not for such images.
+    """
+    build = builder_of(name)
+    with _dtype_policy(precision):
+        return build(name, shape, num_classes, input_layer=input_layer, synchronized=synchronized)
+
+
+def builder_of(name: str) -> Callable[..., keras.Model]:
+    """What builds the networks of that name.
+
+    Raises:
+        UserError: an unknown name, or a depth of wrn that there is not.
+    """
+    for pattern, build in ARCHITECTURES.items():
+        if re.fullmatch(pattern, name):
+            if build is wide_resnet:
+                wrn_size(name)
+            return build
+    raise UserError(f"expected --student={NAMES}; received {name!r}")
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,233 @@
+"""What the project needs to know of any Keras model, and Keras does not say.
+
+Which variables decay, what the last dense layer reads, whether the outputs are logits: each has a
+default that holds for Sequential, functional and subclassed models alike. The networks of the
+challenges answer for themselves.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from madry_models.errors import UserError
+
+_SMALLEST = 1.2e-38  # the smallest normal float32
+# Rows of probabilities that went through float16 still add up to 1 within this.
+SUM_TOLERANCE = 1e-3
+_PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
+
+
+def decayed_variables(model: keras.Model, pattern: str | None = None) -> list:
+    """The variables under weight decay: by default the kernels of convolutions and dense layers.
+
+    Args:
+        model: built.
+        pattern: regular expression that a trainable variable's path ends with, such as "kernel|gamma".
+
+    Raises:
+        UserError: a pattern that no variable has.
+    """
+    if pattern is None:
+        if isinstance(getattr(type(model), "kernels", None), property):  # ours tell, in their order
+            return model.kernels
+        return [v for v in model.trainable_variables if v.name.endswith("kernel")]
+    found = [v for v in model.trainable_variables if re.search(rf"(?:{pattern})$", v.path)]
+    if not found:
+        paths = ", ".join(v.path for v in model.trainable_variables[:4])
+        raise UserError(
+            f"expected a trainable variable whose path ends with {pattern!r} to decay; received "
+            f"{paths}, ..."
+        )
+    return found
+
+
+def own_pixel_max(model: keras.Model, given: float | None) -> float:
+    """Highest pixel value of a model's input: as given, else what a challenge's network says.
+
+    Raises:
+        UserError: neither, or a number that is not above 0.
+    """
+    value = getattr(model, "pixel_max", None) if given is None else given
+    if value is None:
+        raise UserError(
+            "expected pixel_max, the highest pixel value of the student's input, such as 1.0 or 255.0; "
+            f"received none, and this {type(model).__name__} does not tell"
+        )
+    if not (np.isfinite(value) and value > 0):
+        raise UserError(f"expected pixel_max above 0, such as 1.0 or 255.0; received {value!r}")
+    return float(value)
+
+
+# --- features -------------------------------------------------------------------------------------
+
+_reading = threading.local()  # replicas of one machine are threads
+
+
+def _watch(layer: keras.layers.Layer) -> None:
+    """Lets `features_of` see what goes into a layer and comes out of it; once is enough."""
+    if getattr(layer, "_igam_watched", False):
+        return
+    call = layer.call
+
+    def watched(inputs, *args, **kwargs):
+        outputs = call(inputs, *args, **kwargs)
+        seen = getattr(_reading, "seen", None)
+        if seen is not None:
+            seen.append((layer, inputs, outputs))
+        return outputs
+
+    layer.call = watched
+    layer._igam_watched = True
+
+
+def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    for layer in getattr(model, "layers", ()):
+        yield layer
+        yield from _layers_within(layer)
+
+
+def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]:
+    """(x [B,H,W,C], training=False) -> the features [B,F] of any Keras model.
+
+    By `model.features(x, training=)` where the model has it; else the input of the dense layer that
+    is called last, or the output of the layer that is named.
+
+    Args:
+        model: Sequential, functional or subclassed; layers of models inside it count too.
+        layer: name of a layer whose output [B,F] is taken.
+
+    Raises:
+        UserError: no dense layer, or none of that name; when called, a layer that is not reached, or
+            features that are not [B,F].
+    """
+    if isinstance(model, LogProbabilities):
+        return features_of(model.base, layer)
+    if not layer and callable(getattr(model, "features", None)):
+        return lambda x, training=False: model.features(x, training=training)
+    kind = type(model).__name__
+    candidates = [
+        part
+        for part in _layers_within(model)
+        if (part.name == layer if layer else isinstance(part, keras.layers.Dense))
+    ]
+    if not candidates:
+        wanted = (
+            f"a layer called {layer!r}" if layer else "a dense layer, or features(x, training=),"
+        )
+        raise UserError(f"expected {wanted} in this {kind}; received none")
+    for part in candidates:
+        _watch(part)
+
+    def features(x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        before, _reading.seen = getattr(_reading, "seen", None), []
+        try:
+            logits = model(x, training=training)
+            seen = [s for s in _reading.seen if any(s[0] is part for part in candidates)]
+        finally:
+            _reading.seen = before
+        if not seen:
+            raise UserError(f"expected this {kind} to call its layer {candidates[-1].name!r}")
+        last, inputs, outputs = seen[-1]
+        found = outputs if layer else inputs
+        if not layer and outputs.shape[-1] != logits.shape[-1]:
+            raise UserError(
+                f"expected a dense layer that returns the {logits.shape[-1]} logits of this {kind}; the "
+                f"last one, {last.name!r}, returns {outputs.shape[-1]} values"
+            )
+        if len(found.shape) != 2:
+            raise UserError(
+                f"expected features [B,F] of this {kind}; received the shape {list(found.shape)}"
+            )
+        return found
+
+    return features
+
+
+# --- probabilities and logits ---------------------------------------------------------------------
+
+
+class LogProbabilities(keras.Model):
+    """log of a model's probabilities, which are logits of the same softmax.
+
+    Args:
+        base: returns probabilities [B,K]. One below the smallest normal float32 counts as that.
+    """
+
+    def __init__(self, base: keras.Model):
+        super().__init__(autocast=False)
+        self.base = base
+        self.pixel_max = getattr(base, "pixel_max", None)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Images [B,H,W,C] -> logits [B,K]."""
+        p = self.base(x, training=training)
+        return tf.math.log(tf.maximum(p, tf.constant(_SMALLEST, p.dtype)))
+
+    def get_config(self) -> dict:
+        """The base model's, for `model_identity`."""
+        return self.base.get_config()
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether every row of [n,K] outputs is a distribution over the classes.
+
+    Example:
+        >>> are_probabilities(np.array([[0.25, 0.75]])), are_probabilities(np.array([[2.0, -1.0]]))
+        (True, False)
+    """
+    return bool((outputs >= 0).all() and np.abs(outputs.sum(1) - 1).max() < SUM_TOLERANCE)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a Keras or TensorFlow error that says why.
+
+    Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
+    reason stands below it.
+
+    Example:
+        >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
+        'wrong shape'
+    """
+    lines = [_PLAIN.sub("", line).strip() for line in str(error).splitlines()]
+    told = [
+        line
+        for line in lines
+        if line and not line.startswith(("Exception encountered", "Arguments received", "•"))
+    ]
+    return told[0] if told else type(error).__name__
+
+
+def logits_of(model: keras.Model, x: np.ndarray, what: str) -> np.ndarray:
+    """Logits [n,K] of a model on images, in inference mode; builds the model where it is not yet.
+
+    Args:
+        model: any Keras model.
+        x: images [n,H,W,C] in the model's pixel range.
+        what: names the model in an error, such as "student".
+
+    Raises:
+        UserError: the model fails on such images, or does not return one row [K] for each.
+    """
+    try:
+        z = model(tf.convert_to_tensor(x), training=False)
+    except Exception as error:  # a model may fail in any way on images it was not made for
+        raise UserError(
+            f"expected a {what} for images {list(x.shape[1:])}; this {type(model).__name__} fails on "
+            f"them: {reason_of(error)}"
+        ) from error
+    shape = getattr(z, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(x):
+        received = f"a {type(z).__name__}" if shape is None else f"the shape {list(shape)}"
+        raise UserError(
+            f"expected logits [B,K] of the {what}, one row for each of {len(x)} images; received "
+            f"{received}"
+        )
+    return np.asarray(z)

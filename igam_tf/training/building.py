@@ -1,0 +1,146 @@
+"""Settings -> networks, trainers and optimizers; nothing here reads data or writes files."""
+
+import functools
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from igam_tf.datasets import SPECS, DatasetSpec
+from igam_tf.experiments.config import Config
+from igam_tf.method.adversarial import PGDTraining
+from igam_tf.method.architectures import build_network
+from igam_tf.method.discriminator import Discriminator
+from igam_tf.method.igam import IGAM, jarn_adaptor
+from igam_tf.method.networks import logits_of
+from igam_tf.method.objectives import METHODS
+from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
+from igam_tf.method.teacher import Teacher
+from igam_tf.method.trainer import ClassifierTrainer
+from igam_tf.system.run_folder import load_model
+from madry_models import MnistCNN
+from madry_models.errors import UserError
+
+
+def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
+    """A teacher that is there already: a MadryLab checkpoint folder, or any `.keras` file.
+
+    Raises:
+        UserError: neither of them, or a network of other images.
+    """
+    if not path.endswith(".keras"):
+        from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
+        return from_tf1_checkpoint(path)
+    network = load_model(Path(path))
+    try:
+        logits_of(network, np.zeros((1, *spec.image_shape), "float32"), "network")
+    except UserError as error:
+        raise UserError(
+            f"expected a network of {spec.name} images {spec.image_shape} in "
+            f"--teacher_checkpoint={path}; {error}"
+        ) from error
+    return network
+
+
+def new_source_network(config: Config, *, synchronized: bool = False) -> keras.Model:
+    """The teacher's network before it is trained on the source task."""
+    spec = SPECS[config.source]
+    if spec.name == "mnist":
+        network = MnistCNN(spec.num_classes)
+        network.build((None, *spec.image_shape))
+        return network
+    return build_network(
+        config.student, spec.image_shape, spec.num_classes, synchronized=synchronized
+    )
+
+
+def new_student(config: Config, precision: str, *, synchronized: bool = False) -> keras.Model:
+    """The student before it is trained, its layers in the given `--precision`."""
+    spec = SPECS[config.target]
+    return build_network(
+        config.student,
+        spec.image_shape,
+        spec.num_classes,
+        precision=precision,
+        input_layer=config.student_input,
+        synchronized=synchronized,
+    )
+
+
+def check_student(config: Config) -> None:
+    """Builds a student for nothing, so that one that is not for the target's images is told at once.
+
+    Raises:
+        UserError: it is not, or returns another number of logits than the target has classes.
+    """
+    spec = SPECS[config.target]
+    x = np.full((2, *spec.image_shape), spec.pixel_max / 2, np.float32)
+    z = logits_of(new_student(config, "float32"), x, f"student {config.student}")
+    if z.shape[1] != spec.num_classes:
+        raise UserError(
+            f"expected {spec.num_classes} logits of --student={config.student} for {spec.name}; "
+            f"received {z.shape[1]}"
+        )
+
+
+def new_optimizers(config: Config) -> list[Momentum]:
+    """The student's, and the discriminator's, whose schedule counts its own steps."""
+    c, method = config, METHODS[config.method]
+    igam_steps = c.train_steps - c.igam_start
+    rate = schedule(c.lr_schedule, c.learning_rate, c.train_steps)
+    if method.matched_to and c.igam_learning_rate:
+        plain = schedule(c.lr_schedule, c.learning_rate, c.igam_start)
+        matching = schedule(c.lr_schedule, c.igam_learning_rate, igam_steps)
+        rate = JoinSchedules(plain, matching, c.igam_start)
+    rates = [rate]
+    if method.discriminator:
+        turns = -(-igam_steps // (c.match_every * c.disc_every))
+        rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
+    return [Momentum(rate, momentum=c.momentum) for rate in rates]
+
+
+def new_trainer(
+    config: Config,
+    student: keras.Model,
+    teacher: Teacher | None,
+    *,
+    synchronized: bool = False,
+) -> ClassifierTrainer:
+    """What trains the student by `--method`, not compiled; all its players have their variables."""
+    c, method, spec = config, METHODS[config.method], SPECS[config.target]
+    if method.adversarial:
+        eps, one = spec.eps * spec.pixel_max, method.one_step
+        return PGDTraining(
+            student,
+            eps=eps,
+            step_size=one * eps if one else spec.step_size * spec.pixel_max,
+            steps=1 if one else c.pgd_steps,
+            seed=c.seed,
+            pixel_max=spec.pixel_max,
+            objective=functools.partial(method.adversarial, teacher=teacher, s=c),
+            attack_loss=method.attack_loss,
+            terms=method.terms,
+            weight_decay=c.weight_decay,
+        )
+    if not method.matched_to:
+        return ClassifierTrainer(student, weight_decay=c.weight_decay)
+    if teacher and c.precision != "float32":
+        teacher.set_precision(c.precision)
+    adaptor = jarn_adaptor(spec.image_shape) if method.adaptor else None
+    disc = None
+    if method.discriminator:
+        disc = Discriminator(
+            c.disc_channels, outputs=c.disc_outputs, norm=c.disc_norm, synchronized=synchronized
+        )
+    igam = IGAM(
+        student,
+        teacher,
+        disc,
+        adaptor=adaptor,
+        settings=c,
+        pixel_max=spec.pixel_max,
+        weight_decay=c.weight_decay,
+    )
+    igam.make_players(spec.image_shape)
+    return igam

@@ -1,0 +1,94 @@
+"""Keras callbacks for `fit` of any model."""
+
+import keras
+import numpy as np
+
+from igam_tf.attacks import attack_names, attack_specs
+from igam_tf.evaluation.evaluate import logits_function, split_of_arrays
+from igam_tf.evaluation.robust import robust_flags
+from igam_tf.method.networks import own_pixel_max
+from madry_models.errors import UserError
+
+
+class RobustAccuracy(keras.callbacks.Callback):
+    """Adds accuracy under attack to an epoch's logs, as `val_<attack>`, a share like `accuracy`.
+
+    Put it before callbacks that watch that name, such as ModelCheckpoint(monitor="val_pgd20").
+    Attacks and random starts are those of `igam_tf.evaluate`, on a network in inference mode; they
+    are a look while training, not an evaluation.
+
+    Args:
+        images: [n,H,W,C], uint8 in 0..255 or float in 0..pixel_max.
+        labels: [n] int.
+        eps: l-inf radius, as a fraction of the pixel range.
+        step_size: of PGD, likewise; None: a quarter of eps.
+        attacks: names with commas between, see `igam_tf.attacks.attack_names`.
+        pixel_max: highest pixel value of the model's input; None: as the trained model tells.
+        every: epochs between two looks; the last epoch of a multiple has one.
+        seed: of the random starts.
+        batch_size: images attacked at once.
+
+    Raises:
+        UserError: unknown attacks; when training begins, images or labels that are not the model's.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> x, y = np.zeros((8, 4, 4, 1), "float32"), np.arange(8) % 2
+        >>> x[y == 1] = 1.0
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> look = RobustAccuracy(x, y, eps=0.1, attacks="pgd5", pixel_max=1.0)
+        >>> list(network.fit(x, y, epochs=2, callbacks=[look], verbose=0).history)
+        ['loss', 'val_pgd5']
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        eps: float,
+        step_size: float | None = None,
+        attacks: str = "pgd20",
+        pixel_max: float | None = None,
+        every: int = 1,
+        seed: int = 0,
+        batch_size: int = 100,
+    ):
+        super().__init__()
+        if every < 1:
+            raise UserError(f"expected every of at least 1; received {every}")
+        self._images, self._labels = images, labels
+        self._eps, self._step_size = eps, eps / 4 if step_size is None else step_size
+        self._names = attack_names(attacks)
+        self._pixel_max, self._every = pixel_max, every
+        self._seed, self._batch_size = seed, batch_size
+
+    def on_train_begin(self, logs=None):
+        """Checks the images against the model, and compiles for it anew."""
+        network = getattr(self.model, "network", self.model)  # of a trainer, what it trains
+        given = (
+            getattr(self.model, "pixel_max", None) if self._pixel_max is None else self._pixel_max
+        )
+        self._range = own_pixel_max(network, given)
+        self._split = split_of_arrays(
+            network, self._images, self._labels, eps=self._eps, pixel_max=self._range
+        )
+        self._logits_fn = logits_function(network, "inference")
+        self._compiled: dict = {}
+        self._specs = attack_specs(
+            self._names, eps=self._eps, step_size=self._step_size, restarts=1, loss="xent",
+            num_classes=self._split.spec.num_classes, norm="linf",
+        )  # fmt: skip
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Attacks, every so many epochs."""
+        if (epoch + 1) % self._every or logs is None:
+            return
+        flags = robust_flags(
+            self._logits_fn, self._split.images, self._split.labels, attacks=self._specs,
+            pixel_max=self._range, seed=self._seed, batch_size=self._batch_size,
+            batch_norm="inference", progress=False, compiled=self._compiled,
+        )  # fmt: skip
+        logs |= {f"val_{name}": float(robust.mean()) for name, robust in flags.items()}
