@@ -65,8 +65,10 @@ def command_of():
 
 @pytest.fixture
 def float64():
-    """Keras in float64: what it casts batches to, and what optimizers keep learning rates in."""
-    before = keras.config.floatx()
+    """Keras in float64: layers, what it casts batches to, what optimizers keep learning rates in."""
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx(before)
+    keras.config.set_dtype_policy(policy)

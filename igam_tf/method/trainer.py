@@ -146,6 +146,8 @@ class ClassifierTrainer(keras.Model):
                 "expected arrays, a tf.data.Dataset or a PyDataset, whose first batch can be looked at "
                 f"before training; received a {type(x).__name__}: call prepare(x, y) with one batch"
             )
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # a data set shuffles itself; Keras would warn
         with _training_errors():
             return super().fit(x, y, **kwargs)
 
@@ -315,9 +317,9 @@ def _training_errors() -> Iterator[None]:
                 "for images that are not finite"
             ) from error
         if found := re.search(
-            r"label value of (-?\d+) which is outside the valid range of (\S+)", error.message
+            r"label value of (-?\d+) which is outside the valid range of (\[.*?\))", error.message
         ):
             raise UserError(
-                f"expected labels within {found[2].strip('.')}, the classes; received {found[1]}"
+                f"expected labels within {found[2]}, the classes; received {found[1]}"
             ) from error
         raise
