@@ -119,6 +119,11 @@ def from_tf1_checkpoint(
 
     Raises:
         UserError: neither network, or as for `load_tf1_checkpoint`.
+
+    Example:
+        >>> network = from_tf1_checkpoint("models/mnist/adv_trained")
+        >>> network.pixel_max, network(tf.zeros((2, 28, 28, 1))).shape.as_list()
+        (1.0, [2, 10])
     """
     prefix, reader = _open(path)
     shapes = _shapes(reader)

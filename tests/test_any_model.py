@@ -1,7 +1,12 @@
-"""Any Keras model as student and teacher: gradients, Keras's loop, saving, and twenty ways to be wrong."""
+"""Any Keras model as student and teacher: gradients, Keras's loop, saving, wrong use."""
 
 import dataclasses
+import doctest
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import igam_tf
+from igam_tf import train
 from igam_tf.formulas import losses
 from igam_tf.method.architectures import build_network
 from igam_tf.method.networks import decayed_variables, features_of
@@ -20,7 +26,7 @@ from madry_models.errors import UserError
 
 SHAPE = (32, 32, 3)
 WEIGHTS = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=1)
-DIFFERENCE = dataclasses.replace(WEIGHTS, second_order="finite_difference", difference_length=1e-5)
+DIFFERENCE = dataclasses.replace(WEIGHTS, second_order="finite_difference", difference_length=1e-8)
 
 
 def small(classes: int = 10, shape=SHAPE, **kwargs) -> keras.Sequential:
@@ -60,7 +66,7 @@ def make(student=None, settings: Settings = WEIGHTS, **kwargs) -> igam_tf.IGAM:
 
 @pytest.mark.parametrize("name", ["batch norm", "dropout"])
 def test_gradients_of_keras_applications(name, float64):
-    """Exact ones against central differences, finite differences against exact ones; one mask for all."""
+    """Exact against central differences, finite differences against exact; one dropout mask."""
     student = application(name)
     igam = make(student)
     x, y = batch(32, "float64")
@@ -370,24 +376,90 @@ def test_probabilities_are_undone_where_that_is_asked_for():
     np.testing.assert_allclose(np.exp(igam(x)), igam.network.base(x), rtol=1e-5)
 
 
+def test_the_example_of_the_readme_runs(golden_dir, tmp_path, monkeypatch):
+    """Ten lines: an own Sequential student, MadryLab's MNIST network as teacher."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import keras, igam_tf\n.*?)```", text, re.S)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mnist").symlink_to(golden_dir / "mnist" / "models")
+    monkeypatch.chdir(tmp_path)
+    x, y = batch(16)
+    names = {"x_train": x, "y_train": y, "x_test": x[:4], "y_test": y[:4]}
+    exec(compile(code, "README.md", "exec"), names)
+    report = names["report"]["results"]
+    assert {"clean", "fgsm", "pgd20", "worst_case"} == report.keys()
+
+
+def test_a_run_with_a_student_of_ones_own(tmp_path, monkeypatch, command_of):
+    """Trained, evaluated again from its folder, and its registered class found by another process."""
+    (tmp_path / "own_registered.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('own')\n"
+        "class Net(keras.Model):\n"
+        "    def __init__(self, num_classes, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+        "        self.num_classes = num_classes\n"
+        "        self.scale = keras.layers.Rescaling(1 / 255)\n"
+        "        self.convolution = keras.layers.Conv2D(4, 3, strides=4, activation='relu')\n"
+        "        self.flatten = keras.layers.Flatten()\n"
+        "        self.drop = keras.layers.Dropout(0.1)\n"
+        "        self.head = keras.layers.Dense(num_classes)\n"
+        "    def call(self, x, training=False):\n"
+        "        h = self.flatten(self.convolution(self.scale(x)))\n"
+        "        return self.head(self.drop(h, training=training))\n"
+        "    def get_config(self):\n"
+        "        return {**super().get_config(), 'num_classes': self.num_classes}\n"
+        "def net(shape, num_classes):\n"
+        "    return Net(num_classes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command_of(train)(
+        "--data=builtin", "--teacher=train", "--preset=smoke", "--student=own_registered:net",
+        "--second_order=finite_difference", "--eval_attacks=clean,pgd2", "--workdir=run",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["igam"]["results"]["clean"]["n"] == 32
+    code = (
+        "from igam_tf.evaluation.inputs import find_model; load, path, run = find_model('run'); "
+        "print(type(load(path)).__name__)"
+    )
+    python = [sys.executable, "-c", code]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["Net"], done.stderr
+
+
 # --- the public names -------------------------------------------------------------------------------
 
 
-def test_public_names_are_there_and_documented():
-    for name in igam_tf.__all__:
-        assert name in dir(igam_tf)
-        assert name == "__version__" or getattr(igam_tf, name).__doc__
+CLASSES_AND_FUNCTIONS = sorted({*igam_tf.__all__} - {"__version__", "attacks", "UserError"})
+
+
+@pytest.mark.parametrize("name", CLASSES_AND_FUNCTIONS)
+def test_the_example_of_a_public_name_runs(name, golden_dir, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mnist").symlink_to(golden_dir / "mnist" / "models")
+    monkeypatch.chdir(tmp_path)
+    thing = getattr(igam_tf, name)
+    finder = doctest.DocTestFinder(recurse=False)
+    (test,) = finder.find(
+        thing, name, globs=vars(sys.modules[thing.__module__]) | {"igam_tf": igam_tf}
+    )
+    assert test.examples
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
+
+
+def test_public_names_are_there():
+    assert {*igam_tf.__all__} <= {*dir(igam_tf)}
+    assert igam_tf.attacks.pgd.__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         igam_tf.nothing  # noqa: B018
 
 
 def test_a_name_loads_no_more_than_it_needs():
-    import subprocess
-    import sys
-
     code = (
         "import sys, json, igam_tf; before = 'tensorflow' in sys.modules; igam_tf.Settings; "
-        "print(json.dumps([before, 'tensorflow_datasets' in sys.modules, 'igam_tf.audit' in sys.modules]))"
+        "names = ('tensorflow_datasets', 'igam_tf.audit'); "
+        "print(json.dumps([before, *(name in sys.modules for name in names)]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [False, False, False]
@@ -433,55 +505,111 @@ def _finetune(teacher):
 
 
 WRONG = {
-    "labels out of range": (lambda: _fit(y=Y + 5), r"labels in 0..9, the network's classes; received "),
-    "negative labels": (lambda: _fit(y=Y - 20), "labels in 0..9, the network's classes; received -"),
+    "labels out of range": (
+        lambda: _fit(y=Y + 5),
+        r"labels in 0..9, the network's classes; received ",
+    ),
+    "negative labels": (
+        lambda: _fit(y=Y - 20),
+        "labels in 0..9, the network's classes; received -",
+    ),
     "one-hot labels": (
-        lambda: _fit(y=np.eye(10)[Y]), r"labels \[B\] of an integer type, not one-hot; received float64",
+        lambda: _fit(y=np.eye(10)[Y]),
+        r"labels \[B\] of an integer type, not one-hot; received float64",
     ),
-    "float labels": (lambda: _fit(y=Y.astype("float32")), "an integer type, not one-hot; received float32"),
+    "float labels": (
+        lambda: _fit(y=Y.astype("float32")),
+        "an integer type, not one-hot; received float32",
+    ),
     "wrong channels": (
-        lambda: _fit(X[..., :1]), r"network for images \[32, 32, 1\]; this Sequential fails on them: ",
+        lambda: _fit(X[..., :1]),
+        r"network for images \[32, 32, 1\]; this Sequential fails on them: ",
     ),
-    "no channels": (lambda: _fit(X[..., 0]), r"images \[B,H,W,C\]; received the shape \[8, 32, 32\]"),
+    "no channels": (
+        lambda: _fit(X[..., 0]),
+        r"images \[B,H,W,C\]; received the shape \[8, 32, 32\]",
+    ),
     "uint8": (lambda: _fit(X.astype("uint8")), "images of a floating type, .*; received uint8"),
-    "softmax": (lambda: _fit(student=small(activation="softmax")), "logits; received probabilities"),
+    "softmax": (
+        lambda: _fit(student=small(activation="softmax")),
+        "logits; received probabilities",
+    ),
     "a softmax teacher": (
-        lambda: _fit(teacher=small(activation="softmax")), "teacher that returns logits; received prob",
+        lambda: _fit(teacher=small(activation="softmax")),
+        "teacher that returns logits; received prob",
     ),
     "a list": (lambda: _fit(student=Pair()), r"logits \[B,K\] of the network, .*; received a list"),
-    "a model that fails": (lambda: _fit(student=Broken()), "this Broken fails on them: the broken one"),
-    "an unbuilt teacher": (lambda: _fit(teacher=_teacher()), "whose logits are trained; this Teacher has no"),
-    "no teacher": (lambda: igam_tf.IGAM(small(), pixel_max=255.0), "a teacher, a keras.Model, with method=igam"),
+    "a model that fails": (
+        lambda: _fit(student=Broken()),
+        "this Broken fails on them: the broken one",
+    ),
+    "an unbuilt teacher": (
+        lambda: _fit(teacher=_teacher()),
+        "whose logits are trained; this Teacher has no",
+    ),
+    "no teacher": (
+        lambda: igam_tf.IGAM(small(), pixel_max=255.0),
+        "a teacher, a keras.Model, with method=igam",
+    ),
     "other classes": (lambda: _fit(teacher=small(7)), "the teacher has 7, the student 10"),
-    "no pixel range": (lambda: _fit(pixel_max=None), "expected pixel_max, .*; received none, and this Seq"),
-    "a wrong pixel range": (lambda: _fit(pixel_max=1.0), r"pixels in 0..1, as pixel_max says; received 0"),
-    "pixels of 0..1": (lambda: _fit(X / 255), "none of the first batch is above .*: is the range 0..1"),
+    "no pixel range": (
+        lambda: _fit(pixel_max=None),
+        "expected pixel_max, .*; received none, and this Seq",
+    ),
+    "a wrong pixel range": (
+        lambda: _fit(pixel_max=1.0),
+        r"pixels in 0..1, as pixel_max says; received 0",
+    ),
+    "pixels of 0..1": (
+        lambda: _fit(X / 255),
+        "none of the first batch is above .*: is the range 0..1",
+    ),
     "NaN pixels": (lambda: _fit(X * np.nan), "finite pixels; received NaN or infinity"),
     "no labels": (lambda: _fit(y=None), "images and labels; received images without labels"),
     "lengths": (lambda: _fit(y=Y[:5]), "as many images as labels, at least one; received 8 and 5"),
     "no pairs": (
-        lambda: _fit(tf.data.Dataset.from_tensors(X), None), r"expected pairs \(images, labels\); received",
+        lambda: _fit(tf.data.Dataset.from_tensors(X), None),
+        r"expected pairs \(images, labels\); received",
     ),
     "nothing": (
-        lambda: _fit(tf.data.Dataset.from_tensors((X, Y)).take(0), None), "received an empty tf.data.Dataset",
+        lambda: _fit(tf.data.Dataset.from_tensors((X, Y)).take(0), None),
+        "received an empty tf.data.Dataset",
     ),
     "a generator": (
-        lambda: _fit((b for b in [(X, Y)]), None, student=Own()), "whose first batch can be looked at",
+        lambda: _fit((b for b in [(X, Y)]), None, student=Own()),
+        "whose first batch can be looked at",
     ),
-    "a later label": (lambda: _fit(_later(X, Y + 10), None), r"labels within \[0, 10\), the classes; received"),
-    "a later NaN": (lambda: _fit(_later(X * np.nan, Y), None), "finite losses; L_xent is NaN or infinite"),
-    "settings": (lambda: Settings(input_gradient="foo"), "input_gradient among xent, softmax; received 'foo'"),
+    "a later label": (
+        lambda: _fit(_later(X, Y + 10), None),
+        r"labels within \[0, 10\), the classes; received",
+    ),
+    "a later NaN": (
+        lambda: _fit(_later(X * np.nan, Y), None),
+        "finite losses; L_xent is NaN or infinite",
+    ),
+    "settings": (
+        lambda: Settings(input_gradient="foo"),
+        "input_gradient among xent, softmax; received 'foo'",
+    ),
     "a number": (lambda: Settings(lambda_diff=-1), "lambda_diff of at least 0; received -1"),
     "a text": (lambda: Settings(lambda_adv="1"), "lambda_adv as a number; received '1'"),
     "a method": (
-        lambda: _fit(settings=Settings(method="standard")), "matches input gradients .*; received 'standard'",
+        lambda: _fit(settings=Settings(method="standard")),
+        "matches input gradients .*; received 'standard'",
     ),
-    "a student that is no model": (lambda: _fit(student=lambda x: x), "a keras.Model to train; received a func"),
+    "a student that is no model": (
+        lambda: _fit(student=lambda x: x),
+        "a keras.Model to train; received a func",
+    ),
     "a map that does not fit": (
-        lambda: _finetune(_teacher()), "expected a map from images",
+        lambda: _finetune(_teacher()),
+        "expected a map from images",
     ),
-    "fine-tuning a network": (lambda: igam_tf.FineTune(small()), "an igam_tf.Teacher to fine-tune; received"),
-}  # fmt: skip
+    "fine-tuning a network": (
+        lambda: igam_tf.FineTune(small()),
+        "an igam_tf.Teacher to fine-tune; received",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

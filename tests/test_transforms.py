@@ -155,7 +155,7 @@ def test_half_the_size_is_average_pooling_and_bilinear_at_once():
 
 
 def test_resize_matrix_by_hand():
-    assert doctest.testmod(transforms) == (0, 2)
+    assert doctest.testmod(transforms, optionflags=doctest.ELLIPSIS).failed == 0
     np.testing.assert_array_equal(resize_matrix(2, 4), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     np.testing.assert_array_equal(
         resize_matrix(2, 4, "legacy"), [[1, 0], [0.5, 0.5], [0, 1], [0, 1]]

@@ -1,9 +1,6 @@
 """Loads the models, images and numbers that command-line arguments name."""
 
-import importlib
 import math
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,6 +13,7 @@ from absl import flags
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
 from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
 from igam_tf.system.run_folder import load_model, read_json
 from madry_models import MnistCNN, WideResNet
@@ -65,7 +63,7 @@ def find_model(
     if not name:
         raise UserError(f"expected --{flag}=<{NAMES_OF_MODELS}>; received none")
     if ":" in name and not Path(name).expanduser().exists():
-        return _imported, name, {}
+        return from_function, name, {}
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".keras":
         return load_model, path, {}
@@ -80,30 +78,14 @@ def find_model(
             raise UserError(
                 f"expected a finished student in the run folder {path}; it has no student.keras yet"
             )
+        if "student" in run:
+            import_classes(run["student"])
         return load_model, student, run
     kind = "a folder without them" if path.is_dir() else "a file" if path.exists() else "not there"
     raise UserError(
         f"expected --{flag} as a run folder (config.json, student.keras), a .keras file, a MadryLab "
         f"checkpoint (*.index) or module:function; received {str(path)!r}, {kind}"
     )
-
-
-def _imported(name: str) -> keras.Model:
-    """What `module:function` returns; modules of the working directory are found."""
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        model = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"expected module:function, a function without arguments; received {name!r}: {error}"
-        ) from error
-    if not isinstance(model, keras.Model):
-        raise UserError(
-            f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"
-        )
-    return model
 
 
 def pixel_range(model: keras.Model, spec: DatasetSpec, pixel_max: float | None = None) -> float:

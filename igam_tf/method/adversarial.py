@@ -27,6 +27,16 @@ class PGDTraining(ClassifierTrainer):
         objective: (f, x, x_adv, y) -> loss and terms.
         attack_loss: what the attack maximises: "xent", from a start anywhere within eps of x; or
             "kl" from p(x), from a start close to x, where it is least (TRADES).
+
+    Example:
+        >>> import keras, numpy as np
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> trainer = PGDTraining(network, eps=0.3, step_size=0.1, steps=3, seed=0, pixel_max=1.0)
+        >>> trainer.compile("adam")
+        >>> x, y = np.zeros((8, 4, 4, 1), "float32"), np.arange(8) % 2
+        >>> sorted(trainer.fit(x, y, verbose=0).history)
+        ['L_xent', 'accuracy', 'loss']
     """
 
     def __init__(

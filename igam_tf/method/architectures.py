@@ -78,6 +78,18 @@ def keras_application(name: str, shape: Shape, num_classes: int, **_) -> keras.M
     return keras.Model(x, network(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(x)))
 
 
+def _imported(module: str, name: str):
+    """A module; those of the working directory are found."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"expected module:function with a module that can be imported; received {name!r}: {error}"
+        ) from error
+
+
 def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, **_) -> keras.Model:
     """What `module:function` returns; modules of the working directory are found.
 
@@ -87,14 +99,12 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
         UserError: no such function, one that wants other arguments, or returns no model.
     """
     module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        build = getattr(importlib.import_module(module), function)
+        build = getattr(_imported(module, name), function)
         offered = {"shape": shape, "num_classes": num_classes} if shape else {}
         wanted = inspect.signature(build).parameters
         model = build(**{k: v for k, v in offered.items() if k in wanted})
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"expected module:function, a function of nothing, or of shape and num_classes; "
             f"received {name!r}: {reason_of(error)}"
@@ -105,7 +115,7 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
         )
     if shape and not model.built:
         try:
-            model.build((None, *shape))
+            model(keras.ops.zeros((1, *shape)), training=False)
         except Exception as error:  # a model may fail in any way on images it was not made for
             raise UserError(
                 f"expected a model for images {list(shape)} from {name}; {reason_of(error)}"
@@ -160,6 +170,16 @@ def builder_of(name: str) -> Callable[..., keras.Model]:
                 wrn_size(name)
             return build
     raise UserError(f"expected --student={NAMES}; received {name!r}")
+
+
+def import_classes(name: str) -> None:
+    """Imports the module of a module:function, whose registered classes a `.keras` file may hold.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    if builder_of(name) is from_function:
+        _imported(name.partition(":")[0], name)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,10 @@ class Discriminator(keras.Model):
         norm: "batch"; or "spectral", each layer's output, its bias with it, over the spectral norm of
             its kernel (Miyato et al. 2018, arXiv 1802.05957), with J at mean square 1 and no batch norm.
         synchronized: batch statistics over all replicas.
+
+    Example:
+        >>> Discriminator((4, 8))(tf.random.stateless_normal((6, 8, 8, 3), (0, 1))).shape.as_list()
+        [6]
     """
 
     def __init__(

@@ -9,7 +9,15 @@ class Momentum(keras.optimizers.SGD):
     """a <- momentum a + g; w <- w - learning_rate a (the rule of the challenge code and the release).
 
     Keras's SGD folds the learning rate into a, so the two differ for some 1 / (1 - momentum) steps
-    after the learning rate drops.
+    after the learning rate drops. (Keras's own SGD finds a variable's slot by the same private call.)
+
+    Example:
+        >>> w = keras.Variable([1.0])
+        >>> momentum = Momentum(0.1, momentum=0.9)
+        >>> for _ in range(2):
+        ...     momentum.apply([keras.ops.ones(1)], [w])
+        >>> round(float(w[0]), 3)
+        0.71
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -30,6 +38,11 @@ def schedule(
             linear warm-up over a tenth of the steps and a half cosine to 0.
         learning_rate: its highest value.
         steps: length of the schedule; 0 where nothing is trained on it.
+
+    Example:
+        >>> rate = schedule("step", 0.1, 80_000)
+        >>> [round(float(rate(step)), 4) for step in (0, 40_001, 60_001)]
+        [0.1, 0.01, 0.001]
     """
     if name == "constant":
         return learning_rate

@@ -126,7 +126,7 @@ class Settings:
         0.1,
         "Of second_order=finite_difference: mean l2 length of the step from x, in pixels of 0..1.",
         "objective",
-        within=POSITIVE,
+        within=(1e-12, math.inf),
     )
     disc_every: int = setting(
         10,

@@ -147,7 +147,17 @@ class Teacher(keras.Model):
 class FineTune(ClassifierTrainer):
     """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6).
 
-    A map with weights is trained with it (§5.1.2).
+    A map with weights is trained with it (§5.1.2). Everything else stays as it is.
+
+    Args:
+        teacher: what is fine-tuned.
+        **kwargs: as of `ClassifierTrainer`.
+
+    Example:
+        See `Teacher`.
+
+        >>> FineTune.batch_statistics
+        False
     """
 
     batch_statistics = False  # the frozen features stay as they are

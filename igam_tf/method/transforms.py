@@ -24,6 +24,10 @@ class Identity(keras.layers.Layer):
     """A = I, b = 0: source and target have the same image shape and pixel range.
 
     Every other map derives from it and keeps the dtype of x.
+
+    Example:
+        >>> Identity()(np.ones((1, 2, 2, 3), "float32")).shape.as_list()
+        [1, 2, 2, 3]
     """
 
     def __init__(self, **kwargs):
@@ -43,7 +47,12 @@ class Identity(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Scale(Identity):
-    """x' = factor x: from the target's pixel unit to the teacher's (0..255 to 0..1 is 1/255)."""
+    """x' = factor x: from the target's pixel unit to the teacher's (0..255 to 0..1 is 1/255).
+
+    Example:
+        >>> Scale(1 / 255)(np.full((1, 1, 1, 1), 51.0, "float32")).numpy().item()
+        0.2...
+    """
 
     def __init__(self, factor: float, **kwargs):
         super().__init__(**kwargs)
@@ -60,7 +69,12 @@ class Scale(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class ChannelMean(Identity):
-    """Mean over the channels (§4.3.1): each row of A holds 1/C at one pixel's C channels."""
+    """Mean over the channels (§4.3.1): each row of A holds 1/C at one pixel's C channels.
+
+    Example:
+        >>> ChannelMean()(np.float32([[[[1, 2, 6]]]])).numpy().item()
+        3.0
+    """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] -> [B,H,W,1]."""
@@ -73,7 +87,13 @@ class ChannelMean(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class CenterCrop(Identity):
-    """The central size x size pixels (§4.3.2): A is the identity without the rows cut away."""
+    """The central size x size pixels (§4.3.2): A is the identity without the rows cut away.
+
+    Example:
+        >>> CenterCrop(2)(np.arange(16, dtype="float32").reshape(1, 4, 4, 1))[0, :, :, 0].numpy()
+        array([[ 5.,  6.],
+               [ 9., 10.]], dtype=float32)
+    """
 
     def __init__(self, size: int, **kwargs):
         super().__init__(**kwargs)
@@ -104,6 +124,12 @@ class CenterPad(Identity):
     """Zeros around the image up to size x size pixels (§4.3.3): A is the identity between zero rows.
 
     An odd number of rows or columns has the larger half below or on the right.
+
+    Example:
+        >>> CenterPad(3)(np.ones((1, 1, 1, 1), "float32"))[0, :, :, 0].numpy()
+        array([[0., 0., 0.],
+               [0., 1., 0.],
+               [0., 0., 0.]], dtype=float32)
     """
 
     def __init__(self, size: int, **kwargs):
@@ -138,6 +164,12 @@ class RandomPad(CenterPad):
     The offsets are a function of the key that `draw_from` names and of the image's place in the
     batch, so one key means one A_i per image, forwards and backwards. Without a key, as in
     evaluation and after loading, the images are centred.
+
+    Example:
+        >>> random_pad = RandomPad(3)
+        >>> random_pad.draw_from(lambda: tf.constant([0, 1]))
+        >>> float(tf.reduce_sum(random_pad(np.ones((2, 1, 1, 1), "float32"))))
+        2.0
     """
 
     _key: Callable[[], tf.Tensor] | None = None
@@ -196,6 +228,10 @@ class Resize(Identity):
     Args:
         size: of the result.
         sampling: "half_pixel", or "legacy", TensorFlow 1's bilinear (R12); see `resize_matrix`.
+
+    Example:
+        >>> Resize(1)(np.float32([[[[1], [2]], [[3], [6]]]])).numpy().item()
+        3.0
     """
 
     def __init__(self, size: int, sampling: str = "half_pixel", **kwargs):
@@ -222,6 +258,10 @@ class TransposeConvolution(Identity):
 
     Trained together with the new logits in stage 1, frozen afterwards; A and b of eq. 15 are then
     its kernel [3,3,C,C] and its bias [C].
+
+    Example:
+        >>> TransposeConvolution()(np.ones((1, 32, 32, 3), "float32")).shape.as_list()
+        [1, 64, 64, 3]
     """
 
     def build(self, input_shape):
@@ -247,6 +287,11 @@ class Compose(Identity):
     """Several maps one after another: A = A_n ... A_1.
 
     Maps that discard pixels or channels come first: `teacher_view` begins in the target's frame.
+
+    Example:
+        >>> a = Compose([ChannelMean(), CenterCrop(28), Scale(1 / 255)])  # CIFAR-10 to MNIST's network
+        >>> a(np.ones((1, 32, 32, 3), "float32")).shape.as_list()
+        [1, 28, 28, 1]
     """
 
     def __init__(self, maps: Sequence[Identity], **kwargs):

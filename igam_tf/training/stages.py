@@ -19,6 +19,7 @@ from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import transform
 from igam_tf.method.adversarial import PGDTraining
+from igam_tf.method.architectures import import_classes
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum, schedule
@@ -152,6 +153,7 @@ class Run:
         """The student, trained by `--method`; with finetune the teacher of stage 1 itself."""
         path = self.folder / "student.keras"
         if path.exists():
+            import_classes(self.config.student)
             return load_model(path)
         c = self.config
         teacher = self.teacher() if self.method.teacher else None
