@@ -20,6 +20,7 @@ from igam_tf.method.architectures import build_network
 from igam_tf.method.networks import decayed_variables, features_of
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.settings import Settings
+from igam_tf.system.devices import mirrored
 from igam_tf.system.run_folder import load_model
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -134,6 +135,22 @@ def test_keras_applications_train(name, settings):
     assert all(
         np.any(a != b) for a, b in zip(before, igam.network.trainable_variables, strict=True)
     )
+
+
+def test_two_replicas_train_one_student():
+    """With batch norm and dropout, exact and by finite differences, discriminator's turns included."""
+    strategy = mirrored(["CPU:0", "CPU:1"])
+    for settings in (WEIGHTS, dataclasses.replace(WEIGHTS, second_order="finite_difference")):
+        with strategy.scope():
+            student = small()
+            layers = [*student.layers[:-1], keras.layers.Dropout(0.2), student.layers[-1]]
+            layers.insert(2, keras.layers.BatchNormalization())
+            igam = make(keras.Sequential([keras.Input(SHAPE), *layers]), settings)
+            igam.compile("sgd", "sgd")
+        data = tf.data.Dataset.from_tensor_slices(batch(16)).batch(8)
+        history = igam.fit(data, epochs=2, verbose=0, validation_data=data).history
+        assert np.isfinite(list(history.values())).all()
+        assert int(igam.discriminator_optimizer.iterations.numpy()) == 4
 
 
 # --- what Keras does not say ------------------------------------------------------------------------
@@ -288,6 +305,9 @@ def test_validation_is_that_of_the_student_alone():
     igam.compile("sgd")
     x, y = batch(12)
     h = igam.fit(x, y, validation_data=(x[:6], y[:6]), verbose=0).history
+    assert {name for name in h if name.startswith("val")} == {
+        "val_loss", "val_L_xent", "val_accuracy"
+    }  # fmt: skip
     z = igam.network(x[:6], training=False)
     assert h["val_loss"][0] == pytest.approx(np.mean(losses.xent(z, y[:6])), rel=1e-5)
     assert h["val_accuracy"][0] == pytest.approx(np.mean(np.argmax(z, 1) == y[:6]))
@@ -586,6 +606,10 @@ WRONG = {
     "a later NaN": (
         lambda: _fit(_later(X * np.nan, Y), None),
         "finite losses; L_xent is NaN or infinite",
+    ),
+    "sample weights": (
+        lambda: make().fit(X, Y, sample_weight=Y),
+        "expected images and labels alone; received sample_weight as well",
     ),
     "settings": (
         lambda: Settings(input_gradient="foo"),

@@ -28,7 +28,7 @@ def first_batch(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray] | None:
         raise UserError("expected images and labels; received images without labels")
     else:
         x = (x[:128], y[:128])
-    if not isinstance(x, tuple | list) or len(x) < 2:
+    if not isinstance(x, tuple | list) or len(x) != 2:
         raise UserError(
             f"expected pairs (images, labels); received a {type(x).__name__}"
             f"{f' of {len(x)}' if isinstance(x, tuple | list) else ''}"

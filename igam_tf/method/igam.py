@@ -33,9 +33,12 @@ from igam_tf.method.trainer import (
 from madry_models.errors import UserError
 from madry_models.network import Network
 
-LONGEST = 5.0  # step of a finite difference, over the batch's mean
-SHORTEST = 1e-20  # that mean before scaling; 0 where no term sees J_s, as with the cosine to 0
-PHASES = ("plain", "student", "discriminator")  # the kinds of step
+# A finite difference steps from each image at most so many times the batch's mean step.
+LONGEST = 5.0
+# Floor of that mean, against a division by 0: no term sees J_s with the cosine to 0, for instance.
+SHORTEST = 1e-20
+# Kinds of step: L_xent alone; the student's eq. 14; the student's, then the discriminator's eq. 12.
+PHASES = ("plain", "student", "discriminator")
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -216,16 +219,11 @@ class IGAM(ClassifierTrainer):
 
     def phase(self, step: int) -> str:
         """Kind of step number `step`: "plain", "student", or "discriminator", where both take a step."""
-        matched, turn = self._turns(step)
-        return PHASES[matched + turn]
-
-    def _turns(self, step):
-        """(whether step number `step`, an int or a tensor, looks at J; whether it is f_disc's turn)."""
-        s = self.settings
-        since = step - s.igam_start
-        matched = (since >= 0) & (since % s.match_every == 0)
-        turn = matched & (since // s.match_every % s.disc_every == 0)
-        return matched, turn & self.method.discriminator
+        s, since = self.settings, step - self.settings.igam_start
+        if since < 0 or since % s.match_every:
+            return "plain"
+        turn = since // s.match_every % s.disc_every == 0
+        return "discriminator" if turn and self.method.discriminator else "student"
 
     def make_train_function(self, force: bool = False):
         """One compiled function for each kind of step, chosen on the host.

@@ -138,6 +138,9 @@ class ClassifierTrainer(keras.Model):
             UserError: images, labels, networks or settings that do not go together, or a term that
                 is NaN or infinite.
         """
+        for name in ("sample_weight", "class_weight"):
+            if kwargs.get(name) is not None:
+                raise UserError(f"expected images and labels alone; received {name} as well")
         first = first_batch(x, y)
         if first is not None:
             self.prepare(*first)
@@ -186,7 +189,8 @@ class ClassifierTrainer(keras.Model):
         """L_xent and accuracy in inference mode; data = (x [B,H,W,C], y [B])."""
         x, y = data[:2]
         logits = self.network(x, training=False)
-        return self.log({"L_xent": losses.xent(logits, y)}, logits, y)
+        logs = self.log({"L_xent": losses.xent(logits, y)}, logits, y)
+        return {name: logs[name] for name in ("loss", "L_xent", "accuracy") if name in logs}
 
     def get_config(self) -> dict:
         """Keras configuration: the networks and every setting."""
@@ -259,7 +263,7 @@ class ClassifierTrainer(keras.Model):
         with tf.GradientTape() as tape:
             loss, terms, logits = objective()
             total = self.mean(loss) + self.decay(self.kernels)
-        # Zero for what the loss does not see: JARN's adaptor, while J_s is not looked at.
+        # A variable that the loss does not depend on has gradient 0: JARN's adaptor in plain steps.
         variables = [v.value for v in self.trained_variables]
         grads = gradients.scaled(
             tape, total, variables, self.mean_scale(loss), unconnected_gradients="zero"
