@@ -123,9 +123,11 @@ def check_gradient(igam: IGAM, x, y) -> None:
     [
         RELEASE_SETTINGS,
         dataclasses.replace(PAPER, diff_view="teacher"),
+        dataclasses.replace(PAPER, diff_norm="l1"),
+        dataclasses.replace(PAPER, diff_norm="l2"),
         *(dataclasses.replace(PAPER, method=name) for name in MATCHING),
     ],
-    ids=["release", "diff_view", *MATCHING],
+    ids=["release", "diff_view", "l1", "l2", *MATCHING],
 )
 def test_student_gradient_is_that_of_equation_14(settings):
     """In float64, batch norm in inference.
@@ -181,6 +183,16 @@ def test_a_method_has_the_parts_it_needs_and_reports_its_terms(method):
 def gradients_of(x, y, **settings) -> list[np.ndarray]:
     igam = make(dataclasses.replace(PAPER, **settings), dtype="float64")
     return [g.numpy() for g in igam.student_gradients(x, y)[0]]
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("kind", ["teacher", "zero"])
+def test_the_norm_of_the_difference_is_that_of_the_settings(norm, kind):
+    settings = dataclasses.replace(PAPER, method="l2", diff_norm=norm, teacher_gradient=kind)
+    igam = make(settings, dtype="float64")
+    _, terms, _, (j_s, j_t) = igam.student_gradients(*map(tf.constant, batch(4, dtype=np.float64)))
+    flat, order = np.reshape(j_s - j_t, (4, -1)), {"l1": 1, "l2": 2}[norm]
+    np.testing.assert_allclose(terms["L_diff"], np.linalg.norm(flat, order, axis=1))
 
 
 def test_l2_matching_to_zero_is_the_gradient_penalty():

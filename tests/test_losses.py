@@ -53,6 +53,22 @@ def test_losses_of_half_precision_logits_are_float32(loss):
     assert loss(tf.zeros([2, 3], tf.bfloat16), tf.constant([0, 1])).dtype == tf.float32
 
 
+@pytest.mark.parametrize(
+    ("norm", "expected", "slope"),
+    [("squared_l2", 29.0, [4, -10, 0]), ("l2", 29**0.5, [2 / 29**0.5, -5 / 29**0.5, 0]),
+     ("l1", 7.0, [1, -1, 0])],
+)  # fmt: skip
+def test_norms_of_the_difference(norm, expected, slope):
+    j = tf.Variable([[[[3.0, -5.0, 1.0]]]])
+    with tf.GradientTape() as tape:
+        value = losses.DIFF_NORMS[norm](j, tf.constant([[[[1.0, 0.0, 1.0]]]]))
+    assert value.numpy() == pytest.approx([expected])
+    assert tape.gradient(value, j).numpy().ravel() == pytest.approx(slope)
+    with tf.GradientTape() as tape:
+        nothing = losses.DIFF_NORMS[norm](j, j + 0)
+    assert np.isfinite(tape.gradient(nothing, j)).all()
+
+
 def test_l_diff_of_half_precision_is_float32_and_per_image():
     j = tf.ones([2, 4, 4, 3], tf.bfloat16)
     assert losses.l_diff(j, 0 * j).dtype == tf.float32

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
+_TINY = 1e-30  # below it a squared norm counts as 0, where a square root has no slope
 LOG_4 = 1.3862943611198906  # L_adv = -log 4 where f_disc cannot tell J_s from J_t (Theorem 6.1)
 
 
@@ -72,6 +73,33 @@ def l_diff(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     )
 
 
+def l_diff_l2(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
+    """l2 norm of J_s - J_t per image, not squared, in J's unit; its gradient is 0 at 0. -> [B].
+
+    eps times it, at J_t = 0, is the first-order loss of an attack within eps in l2.
+
+    Example:
+        >>> l_diff_l2(tf.constant([[3.0, 0.0]]), tf.constant([[0.0, 4.0]])).numpy()
+        array([5.], dtype=float32)
+    """
+    squared = l_diff(j_s, j_t)
+    return tf.sqrt(tf.maximum(squared, tf.constant(_TINY, squared.dtype)))
+
+
+def l_diff_l1(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
+    """l1 norm of J_s - J_t per image, in J's unit. -> [B].
+
+    l1 is the dual of l-inf: eps times it, at J_t = 0, is the first-order loss of an attack within eps
+    in l-inf (Finlay and Oberman 2019, arXiv 1905.11468).
+
+    Example:
+        >>> l_diff_l1(tf.constant([[3.0, 0.0]]), tf.constant([[0.0, 4.0]])).numpy()
+        array([7.], dtype=float32)
+    """
+    difference = tf.abs(at_least_float32(j_s) - at_least_float32(j_t))
+    return tf.reduce_sum(difference, axis=tf.range(1, tf.rank(j_s)))
+
+
 def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     """1 - cos(J_s, J_t) per image, which has no unit; 1 where one of them is 0. -> [B].
 
@@ -84,6 +112,10 @@ def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     flat = (tf.reshape(at_least_float32(j), [tf.shape(j)[0], -1]) for j in (j_s, j_t))
     a, b = (tf.nn.l2_normalize(j, axis=1) for j in flat)
     return 1 - tf.reduce_sum(a * b, axis=1)
+
+
+# What L_diff is; the key is the setting `diff_norm`.
+DIFF_NORMS = {"squared_l2": l_diff, "l2": l_diff_l2, "l1": l_diff_l1}
 
 
 def kl(logits_p: tf.Tensor, logits_q: tf.Tensor) -> tf.Tensor:

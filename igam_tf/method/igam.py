@@ -408,7 +408,9 @@ class IGAM(ClassifierTrainer):
             terms["disc_accuracy"] = losses.discriminator_accuracy(d_s, d_t)
             share += s.lambda_adv * self.reduce_adv(terms["L_adv"])
         if self.method.difference:
-            terms["L_diff"] = self.method.difference(*self.apply_view(s.diff_view, j_s, j_t))
+            own = self.method.difference is not losses.l_diff
+            difference = self.method.difference if own else losses.DIFF_NORMS[s.diff_norm]
+            terms["L_diff"] = difference(*self.apply_view(s.diff_view, j_s, j_t))
             share += s.lambda_diff * self.reduce_diff(terms["L_diff"])
         return s.match_every * share, terms
 

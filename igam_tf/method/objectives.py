@@ -57,7 +57,8 @@ class Method:
         teacher: f_t of stages 0 and 1.
         matched_to: what J_s is matched to: "teacher" (J_t), "zero" or "image" (x itself); None: J_s
             is not looked at.
-        difference: (J_s, what it is matched to) -> [B], the term that lambda_diff multiplies.
+        difference: (J_s, what it is matched to) -> [B], the term that lambda_diff multiplies; L_diff
+            is in the norm of `diff_norm`.
         discriminator: f_disc, and with it the term L_adv.
         adaptor: J_s passes a trained 1x1 convolution and a tanh before f_disc sees it.
         adversarial: objective on adversarial examples, see `trades`.

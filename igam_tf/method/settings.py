@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+from igam_tf.formulas import losses
 from igam_tf.method.objectives import METHODS
 from madry_models.errors import UserError
 
@@ -97,6 +98,14 @@ class Settings:
         "J is per unit of pixels in 0..gradient_pixel_max; 255 in the release (R1).",
         "objective",
         within=POSITIVE,
+    )
+    diff_norm: str = setting(
+        "squared_l2",
+        "Norm of J_s - J_t in L_diff: squared_l2, eq. 13; l1, the dual of l-inf, which suits attacks "
+        "in l-inf; l2, for attacks in l2. lambda_diff belongs to it: with l1 or l2 it is a radius, "
+        "such as 8/255 = 0.031.",
+        "objective",
+        choices=tuple(losses.DIFF_NORMS),
     )
     diff_reduction: str = setting(
         "mean", "L_diff over the global batch: its mean, or its sum (R2).", "objective",
