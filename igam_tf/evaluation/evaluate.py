@@ -439,11 +439,12 @@ def fraction_text(value: float) -> str:
     """A fraction of the pixel range as people write it.
 
     Example:
-        >>> fraction_text(8 / 255), fraction_text(0.5 / 255), fraction_text(0.3)
-        ('8/255', '0.5/255', '0.3')
+        >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
+        ('8/255', '0.25/255', '0.3')
     """
-    if float(f"{value:g}") != value and abs(value * 2550 - round(value * 2550)) < 1e-8:
-        return f"{round(value * 2550) / 10:g}/255"
+    of_255 = f"{value * 255:.4g}"
+    if float(f"{value:g}") != value and abs(float(of_255) / 255 - value) < 1e-11:
+        return f"{of_255}/255"
     return f"{value:g}"
 
 
