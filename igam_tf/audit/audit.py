@@ -20,7 +20,7 @@ from igam_tf.evaluation.evaluate import (
     split_of_arrays,
 )
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.system.journal import digits
+from igam_tf.system.journal import MASK_KEY, digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
 
@@ -61,7 +61,7 @@ def audit(
     Returns:
         verdict: the report in a sentence; headline: the worst case per example over every attack at
         the headline eps; subject: model, data and settings; lines: name -> check with its finding;
-        rows: name -> attack with accuracy, settings, and its robust mask under `standing`.
+        rows: name -> attack with accuracy, settings, and its robust mask under MASK_KEY.
     """
     checks = _resume(audited, progress_file)
 
@@ -214,7 +214,7 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
         "batch_norm": "inference",
         "seed": audited.seed,
         "attacks": list(at_eps),
-        "standing": digits(robust),
+        MASK_KEY: digits(robust),
     }
 
 

@@ -14,7 +14,7 @@ from igam_tf.datasets import Split
 from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
-from igam_tf.system.journal import Journal, digits, remembered, undigits
+from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,15 +82,13 @@ class AttackResult:
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy and 95 % interval in percent, the settings, and the mask under its JSON key."""
-        return figures(self.robust) | self.settings | {"standing": digits(self.robust)}
+        return figures(self.robust) | self.settings | {MASK_KEY: digits(self.robust)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackResult":
         """Inverse of `to_json`."""
-        own = ("accuracy", "n", "ci95", "standing")
-        return cls(
-            undigits(content["standing"]), {k: v for k, v in content.items() if k not in own}
-        )
+        own = ("accuracy", "n", "ci95", MASK_KEY)
+        return cls(undigits(content[MASK_KEY]), {k: v for k, v in content.items() if k not in own})
 
 
 class AuditedModel:
