@@ -22,7 +22,7 @@ from igam_tf.attacks.apgd import checkpoints
 from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
-from igam_tf.attacks.square import exchange, bumps, square_side
+from igam_tf.attacks.square import bumps, exchange, square_side
 from igam_tf.evaluation.evaluate import evaluate, table
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.system.journal import Journal, model_identity
