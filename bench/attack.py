@@ -71,14 +71,14 @@ def _library(name: str):
 
 
 def timed(call: Callable[[int], int], n: int, repeats: int) -> tuple[float, int]:
-    """(median seconds, images left standing) of a call on n images, after one that is not counted."""
+    """(median seconds, images that are robust) of a call on n images, after one that is not counted."""
     call(min(n, WARM_UP))
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        standing = call(n)
+        robust = call(n)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), standing
+    return statistics.median(seconds), robust
 
 
 class Bench:
@@ -93,7 +93,7 @@ class Bench:
         logits_fn = logits_function(model, "inference")
         self.traced = tf.function(logits_fn, input_signature=[shape])
 
-    def _standing(self, x_adv: np.ndarray) -> int:
+    def _robust(self, x_adv: np.ndarray) -> int:
         cut = range(0, len(x_adv), FLAGS.batch_size)
         logits = [self.traced(x_adv[i : i + FLAGS.batch_size]) for i in cut]
         return int((np.argmax(np.concatenate(logits), 1) == self.labels[: len(x_adv)]).sum())
@@ -132,7 +132,7 @@ class Bench:
         def call(n: int) -> int:
             batches = range(0, n, FLAGS.batch_size)
             cut = [slice(i, min(i + FLAGS.batch_size, n)) for i in batches]
-            return self._standing(
+            return self._robust(
                 np.concatenate([attack(fmodel, x[c], y[c], epsilons=self.eps)[1] for c in cut])
             )
 
@@ -182,7 +182,7 @@ class Bench:
                 classifier, eps_step=self.step_size, max_iter=int(name.removeprefix("pgd")),
                 num_random_init=1, **common,
             )  # fmt: skip
-        return lambda n: self._standing(attack.generate(self.x[:n], self.labels[:n]))
+        return lambda n: self._robust(attack.generate(self.x[:n], self.labels[:n]))
 
 
 def main(argv: list[str]) -> None:
@@ -206,13 +206,13 @@ def main(argv: list[str]) -> None:
             if call is None:
                 print(f"{attack:12s} {library:8s} left out", flush=True)
                 continue
-            seconds, standing = timed(call, n, FLAGS.repeats if attack.startswith("pgd") else 1)
+            seconds, robust = timed(call, n, FLAGS.repeats if attack.startswith("pgd") else 1)
             if library == "ours":
                 ours = seconds
-            row[library] = {"images_per_second": round(n / seconds, 2), "standing": standing}
+            row[library] = {"images_per_second": round(n / seconds, 2), "robust": robust}
             row[library]["ours_over_theirs"] = round(seconds / ours, 2)
             print(
-                f"{attack:12s} {library:8s} {n / seconds:9.2f} images/s, {standing} of {n} standing, "
+                f"{attack:12s} {library:8s} {n / seconds:9.2f} images/s, {robust} of {n} robust, "
                 f"ours is {seconds / ours:.2f} times as fast"
                 + (f" ({BEHIND[attack, library]})" if (attack, library) in BEHIND else ""),
                 flush=True,

@@ -30,7 +30,6 @@ from absl import flags
 from rivals import SIDE, STUDENTS
 
 from igam_tf import datasets
-from igam_tf.evaluation.inputs import writable
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import resolve, transform
 from igam_tf.formulas import gradients, losses
@@ -41,7 +40,7 @@ from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.training.building import new_optimizers, new_source_network, new_student, new_trainer
 from madry_models import WideResNet
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point, writable
 
 FLAGS = flags.FLAGS
 TEACHERS = {  # -> the transfer it is of
@@ -227,7 +226,7 @@ def check() -> None:
     for student in FLAGS.student:
         configs(student)
     if FLAGS.json:
-        writable(FLAGS.json)
+        writable("json", FLAGS.json)
 
 
 def measure(student: str) -> dict:
@@ -280,7 +279,7 @@ def finish(result: dict) -> None:
     line = json.dumps(result)
     print(line)
     if FLAGS.json:
-        writable(FLAGS.json).write_text(line + "\n", encoding="utf-8")
+        writable("json", FLAGS.json).write_text(line + "\n", encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:

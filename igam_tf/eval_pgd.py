@@ -18,6 +18,8 @@ from igam_tf.evaluation.evaluate import (
     check_outputs,
     check_threat,
     model_report,
+    plan,
+    settings_alone,
     table,
 )
 from igam_tf.evaluation.inputs import (
@@ -28,12 +30,11 @@ from igam_tf.evaluation.inputs import (
     model_and_images,
     parse_fraction,
     pixel_range,
-    writable,
 )
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, model_identity
-from igam_tf.system.run_folder import environment, write_json
-from madry_models.errors import flags_alone, run_entry_point
+from igam_tf.system.run_folder import environment, read_json, write_json
+from madry_models.errors import UserError, flags_alone, run_entry_point, writable
 
 FLAGS = flags.FLAGS
 
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
         parse_fraction(flag, FLAGS[flag].value, most=most) for flag in ("eps", "step_size")
     )
     check_threat(FLAGS.norm, eps)
-    output = writable(FLAGS.json) if FLAGS.json else None
+    output = writable("json", FLAGS.json) if FLAGS.json else None
     with devices.here(FLAGS.replicas).scope():
         _evaluate(attacks, eps, step_size, output)
 
@@ -85,38 +86,51 @@ def _evaluate(
     load, path, run = find_model(FLAGS.model)
     model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
     pixel_max = pixel_range(model, split.spec, FLAGS.pixel_max)
-    doubts = check_outputs(
-        model, split.take(slice(FLAGS.num_examples), split.name),
-        pixel_max=pixel_max, batch_size=FLAGS.batch_size,
+    settings = dict(
+        attacks=attacks, eps=eps, step_size=step_size, pixel_max=pixel_max,
+        restarts=FLAGS.restarts, loss=FLAGS.loss, norm=FLAGS.norm, num_examples=FLAGS.num_examples,
+        seed=FLAGS.seed, batch_size=FLAGS.batch_size, batch_norm=FLAGS.batch_norm,
     )  # fmt: skip
+    about = {"model": FLAGS.model}
+    taken, _, planned = plan(split, **settings)
+    synthetic = {"data_seed": data_seed} if split.source == "builtin" else {}
+    if output:
+        check_earlier(output, about | planned | synthetic)
+    doubts = check_outputs(model, taken, pixel_max=pixel_max, batch_size=FLAGS.batch_size)
     journal = None
     if output:
         kept = output.with_name(f"{output.name}.journal")
         journal = Journal(kept, model_identity(model))
-    report = {"model": FLAGS.model} | model_report(
-        model,
-        split,
-        attacks=attacks,
-        eps=eps,
-        step_size=step_size,
-        restarts=FLAGS.restarts,
-        loss=FLAGS.loss,
-        norm=FLAGS.norm,
-        num_examples=FLAGS.num_examples,
-        seed=FLAGS.seed,
-        batch_size=FLAGS.batch_size,
-        batch_norm=FLAGS.batch_norm,
-        pixel_max=pixel_max,
-        journal=journal,
-    )
+    report = about | model_report(model, split, journal=journal, **settings)
     if doubts:
         report["warnings"] = doubts
-    if split.source == "builtin":
-        report["data_seed"] = data_seed
+    report |= synthetic
     print(f"{FLAGS.model}\n{table(report)}")
     if output:
         write_json(output, report | {"versions": environment()})
         journal.path.unlink()
+
+
+def check_earlier(file: Path, settings: dict) -> None:
+    """Raises a UserError where `file` holds anything but results of the same model and settings."""
+    if not file.exists():
+        return
+    expected = f"expected --json={file} to be a new file, or results of the same settings"
+    earlier = read_json(file)
+    try:
+        before = {"model": earlier.get("model")} | settings_alone(earlier)
+        before["data_seed"] = earlier.get("data_seed")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{expected}; it is another JSON file") from error
+    rows, new = before.pop("results"), settings["results"]
+    changed = [(name, value, settings.get(name)) for name, value in before.items()]
+    changed += [("attacks", ",".join(rows), ",".join(new))]
+    for attack in filter(new.get, rows):
+        common = rows[attack].keys() & new[attack].keys()  # an earlier version stated fewer
+        changed += [(f"{k} of {attack}", rows[attack][k], new[attack][k]) for k in sorted(common)]
+    for name, old, asked in changed:
+        if old != asked:
+            raise UserError(f"{expected}; {name} was {old}, is {asked}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.evaluation.inputs import find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.system.folders import new_folder
+from igam_tf.system.journal import MASK_KEY
 from igam_tf.system.run_folder import environment, write_json, write_text
 from madry_models.errors import UserError, flags_alone, run_entry_point
 
@@ -84,7 +85,7 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
     """
     spec = datasets.SPECS[config["target"]]
     results = {
-        attack: {name: value for name, value in row.items() if name != "standing"}
+        attack: {name: value for name, value in row.items() if name != MASK_KEY}
         for attack, row in report["results"].items()
     }
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone, run_entry_point, writable
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 TOLERANCE = 1e-5  # on logits in float32
@@ -30,11 +30,11 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
         raise UserError(f"--output must end in .keras. Received: {output}.")
     if output.exists():
         raise UserError(f"--output={output} exists; remove it or choose another name.")
+    writable("output", output)
     model = from_tf1_checkpoint(checkpoint)
     shape = (16, 28, 28, 1) if model.pixel_max == 1.0 else (16, 32, 32, 3)
     x = np.random.default_rng(0).uniform(0, model.pixel_max, shape).astype("float32")
     partial = output.with_name(f".partial-{output.name}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         model.save(partial)
         reloaded = keras.saving.load_model(partial)

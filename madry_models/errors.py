@@ -4,8 +4,10 @@ import errno
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # A full or failing disk, and one that may not be written to.
 _DISK = (
@@ -39,6 +41,26 @@ def disk_errors() -> Iterator[None]:
             f"expected to read and write on; {what}{f': {where}' if where else ''}; what was saved "
             "before is kept, and the same command goes on from it"
         ) from error
+
+
+def writable(flag: str, path: str | os.PathLike) -> Path:
+    """The path of a file that can be written, checked before the work rather than after it.
+
+    Args:
+        flag: name of the flag that holds the path.
+        path: the file; its folder must be there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        tempfile.TemporaryFile(dir=file.absolute().parent).close()
+    except OSError as error:
+        raise UserError(f"expected --{flag}={path} to be writable; {error.strerror}") from error
+    return file
 
 
 def flags_alone(argv: list[str]) -> None:

@@ -17,15 +17,15 @@ import tensorflow as tf
 
 from igam_tf import datasets
 from igam_tf.audit import __main__ as command_line
+from igam_tf.audit import audited as audited_module
 from igam_tf.audit import controls, outputs
-from igam_tf.audit import subject as subject_module
 from igam_tf.audit.attacking import normalisations
 from igam_tf.audit.audit import CHECKS, _verdict, audit, audit_model, check_names
-from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN, judge_excess
+from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
+from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN, judge_excess
 from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
-from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import LogProbabilities, features_of
 from igam_tf.system.journal import Journal
@@ -37,7 +37,7 @@ SMALL = dataclasses.replace(
     BUDGETS["quick"], steps=(3, 6), restarts=2, queries=20, random_points=4, batch_norm_steps=2,
     planted_images=4, ensemble=("apgd-ce",),
 )  # fmt: skip
-# apgd-ce takes its steps from the attack's own table: lines without it are the quick ones.
+# apgd-ce takes its steps from the attack's own table: checks without it are the quick ones.
 CHEAP = ("logits", "deterministic", "gradients", "iterative", "steps", "restarts", "eps")
 
 
@@ -56,12 +56,12 @@ def pgd_trained() -> controls.SmallNetwork:
     return controls.trained(eps=EPS, steps=150, attack_steps=3)
 
 
-def _subject(model, split, **settings) -> Subject:
-    return Subject(model, split, **({"eps": EPS, "progress": False} | settings))
+def _audited(model, split, **settings) -> AuditedModel:
+    return AuditedModel(model, split, **({"eps": EPS, "progress": False} | settings))
 
 
 def _statuses(report: dict) -> dict[str, str]:
-    return {name: line["status"] for name, line in report["lines"].items()}
+    return {name: check["status"] for name, check in report["lines"].items()}
 
 
 def _named(report: dict) -> dict:
@@ -70,7 +70,7 @@ def _named(report: dict) -> dict:
 
 @pytest.fixture(scope="session")
 def honest_report(pgd_trained, standard, digits) -> dict:
-    return _named(audit(_subject(pgd_trained, digits, sources={"plain": standard})))
+    return _named(audit(_audited(pgd_trained, digits, sources={"plain": standard})))
 
 
 # --- controls ------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ def test_control_pgd_trained_fails_nothing(honest_report):
 
 
 def test_control_standard_fails_nothing(standard, digits):
-    report = audit(_subject(standard, digits, eps=2 * EPS))
+    report = audit(_audited(standard, digits, eps=2 * EPS))
     assert FAIL not in _statuses(report).values(), report["lines"]
     assert report["headline"]["accuracy"] == 0
     for name in ("square", "noise"):
         assert report["lines"][name]["status"] == NOT_APPLICABLE
-        assert "leave no example standing" in report["lines"][name]["figure"]
+        assert "no example is right under" in report["lines"][name]["figure"]
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_control_standard_fails_nothing(standard, digits):
 )
 def test_control_masked(standard, digits, name, failing, passing):
     masked = getattr(controls, name)(standard)
-    lines = [line for line in CHECKS if line in failing + passing]
-    statuses = _statuses(report := audit(_subject(masked, digits), names=lines))
-    assert all(statuses[line] == FAIL for line in failing), report["lines"]
-    assert all(statuses[line] in (PASS, WARN) for line in passing), report["lines"]
+    names = [name for name in CHECKS if name in failing + passing]
+    statuses = _statuses(report := audit(_audited(masked, digits), names=names))
+    assert all(statuses[name] == FAIL for name in failing), report["lines"]
+    assert all(statuses[name] in (PASS, WARN) for name in passing), report["lines"]
     assert report["verdict"].startswith("Not to be trusted")
 
 
 def test_a_weak_attack_misses_planted_boundaries(pgd_trained, digits):
-    weak = _subject(pgd_trained, digits, step_size=1e-6)
+    weak = _audited(pgd_trained, digits, step_size=1e-6)
     assert _statuses(audit(weak, names=["planted"])) == {"planted": FAIL}
 
 
@@ -149,13 +149,13 @@ def test_readout_separates_and_stands_near_the_planted_point():
     assert readout(inner, inner.mean(0)) is None
 
 
-def test_rows_survive_json():
-    row = Row(np.array([True, False, True]), {"eps": 0.1, "loss": "xent"})
+def test_results_come_back_from_json():
+    row = AttackResult(np.array([True, False, True]), {"eps": 0.1, "loss": "xent"})
     content = json.loads(json.dumps(row.to_json()))
     assert content["standing"] == "101"
     assert content["accuracy"] == pytest.approx(66.6667)
-    again = Row.from_json(content)
-    np.testing.assert_array_equal(again.standing, row.standing)
+    again = AttackResult.from_json(content)
+    np.testing.assert_array_equal(again.robust, row.robust)
     assert again.settings == row.settings
 
 
@@ -188,18 +188,18 @@ def test_both_normalisations_have_the_networks_values(input_layer):
     assert along["constant"] > 10 * along["exact"]
 
 
-def test_adaptive_and_transfer_lines_run_on_a_wide_resnet(objects):
+def test_adaptive_and_transfer_checks_run_on_a_wide_resnet(objects):
     network, split = objects
     other = WideResNet(8, 1)
     other.build((None, 32, 32, 3))
-    subject = _subject(
+    audited = _audited(
         network, split, eps=0.3 / 255, budget=SMALL, sources={"other": other, "itself": network}
     )
-    report = audit(subject, names=["adaptive", "transfer"])
+    report = audit(audited, names=["adaptive", "transfer"])
     names = ["pgd3, exact normalisation", "pgd3, constant normalisation", "pgd3 on itself"]
     assert set(names) <= report["rows"].keys()
-    exact, default = subject.rows[names[0]], subject.rows["pgd3"]
-    np.testing.assert_array_equal(exact.standing, default.standing)
+    exact, default = audited.results[names[0]], audited.results["pgd3"]
+    np.testing.assert_array_equal(exact.robust, default.robust)
     assert report["rows"]["pgd3 on other"]["on"] == "other"
 
 
@@ -207,7 +207,7 @@ def test_a_transfer_that_wins_fails(standard, digits):
     """Adversarial examples of the bare network against the same network behind rounding."""
     masked = controls.quantised(standard)
     report = audit(
-        _subject(masked, digits, sources={"bare": standard}), names=["transfer"]
+        _audited(masked, digits, sources={"bare": standard}), names=["transfer"]
     )  # fmt: skip
     assert _statuses(report) == {"transfer": FAIL}
 
@@ -218,8 +218,8 @@ def test_headline_is_the_worst_case_of_every_attack(honest_report):
         headline["attacks"]
     )
     assert not any("batch statistics" in name for name in headline["attacks"])
-    standing = joint({name: Row.from_json(rows[name]) for name in headline["attacks"]})
-    assert headline["accuracy"] == pytest.approx(100 * standing.mean())
+    robust = joint({name: AttackResult.from_json(rows[name]) for name in headline["attacks"]})
+    assert headline["accuracy"] == pytest.approx(100 * robust.mean())
     assert headline["accuracy"] <= min(rows[name]["accuracy"] for name in headline["attacks"])
     low, high = headline["ci95"]
     assert low < headline["accuracy"] < high
@@ -242,19 +242,26 @@ def test_html_is_one_page_that_fetches_nothing(honest_report):
     page = html(honest_report)
     assert page.count("<svg") == 5
     assert not re.search(r"<(script|link|img|iframe)\b|@import|src=|url\((?!#)", page)
-    for line in honest_report["lines"].values():
-        assert line["title"] in page
+    for check in honest_report["lines"].values():
+        assert check["title"] in page
     assert "builtin (synthetic)" in page
     assert "l-inf eps (fraction of the pixel range)" in page
     assert html(honest_report) == page
 
 
 def test_plots_are_well_formed(honest_report):
-    for svg in plots(honest_report).values():
-        xml.etree.ElementTree.fromstring(svg)
+    drawn = plots(honest_report)
+    assert list(drawn) == [
+        "Accuracy against eps", "Accuracy against PGD steps", "Do gradients agree in the neighbourhood?",
+        "Batch-norm modes side by side", "Every attack at the headline eps",
+    ]  # fmt: skip
+    for svg in drawn.values():
+        root = xml.etree.ElementTree.fromstring(svg)
+        assert root.tag.endswith("svg")
+        assert "accuracy (%)" in svg or "images" in svg  # the label of an axis
 
 
-def test_markdown_has_every_line_and_attack(honest_report):
+def test_markdown_has_every_check_and_attack(honest_report):
     text = markdown(honest_report)
     for name in honest_report["rows"]:
         assert f"| {name} |" in text
@@ -268,7 +275,7 @@ def test_a_report_without_figures_can_be_written(digits):
         def call(self, x, training=False):
             return tf.fill((tf.shape(x)[0], 10), np.float32("nan"))
 
-    report = _named(audit(_subject(Broken(), digits, budget=SMALL), names=["logits", "iterative"]))
+    report = _named(audit(_audited(Broken(), digits, budget=SMALL), names=["logits", "iterative"]))
     assert _statuses(report) == {"logits": FAIL, "iterative": FAIL}
     assert "NaN or infinite for 40 of 40" in report["lines"]["logits"]["figure"]
     assert report["headline"]["text"].startswith("no figure: expected finite logits")
@@ -287,45 +294,45 @@ def test_a_killed_audit_goes_on_and_ends_the_same(standard, digits, tmp_path, mo
     done, limit = [], [None]
     put = Journal.put
 
-    def counted(journal, key, standing):
+    def counted(journal, key, robust):
         if limit[0] is not None and len(done) >= limit[0]:
             raise _Killed
-        put(journal, key, standing)
+        put(journal, key, robust)
         done.append(key)
 
     monkeypatch.setattr(Journal, "put", counted)
 
     def run(folder, **settings) -> dict:
         folder.mkdir(exist_ok=True)
-        subject = _subject(
+        audited = _audited(
             standard, digits, budget=SMALL, batch_size=15,
             journal=Journal(folder / "journal.jsonl", "a"),
         )  # fmt: skip
-        return audit(subject, names=CHEAP, progress_file=folder / "finished.json", **settings)
+        return audit(audited, names=CHEAP, progress_file=folder / "finished.json", **settings)
 
     whole = run(tmp_path / "whole")
     needed = len(done)
     assert len(set(done)) == needed > 20
 
     done.clear()
-    limit[0] = needed // 2  # in the middle of a line
+    limit[0] = needed // 2  # in the middle of a check
     with pytest.raises(_Killed):
         run(tmp_path / "killed")
     limit[0] = None
     kept = json.loads((tmp_path / "killed" / "finished.json").read_text())["lines"]
     assert 0 < len(kept) < len(CHEAP)
-    for name in kept:  # finished lines are not drawn again
+    for name in kept:  # finished checks are not run again
         monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
     again = run(tmp_path / "killed")
     assert json.dumps(again) == json.dumps(whole)
     assert len(done) == len(set(done)) == needed  # nor finished batches
 
-    monkeypatch.setattr(subject_module, "robust_flags", None)
+    monkeypatch.setattr(audited_module, "robust_flags", None)
     for name in CHEAP:
         monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
-    subject = _subject(standard, digits, budget=SMALL, batch_size=15)
+    audited = _audited(standard, digits, budget=SMALL, batch_size=15)
     finished = tmp_path / "whole" / "finished.json"
-    assert audit(subject, names=CHEAP, progress_file=finished)["lines"] == whole["lines"]
+    assert audit(audited, names=CHEAP, progress_file=finished)["lines"] == whole["lines"]
 
 
 def test_sigkill_midway_changes_no_byte_of_the_report(pgd_trained, tmp_path):
@@ -419,7 +426,7 @@ def _probabilities():
     return controls.probabilities(network)
 
 
-def test_a_line_that_fails_is_the_exit_status(command, tmp_path):
+def test_a_check_that_fails_is_the_exit_status(command, tmp_path):
     arguments = (f"--workdir={tmp_path / 'audit'}", *QUICK, "--lines=logits")
     assert command(f"--model={__name__}:_probabilities", *arguments) == 2
 
@@ -427,11 +434,11 @@ def test_a_line_that_fails_is_the_exit_status(command, tmp_path):
 def test_all_at_once_has_a_limit(standard, digits, monkeypatch):
     """Batch statistics of 1, and of at most LARGEST_BATCH; that of 1 is shown without being judged."""
     monkeypatch.setattr(outputs, "LARGEST_BATCH", 15)
-    report = audit(_subject(standard, digits, budget=SMALL), names=["batch_norm"])
-    line = report["lines"]["batch_norm"]
+    report = audit(_audited(standard, digits, budget=SMALL), names=["batch_norm"])
+    check = report["lines"]["batch_norm"]
     modes = ["inference", "batch statistics of 1", "batch statistics of 15"]
-    assert list(line["data"]["modes"]) == modes
-    assert "(of all 40 at most 15 at once)" in line["figure"]
+    assert list(check["data"]["modes"]) == modes
+    assert "(of all 40 at most 15 at once)" in check["figure"]
 
 
 def test_a_run_brings_its_teacher(command, standard, tmp_path):
@@ -455,7 +462,7 @@ def test_a_run_brings_its_teacher(command, standard, tmp_path):
             ["--model=os:getcwd", "--dataset=mnist", "--data=builtin"],
             "a keras.Model; .* returns str",
         ),
-        (["--model=nowhere", "--lines=pgd"], "expected lines among .* received 'pgd'"),
+        (["--model=nowhere", "--lines=pgd"], "expected --lines among .* received 'pgd'"),
         (["--model=nowhere", "--eps=8"], "expected --eps as a fraction"),
         (["nonsense"], "expected flags alone"),
     ],
@@ -468,7 +475,7 @@ def test_wrong_flags(command, arguments, message):
 def test_wrong_model_for_the_images(digits):
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
     with pytest.raises(UserError, match=r"expected 10 logits .* returns the shape \[1, 3\]"):
-        _subject(model, digits)
+        _audited(model, digits)
 
 
 def test_check_names():
@@ -486,12 +493,12 @@ def _statuses_of(*statuses):
 @pytest.mark.parametrize(
     ("statuses", "figures", "said"),
     [
-        ((PASS,) * 3, {}, "None of 3 lines found a sign of masked gradients."),
-        ((PASS, PASS, NOT_APPLICABLE), {}, "None of 2 lines found .*; 1 of 3 did not apply"),
+        ((PASS,) * 3, {}, "None of 3 checks found a sign of masked gradients."),
+        ((PASS, PASS, NOT_APPLICABLE), {}, "None of 2 checks found .*; 1 of 3 did not apply"),
         ((PASS,), {"robust": 0.0}, "Not robust: no image is right under every attack"),
         ((PASS,), {"clean_low": 0.05}, r"clean accuracy is not above chance \(10 %\)"),
-        ((PASS, WARN), {}, "No line fails; 1 of 2 WARN"),
-        ((PASS, FAIL), {"robust": 0.0}, "Not to be trusted: 1 of 2 lines FAIL"),
+        ((PASS, WARN), {}, "No check fails; 1 of 2 WARN"),
+        ((PASS, FAIL), {"robust": 0.0}, "Not to be trusted: 1 of 2 checks FAIL"),
     ],
 )
 def test_verdict(statuses, figures, said):
@@ -502,9 +509,9 @@ def test_verdict(statuses, figures, said):
 def test_arrays_are_audited_as_a_data_set_is(standard, digits):
     names = "logits,deterministic,gradients"
     ours = audit_model(
-        standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, lines=names, batch_size=40
+        standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, checks=names, batch_size=40
     )
-    expected = audit(_subject(standard, digits, batch_size=40), names=check_names(names))
+    expected = audit(_audited(standard, digits, batch_size=40), names=check_names(names))
     assert ours["lines"] == expected["lines"]
     assert ours["headline"] == expected["headline"]
     with pytest.raises(UserError, match=r"expected a budget among quick, .*; received 'tiny'"):
@@ -545,13 +552,13 @@ def test_features_of_models_that_have_none():
         features_of(pooled)
 
 
-def test_planted_line_of_a_functional_model():
+def test_planted_check_of_a_functional_model():
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
-    settings = {"eps": 0.3, "pixel_max": 1.0, "lines": "planted"}
+    settings = {"eps": 0.3, "pixel_max": 1.0, "checks": "planted"}
     model = _functional()
-    line = audit_model(model, images, np.arange(8) % 3, **settings)["lines"]["planted"]
-    assert line["status"] in (PASS, WARN, FAIL)
-    assert line["data"]["planted"] >= 3
+    check = audit_model(model, images, np.arange(8) % 3, **settings)["lines"]["planted"]
+    assert check["status"] in (PASS, WARN, FAIL)
+    assert check["data"]["planted"] >= 3
     few = audit_model(model, images[:1], np.array([0]), **settings)["lines"]["planted"]
     assert (few["status"], few["figure"]) == (
         NOT_APPLICABLE, "boundaries can be planted around 1 of 1 images, nothing can be told"

@@ -22,7 +22,7 @@ from igam_tf.attacks.apgd import checkpoints
 from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
-from igam_tf.attacks.square import _exchange, bumps, square_side
+from igam_tf.attacks.square import bumps, exchange, square_side
 from igam_tf.evaluation.evaluate import evaluate, table
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.system.journal import Journal, model_identity
@@ -261,7 +261,7 @@ def test_exchange_moves_the_norm_between_squares():
     delta *= 0.9 * eps / np.linalg.norm(delta.reshape(6, -1), axis=1)[:, None, None, None]
     moves = rng.uniform(size=(6, 7)).astype("float32")
     shapes = tf.constant(np.stack([bumps(side), bumps(side).T]))
-    new = _exchange(*map(tf.constant, (delta, moves)), side, shapes, tf.constant(eps, tf.float64))
+    new = exchange(*map(tf.constant, (delta, moves)), side, shapes, tf.constant(eps, tf.float64))
     new = new.numpy()
     np.testing.assert_allclose(np.linalg.norm(new.reshape(6, -1), axis=1), eps, rtol=1e-9)
     corners = (moves[:, [0, 1, 4, 5]] * (8 - side + 1)).astype(int)
@@ -272,7 +272,7 @@ def test_exchange_moves_the_norm_between_squares():
         np.testing.assert_array_equal(new[i][mask == 0], delta[i][mask == 0])
         assert not new[i][mask == 2].any()
         # Where nothing was before, the bumps appear as they are, turned by the last number.
-        empty = _exchange(tf.zeros((1, 8, 8, 2), tf.float64), moves[i : i + 1], side, shapes, eps)
+        empty = exchange(tf.zeros((1, 8, 8, 2), tf.float64), moves[i : i + 1], side, shapes, eps)
         bump = bumps(side).T if moves[i, -1] < 0.5 else bumps(side)
         for channel in range(2):
             sign = -1 if moves[i, 2 + channel] < 0.5 else 1
@@ -342,7 +342,7 @@ def test_shrinking_loop_hands_in_each_answer_once():
     assert sizes == [4, 3, 2, 1, 1]
 
 
-def _survivors(names: str, eps: float, norm: str = "linf", **changed) -> dict[str, np.ndarray]:
+def _robust(names: str, eps: float, norm: str = "linf", **changed) -> dict[str, np.ndarray]:
     settings = {"eps": eps, "step_size": eps / 4, "restarts": 1, "loss": "xent", "norm": norm}
     specs = attack_specs(attack_names(names), num_classes=CLASSES, **settings)
     how = dict(pixel_max=1.0, seed=0, batch_size=16, batch_norm="inference", progress=False)
@@ -354,12 +354,12 @@ def test_each_attack_against_the_closed_form(norm):
     """Targeted ones decide every example rightly, and Square in l-inf; cross-entropy need not."""
     eps = float(np.median(distances(norm).min(1)))
     true = distances(norm).min(1) > eps
-    found = _survivors("pgd20,apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack", eps, norm=norm)
-    for name, standing in found.items():
-        assert not (true & ~standing).any(), name
+    found = _robust("pgd20,apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack", eps, norm=norm)
+    for name, robust in found.items():
+        assert not (true & ~robust).any(), name
         if (name, norm) == ("square", "l2"):  # its squares of 3 pixels are these whole images
             continue
-        wrong = (standing & ~true).sum()
+        wrong = (robust & ~true).sum()
         assert wrong <= (4 if name.endswith(("20", "-ce", "-dlr")) else 0), name
     rows = ["autoattack/apgd-ce", "autoattack/apgd-t", "autoattack/fab-t", "autoattack"]
     for earlier, later in itertools.pairwise(rows):
@@ -397,7 +397,7 @@ def test_brute_force_in_two_dimensions():
 def test_neither_batch_size_nor_neighbours_matter():
     eps = float(np.median(distances("linf").min(1)))
     names = "apgd-ce,fab-t,square"
-    together, apart = _survivors(names, eps, batch_size=40), _survivors(names, eps, batch_size=3)
+    together, apart = _robust(names, eps, batch_size=40), _robust(names, eps, batch_size=3)
     for name in together:
         np.testing.assert_array_equal(together[name], apart[name])
 
@@ -406,7 +406,7 @@ def test_batch_statistics_are_refused():
     with pytest.raises(
         UserError, match=r"expected clean, fgsm and pgd<steps> alone .* apgd-ce needs"
     ):
-        _survivors("clean,apgd-ce", 0.1, batch_norm="batch")
+        _robust("clean,apgd-ce", 0.1, batch_norm="batch")
 
 
 def test_every_setting_is_in_the_results():
@@ -441,40 +441,40 @@ class _Killed(Exception):
 
 def test_killed_evaluation_resumes_where_it_was(tmp_path, monkeypatch):
     eps = float(np.median(distances("linf").min(1)))
-    whole = _survivors("pgd5,autoattack", eps)
+    whole = _robust("pgd5,autoattack", eps)
     put, lines = Journal.put, []
 
-    def dies(self, key, standing):
-        put(self, key, standing)
+    def dies(self, key, robust):
+        put(self, key, robust)
         lines.append(key)
         if len(lines) == 9:
             raise _Killed
 
     monkeypatch.setattr(Journal, "put", dies)
     with pytest.raises(_Killed):
-        _survivors("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
+        _robust("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
     with open(tmp_path / "j", "a") as file:
         file.write('{"key": "half a li')
     before = list(lines)
     monkeypatch.setattr(Journal, "put", lambda self, *a: (put(self, *a), lines.append(a[0])))
-    again = _survivors("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
+    again = _robust("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
     for name in whole:
         np.testing.assert_array_equal(again[name], whole[name])
     assert len(set(lines)) == len(lines) > len(before)  # nothing was done twice
     done = list(lines)
-    _survivors("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
+    _robust("pgd5,autoattack", eps, journal=Journal(tmp_path / "j", "model"))
     assert lines == done  # nothing was attacked again
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"identity": "other"}, {"eps": 0.001}])
 def test_a_journal_answers_for_its_own_settings_alone(tmp_path, change):
-    _survivors("apgd-ce", 0.01, journal=Journal(tmp_path / "j", "model"))
+    _robust("apgd-ce", 0.01, journal=Journal(tmp_path / "j", "model"))
     size = (tmp_path / "j").stat().st_size
-    _survivors("apgd-ce", 0.01, journal=Journal(tmp_path / "j", "model"))
+    _robust("apgd-ce", 0.01, journal=Journal(tmp_path / "j", "model"))
     assert (tmp_path / "j").stat().st_size == size
     settings = {"seed": 0, "identity": "model", "eps": 0.01} | change
     journal = Journal(tmp_path / "j", settings.pop("identity"))
-    _survivors("apgd-ce", settings.pop("eps"), journal=journal, **settings)
+    _robust("apgd-ce", settings.pop("eps"), journal=journal, **settings)
     assert (tmp_path / "j").stat().st_size > size
 
 

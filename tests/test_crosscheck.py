@@ -91,7 +91,7 @@ def test_pgd_is_art_pgd(model, images, ours):
     _agree(ours, attack.generate(images[0], images[1]), model, images[1])
 
 
-def _standing(model, images, name: str, seed: int = 0) -> int:
+def _robust(model, images, name: str, seed: int = 0) -> int:
     specs = attack_specs(attack_names(name), eps=EPS, step_size=STEP_SIZE, restarts=1, loss="xent")
     found = robust_flags(
         logits_function(model, "inference"), *images, attacks=specs, pixel_max=1.0, seed=seed,
@@ -100,7 +100,7 @@ def _standing(model, images, name: str, seed: int = 0) -> int:
     return int(found[name].sum())
 
 
-def _art_standing(model, images, attack) -> int:
+def _art_robust(model, images, attack) -> int:
     x_adv = attack.generate(images[0], images[1])
     assert np.abs(x_adv - images[0]).max() <= EPS + 1e-5
     return int((np.argmax(model(tf.constant(x_adv), training=False), 1) == images[1]).sum())
@@ -117,8 +117,8 @@ def test_apgd_is_as_strong_as_art_auto_pgd(model, images):
     ours, art = [], []
     for seed in range(4):
         np.random.seed(seed)  # which the Toolbox draws from
-        ours.append(_standing(model, images, "apgd-ce", seed))
-        art.append(_art_standing(model, images, theirs))
+        ours.append(_robust(model, images, "apgd-ce", seed))
+        art.append(_art_robust(model, images, theirs))
     assert np.mean(ours) <= np.mean(art) + LUCK
 
 
@@ -130,7 +130,7 @@ def test_square_is_as_strong_as_art_square(model, images):
         _art_classifier(model), norm=np.inf, eps=EPS, max_iter=5000, p_init=0.8, nb_restarts=1,
         batch_size=N, verbose=False,
     )  # fmt: skip
-    assert _standing(model, images, "square") <= _art_standing(model, images, theirs) + LUCK
+    assert _robust(model, images, "square") <= _art_robust(model, images, theirs) + LUCK
 
 
 @pytest.mark.slow

@@ -158,6 +158,6 @@ def test_an_evaluation_on_three_devices_is_that_on_one(attacks):
                 batch_norm="inference", progress=False,
             )  # fmt: skip
             results.append(found)
-    for name, standing in results[0].items():
-        np.testing.assert_array_equal(results[1][name], standing, err_msg=name)
-        assert 0 < standing.sum() <= 7
+    for name, robust in results[0].items():
+        np.testing.assert_array_equal(results[1][name], robust, err_msg=name)
+        assert 0 < robust.sum() <= 7

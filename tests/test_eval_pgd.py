@@ -102,6 +102,37 @@ def test_table_and_json(command, loaded, saved, tmp_path, capsys):
     assert f"{results['clean']['accuracy']:.2f}" in printed
 
 
+def test_only_results_of_the_same_settings_are_overwritten(command, loaded, saved, tmp_path):
+    file = tmp_path / "pgd.json"
+    same = (f"--model={saved / 'mnist.keras'}", "--attacks=clean,pgd1", f"--json={file}")
+    command(*same)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"versions": "of before"}))
+    command(*same)
+    assert "of before" not in file.read_text()
+    first = file.read_bytes()
+    for change, said in (
+        ("--seed=1", "seed of (clean|pgd1) was 0, is 1"),
+        ("--num_examples=3", "n of (clean|pgd1) was 12, is 3"),
+        ("--attacks=clean", "attacks was clean,pgd1, is clean"),
+        ("--split=train", "split was test, is train"),
+        ("--data=builtin", "data was tfds, is builtin"),
+        (f"--model={saved / 'foreign.keras'}", "model was .*mnist.keras, is .*foreign.keras"),
+    ):
+        expected = (
+            f"expected --json={file} to be a new file, or results of the same settings; {said}"
+        )
+        flags.FLAGS.unparse_flags()  # each change alone
+        with pytest.raises(UserError, match=expected):
+            command(*same, "--dataset=mnist", change)
+        assert file.read_bytes() == first
+    for content, said in (('{"results": 1}', "it is another JSON file"), ("x", "it is damaged")):
+        flags.FLAGS.unparse_flags()
+        file.write_text(content)
+        with pytest.raises(UserError, match=said):
+            command(*same)
+        assert file.read_text() == content
+
+
 def test_l2_from_the_command_line(command, loaded, saved, tmp_path, capsys):
     """A radius above the pixel range will do, and every figure says which norm it is of."""
     file = tmp_path / "l2.json"

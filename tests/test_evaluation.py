@@ -441,7 +441,14 @@ def test_table():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(8 / 255, "8/255"), (0.3, "0.3"), (0.01, "0.01"), (1.0, "1"), (1 / 3, "85/255")],
+    [
+        (8 / 255, "8/255"),
+        (0.3, "0.3"),
+        (0.01, "0.01"),
+        (1.0, "1"),
+        (1 / 3, "85/255"),
+        (0.25 / 255, "0.25/255"),
+    ],
 )
 def test_fraction_text(value, text):
     assert fraction_text(value) == text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import tensorflow as tf
 from igam_tf.datasets import DatasetSpec, Split, builtin
 from igam_tf.figures import __main__ as figures
 from igam_tf.figures import drawing, measuring
-from igam_tf.figures.composing import Composer, Settings
-from igam_tf.figures.measuring import Plane, Subject
+from igam_tf.figures.composing import Composer, FigureSettings
+from igam_tf.figures.measuring import DrawnModel, Plane
 from igam_tf.system.journal import model_identity
 from igam_tf.system.run_folder import write_json
 from madry_models import WideResNet
@@ -49,8 +50,8 @@ def _softmax(logits):
 
 
 @pytest.fixture(scope="module")
-def linear() -> Subject:
-    return Subject("linear", _linear(W, BIAS), SPEC.pixel_max)
+def linear() -> DrawnModel:
+    return DrawnModel("linear", _linear(W, BIAS), SPEC.pixel_max)
 
 
 IMAGES = RNG.integers(0, 256, (measuring.BATCH * 2 + 3, 4))  # three batches, the last one short
@@ -94,9 +95,9 @@ def test_statistics():
     assert measuring.statistics(values[:1])["mean_ci95"] is None
 
 
-def _direction(subject, image, **changes):
+def _direction(drawn, image, **changes):
     settings = {"eps": SPEC.eps, "step_size": SPEC.step_size, "attack": "fgsm"} | changes
-    return measuring.adversarial_direction(subject, _split([image]), **settings)
+    return measuring.adversarial_direction(drawn, _split([image]), **settings)
 
 
 def test_adversarial_direction_is_the_sign_of_the_gradient(linear):
@@ -130,22 +131,22 @@ def test_adversarial_direction_of_pgd():
             nearness = -((x[:, 0, 0, 0] - 103) ** 2) / 100
             return tf.stack([tf.zeros_like(nearness), nearness, nearness - 1], 1)
 
-    subject = Subject("peak", Peak(), 255.0)
+    drawn = DrawnModel("peak", Peak(), 255.0)
     for pixel, sign in ((100, 1), (106, -1)):
         for attack in ("fgsm", "pgd"):
-            found = _direction(subject, [pixel, 50, 50, 50], attack=attack)
+            found = _direction(drawn, [pixel, 50, 50, 50], attack=attack)
             np.testing.assert_array_equal(found.ravel(), [sign, 0, 0, 0])
     # From 102 PGD comes back after any even number of steps; FGSM does not.
-    assert _direction(subject, [102, 50, 50, 50]).ravel()[0] == 1
+    assert _direction(drawn, [102, 50, 50, 50]).ravel()[0] == 1
     with pytest.raises(UserError, match="expected an input gradient"):
-        _direction(subject, [102, 50, 50, 50], attack="pgd")
+        _direction(drawn, [102, 50, 50, 50], attack="pgd")
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
 def test_no_direction_where_the_gradient_is_0(attack):
-    subject = Subject("flat", _linear(np.zeros((4, 3)), BIAS), 255.0)
+    drawn = DrawnModel("flat", _linear(np.zeros((4, 3)), BIAS), 255.0)
     with pytest.raises(UserError, match="that of flat is 0 at the image, choose another --image"):
-        _direction(subject, [1, 2, 3, 4], attack=attack)
+        _direction(drawn, [1, 2, 3, 4], attack=attack)
 
 
 def test_random_direction():
@@ -198,7 +199,7 @@ def test_the_ball_is_a_diamond():
 
 # --- composing -------------------------------------------------------------------------------------
 
-SETTINGS = Settings(
+SETTINGS = FigureSettings(
     eps=8 / 255, num_examples=5, num_drawn=2, image=1, direction="fgsm", points=5,
     input_gradient="xent", seed=0,
 )  # fmt: skip
@@ -218,9 +219,9 @@ def _text(figure) -> str:
 
 
 @pytest.fixture(scope="module")
-def other() -> Subject:
+def other() -> DrawnModel:
     weights = np.random.default_rng(1).normal(0, 0.01, (4, 3))
-    return Subject("other", _linear(weights, BIAS), SPEC.pixel_max)
+    return DrawnModel("other", _linear(weights, BIAS), SPEC.pixel_max)
 
 
 @pytest.fixture
@@ -324,6 +325,22 @@ def test_more_classes_than_colours(tmp_path):
     assert legend[1] == "class 4"  # the largest of the others
     assert "3 other classes" in legend  # seven colours, ten classes
     figure.savefig(tmp_path / "figure.png")
+
+
+def test_numbers_of_regions_are_beside_each_other():
+    """A square, a frame around it, and stripes: the middles of all of them are one point."""
+    row, column = np.abs(np.mgrid[-25:26, -25:26])
+    far = np.maximum(row, column)
+    predicted = np.select([far <= 4, far <= 9, column <= 18], [0, 1, 2], 3)
+    plane = Plane(np.linspace(-0.6, 0.6, 51), np.zeros((51, 51)), predicted)
+    figure = drawing.regions({"model": plane}, 0, "abcd", **AXES)
+    places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert places.keys() == {"0", "1", "2", "3"}
+    for a, b in itertools.combinations(places.values(), 2):
+        assert np.hypot(*np.subtract(a, b)) > 0.14
+    for name, place in places.items():  # and each is within its region
+        a, b = (np.abs(plane.ticks - value).argmin() for value in place)
+        assert predicted[b, a] == int(name)
 
 
 def test_scale_of_a_gradient():

@@ -210,6 +210,11 @@ def test_truncated_index(tmp_path, shapes):
 def test_convert(tmp_path, shapes, golden_dir):
     source = golden_dir / "cifar10_thin" / "models" / "adv_trained"
     output = tmp_path / "new" / "teacher.keras"
+    with pytest.raises(
+        UserError, match=rf"expected --output={output} to be writable; No such file"
+    ):
+        convert("/no/checkpoint", output)  # before anything is loaded
+    output.parent.mkdir()
     assert convert(source, output) <= 1e-5
     model = keras.saving.load_model(output)
     x = np.random.default_rng(3).uniform(0, 255, (2, 32, 32, 3))

@@ -2,9 +2,9 @@
 
 Every attack takes (logits_fn, x, y, *, eps, bounds, ...) in the pixel unit of x and returns x_adv, of
 the shape and dtype of x, within eps of x and within the bounds. Randomness comes in as tensors, so
-an attack is a function of its arguments alone; restarts and worst cases are the business of
-`igam_tf.evaluation.evaluate`. Arrays serve as well as tensors, and what is drawn by default is drawn
-by a seed.
+an attack is a function of its arguments alone; without them APGD and Square draw theirs from a seed.
+numpy arrays serve as well as tensors. Restarts, and the worst case over attacks, are computed by
+`igam_tf.evaluation.evaluate`.
 
     pgd     Madry et al. 2018; fgsm is one step of it
     apgd    Croce and Hein 2020: chooses its own step size

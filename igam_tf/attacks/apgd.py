@@ -99,7 +99,7 @@ def apgd(
     reviews = tf.constant(reviews)
 
     def look(s: State) -> State:
-        """Loss, gradient and verdict at s["x_adv"]."""
+        """Loss and gradient at s["x_adv"], and whether it is misclassified (`done`)."""
 
         def values(x_adv):
             logits = logits_fn(x_adv)

@@ -31,8 +31,8 @@ def class_of_rank(logits: tf.Tensor, y: tf.Tensor, rank: tf.Tensor, ranks: int) 
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Carlini and Wagner's margin max_{i != y} logits_i - logits_y, above 0 where misclassified.
 
-    The challenges' CW attack stops it at a confidence of 50, -relu(50 - margin), which has the same
-    gradient for every margin below 50; here it is not stopped.
+    The challenges' CW attack clips it at 50, -relu(50 - margin), which has the same gradient for every
+    margin below 50; here it is not clipped.
 
     Example:
         >>> cw_margin(tf.constant([[3.0, 1.0, 2.0]]), tf.constant([0])).numpy()

@@ -30,8 +30,8 @@ def pgd(
 
     x_0 = P(x + noise);  x_{t+1} = P(x_t + step_size sign(grad));  P: into the eps-ball, then bounds.
 
-    FGSM is steps=1, step_size=eps, no noise. eps and step_size may be scalar tensors of the
-    dtype of x, steps one of int32.
+    FGSM is steps=1, step_size=eps, noise=None. eps and step_size may be scalar tensors of the dtype of
+    x, steps a scalar int32 tensor.
 
     Args:
         logits_fn: x [B,...] -> logits [B,K].

@@ -1,4 +1,4 @@
-"""The loop of the stronger attacks: goes on with those examples alone that still stand."""
+"""The loop of the stronger attacks, in which an example leaves the batch once it is broken."""
 
 from collections.abc import Callable
 
@@ -35,8 +35,8 @@ def shrinking_loop(
             tf.gather_nd(state["index"], done)[:, None],
             tf.gather_nd(state["answer"], done),
         )
-        standing = tf.where(~state["done"])[:, 0]
-        return {k: tf.gather(v, standing) for k, v in state.items()}, answers
+        left = tf.where(~state["done"])[:, 0]
+        return {k: tf.gather(v, left) for k, v in state.items()}, answers
 
     def body(t, state, answers):
         state = step(t, state)

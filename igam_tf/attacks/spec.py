@@ -16,17 +16,18 @@ TARGETS = 9  # classes that a targeted attack tries, those of the highest logits
 class AttackSpec:
     """One attack of an evaluation; eps and step_size are fractions of the pixel range.
 
-    No run at all is no attack: the clean images.
+    With the defaults, no restart, it is no attack: the clean images.
 
     Attributes:
-        name: row of the results.
+        name: of its row in the results.
         kind: key of `igam_tf.attacks.registry.KINDS`; FGSM is one step of "pgd".
         norm: "linf" or "l2", of the ball.
         steps: gradient steps, or queries of Square.
         restarts: random starts, each on the examples that the one before did not break.
         targets: classes tried one after another, from the second highest logit on; 0: untargeted.
         random_start: whether each restart begins at a random point.
-        after: row whose broken examples are not attacked again and count as broken here too.
+        after: name of an earlier attack; examples that it broke are not attacked again, and count as
+            broken by this attack too.
     """
 
     name: str

@@ -77,8 +77,11 @@ def bumps(side: int) -> np.ndarray:
 
 
 def _window(shares: tf.Tensor, side: tf.Tensor, extents: tuple[int, int]):
-    """Squares whose place two shares [B,2] tell: row and column inside of them, [B,H] and [B,W], and
-    a mask [B,H,W,1]."""  # fmt: skip
+    """The square of each image, its place given as shares [B,2] of the free rows and columns.
+
+    Returns:
+        (row within the square [B,H], column within it [B,W], mask of the square [B,H,W,1])
+    """
 
     def inside(share: tf.Tensor, extent: int) -> tf.Tensor:
         first = tf.cast(share * tf.cast(extent - side + 1, tf.float32), tf.int32)
@@ -99,8 +102,8 @@ def _channel_length(v: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(tf.reduce_sum(tf.square(v), [1, 2], keepdims=True))
 
 
-def _exchange(delta, move, side, shapes, eps) -> tf.Tensor:
-    """Algorithm 3: one square takes over the norm of another, and what delta lacks of eps.
+def exchange(delta, move, side, shapes, eps) -> tf.Tensor:
+    """One query of l2 (Algorithm 3): a square gets the norm of another one, and what delta lacks of eps.
 
     Args:
         delta: perturbations [B,H,W,C], no longer than eps.
@@ -108,6 +111,9 @@ def _exchange(delta, move, side, shapes, eps) -> tf.Tensor:
         side: of both squares.
         shapes: `bumps` of that side, one above the other and side by side, [2,S,S].
         eps: l2 radius.
+
+    Returns:
+        The new perturbations, [B,H,W,C], of length eps; 0 in the square that gives its norm away.
     """
     channels, extents = delta.shape[3], delta.shape[1:3]
     row, column, taking = _window(move[:, :2], side, extents)
@@ -197,7 +203,7 @@ def square(
             whole = tf.clip_by_value(s["x"] + eps * _signs(move[:, 2:], x.dtype), *bounds)
             return tf.where(mask, whole, s["answer"])
         pair = shapes[tf.searchsorted(different, [side])[0]]
-        delta = _exchange(s["answer"] - s["x"], move, side, pair, eps)
+        delta = exchange(s["answer"] - s["x"], move, side, pair, eps)
         return tf.clip_by_value(s["x"] + eps * unit(delta, norm), *bounds)
 
     def margin(x_adv: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

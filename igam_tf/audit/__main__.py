@@ -2,7 +2,7 @@
 
 python -m igam_tf.audit --model=runs/mnist-cifar10 --budget=quick
 
-Exit status: 0, or 2 where a line FAILs; 1 is wrong input.
+Exit status: 0, or 2 where a check FAILs; 1 is wrong input.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from absl import flags
 
 import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
 from igam_tf.audit.audit import CHECKS, audit, check_names
-from igam_tf.audit.lines import FAIL
-from igam_tf.audit.report import html, line_text, markdown, summary
-from igam_tf.audit.subject import BUDGETS, Subject
+from igam_tf.audit.audited import BUDGETS, AuditedModel
+from igam_tf.audit.checks import FAIL
+from igam_tf.audit.report import check_text, html, markdown, summary
 from igam_tf.evaluation.evaluate import check_fits, logits_function
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
@@ -37,8 +37,8 @@ FAILED_STATUS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What decides an audit's figures; a folder holds one audit."""
+class AuditSettings:
+    """The settings that an audit's figures depend on; a folder holds one audit."""
 
     model: str
     identity: str
@@ -85,7 +85,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Audits one model; returns the exit status."""
     flags_alone(argv)
-    names = check_names(FLAGS.lines)
+    names = check_names(FLAGS.lines, "--lines")
     eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
     with devices.here(FLAGS.replicas).scope():
         return _audit(names, eps, step_size)
@@ -113,7 +113,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     sources = {name: load() for name, load in transfers.items()}
     for other in sources.values():
         check_fits(logits_function(other, "inference"), split, pixel_range(other, split.spec))
-    config = Config(
+    settings = AuditSettings(
         model=FLAGS.model,
         identity=model_identity(model),
         dataset=dataset,
@@ -128,26 +128,26 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         transfer_from={name: model_identity(other) for name, other in sources.items()},
         pixel_max=FLAGS.pixel_max,
     )
-    with RunFolder(_workdir(run), config) as folder:
-        subject = Subject(
+    with RunFolder(_workdir(run), settings) as folder:
+        audited = AuditedModel(
             model, split, pixel_max=FLAGS.pixel_max,
             eps=eps, step_size=step_size, seed=FLAGS.seed, batch_size=FLAGS.batch_size, budget=budget,
             sources=sources,
-            journal=Journal(folder / "journal.jsonl", f"{FLAGS.model} {config.identity}"),
+            journal=Journal(folder / "journal.jsonl", f"{FLAGS.model} {settings.identity}"),
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         report = audit(
-            subject,
+            audited,
             names=names,
             progress_file=folder / "finished.json",
-            show=lambda line: print(line_text(line), flush=True),
+            show=lambda check: print(check_text(check), flush=True),
         )
         report = {"name": FLAGS.model, "budget": FLAGS.budget} | report
         write_json(folder / "report.json", report | {"versions": environment()})
         write_text(folder / "report.md", markdown(report))
         write_text(folder / "report.html", html(report))
         print(f"{summary(report)}\n{folder / 'report.html'}")
-    failed = any(line["status"] == FAIL for line in report["lines"].values())
+    failed = any(check["status"] == FAIL for check in report["lines"].values())
     return FAILED_STATUS if failed else 0
 
 

@@ -1,8 +1,8 @@
-"""Lines that compare attacks on the same examples: the signs of masked gradients.
+"""Checks that compare attacks on the same examples, for signs of masked gradients.
 
-Athalye et al. (2018) and Carlini et al. (2019) list them: one step beats many, black box beats white
-box, noise does as well as an attack, unbounded attacks fail. Every line is a function Subject ->
-Finding; `CHECKS` names them.
+Athalye et al. (2018) and Carlini et al. (2019) list these signs: one step beats many, a black box
+beats a white box, noise does as well as an attack, unbounded attacks fail. Every check is a function
+AuditedModel -> Finding; `CHECKS` names them.
 """
 
 import itertools
@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, pgd
-from igam_tf.audit.lines import (
+from igam_tf.audit.audited import AttackResult, AuditedModel, attached, joint
+from igam_tf.audit.checks import (
     FAIL,
     LEAST_EXAMPLES,
     PASS,
@@ -23,7 +24,6 @@ from igam_tf.audit.lines import (
     not_applicable,
     worst,
 )
-from igam_tf.audit.subject import Row, Subject, attached, joint
 from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.formulas.losses import xent
@@ -32,10 +32,11 @@ from igam_tf.system.journal import model_identity
 from madry_models import WideResNet
 from madry_models.wide_resnet import normalize_images
 
-# Shares of the examples by which the second attack may beat the first in an honest network.
-# One step, a black box or noise: nothing but the luck of the start.
+# Shares of the examples by which the second attack may beat the first on an honest network, one
+# whose gradients are not masked.
+# One step, a black box or noise wins only by the luck of its start.
 LUCK = 0.01
-# Twice the steps: WARN from one point, FAIL beyond five, which no converged attack shows.
+# Twice the steps: WARN from one point, FAIL beyond five points, which no converged attack gains.
 STEPS_TOLERANCE = 0.05
 # Restarts and step sizes move PGD by one or two points on adversarially trained networks (Madry et
 # al. 2018; Croce and Hein 2020, tables of APGD against PGD); five are beyond that.
@@ -44,7 +45,7 @@ TUNING_TOLERANCE = 0.05
 # to 20 from those that rescale their logits (Croce and Hein 2020; Tramèr et al. 2020): the gap of
 # an honest network is normal, and is read off the figures, not off the status.
 LOSS_TOLERANCE = 0.08
-# Share of the attack's damage that noise does as well.
+# Examples that noise breaks, as a share of those that the attack breaks.
 NOISE_WARN, NOISE_FAIL = 0.5, 0.8
 # At half the pixel range every image can become the same grey.
 LARGEST_EPS = 0.5
@@ -53,22 +54,23 @@ STEP_FACTORS = (0.25, 0.5, 2.0, 4.0)
 _AS = "accuracy (95 % interval)"
 
 
-def _percent(row: Row) -> str:
-    low, high = wilson_interval(int(row.standing.sum()), len(row.standing))
-    return f"{100 * row.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+def _percent(result: AttackResult) -> str:
+    low, high = wilson_interval(int(result.robust.sum()), len(result.robust))
+    return f"{100 * result.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _text(rows: dict[str, Row]) -> str:
-    return "; ".join(f"{name} {_percent(row)}" for name, row in rows.items())
+def _text(results: dict[str, AttackResult]) -> str:
+    return "; ".join(f"{name} {_percent(result)}" for name, result in results.items())
 
 
-def _compared(reference: dict[str, Row], suspects: dict[str, Row], tolerance: float) -> Finding:
+def _compared(
+    reference: dict[str, AttackResult], suspects: dict[str, AttackResult], tolerance: float
+) -> Finding:
     """Whether any suspect beats all of the reference together."""
     rows = tuple(dict.fromkeys([*reference, *suspects]))
     if not joint(reference).any():
         return not_applicable(
-            "nothing that could be found: " + ", ".join(reference) + " leave no example standing",
-            rows,
+            f"no example is right under {', '.join(reference)}, so nothing can be masked", rows
         )
     left = int(joint(reference).sum())
     if left < LEAST_EXAMPLES:
@@ -77,12 +79,12 @@ def _compared(reference: dict[str, Row], suspects: dict[str, Row], tolerance: fl
             "told",
             rows,
         )
-    found = {name: excess(joint(reference), row.standing) for name, row in suspects.items()}
+    found = {name: excess(joint(reference), row.robust) for name, row in suspects.items()}
     strongest = max(found, key=lambda name: found[name].net)
     shown = reference
     if len(reference) > 1:
         together = f"{len(reference)} white-box attacks together"
-        shown = {together: Row(joint(reference), {})}
+        shown = {together: AttackResult(joint(reference), {})}
     return Finding(
         status=worst([judge_excess(e, tolerance) for e in found.values()]),
         figure=f"{strongest} breaks {found[strongest]} compared with {next(iter(shown))}; {_AS}: "
@@ -91,27 +93,33 @@ def _compared(reference: dict[str, Row], suspects: dict[str, Row], tolerance: fl
     )
 
 
-def _default(s: Subject) -> dict[str, Row]:
+def _default(s: AuditedModel) -> dict[str, AttackResult]:
     return {f"pgd{s.budget.steps[0]}": s.default}
 
 
-def iterative(s: Subject) -> Finding:
+def _against_default(s: AuditedModel, tolerance: float, *specs: AttackSpec) -> Finding:
+    """Whether any of these attacks beats the default one; they run if that leaves an example right."""
+    others = specs if s.default.robust.any() else ()
+    return _compared(_default(s), s.results_of(*others), tolerance)
+
+
+def iterative(s: AuditedModel) -> Finding:
     """Many steps are at least as strong as one."""
     spec = s.named("fgsm")[0]
     return _compared(_default(s), {"fgsm": s.attack(spec)[0]}, LUCK)
 
 
-def steps(s: Subject) -> Finding:
-    """More steps break more, until they break no more."""
+def steps(s: AuditedModel) -> Finding:
+    """More steps break more examples, and the last doubling hardly any: the attack has converged."""
     rows = s.ladder()
     names, ladder = list(rows), list(rows.values())
     data = {"steps": list(s.budget.steps), "accuracy": [row.accuracy for row in ladder]}
-    gain = excess(ladder[-2].standing, ladder[-1].standing)
+    gain = excess(ladder[-2].robust, ladder[-1].robust)
     statuses = [judge_excess(gain, STEPS_TOLERANCE)]
     if gain.net >= max(LEAST_EXAMPLES, LUCK * s.n):
         statuses.append(WARN)
     for shorter, longer in itertools.pairwise(ladder):
-        statuses.append(judge_excess(excess(longer.standing, shorter.standing), LUCK))
+        statuses.append(judge_excess(excess(longer.robust, shorter.robust), LUCK))
     return Finding(
         status=worst(statuses),
         figure=f"{names[-1]} breaks {gain} compared with {names[-2]}; {_AS}: " + _text(rows),
@@ -120,43 +128,37 @@ def steps(s: Subject) -> Finding:
     )
 
 
-def restarts(s: Subject) -> Finding:
+def restarts(s: AuditedModel) -> Finding:
     """One random start is nearly as good as several."""
     name = f"pgd{s.budget.steps[0]} x {s.budget.restarts} restarts"
-    if not s.default.standing.any():
-        return _compared(_default(s), _default(s), TUNING_TOLERANCE)
-    row = s.attack(s.pgd(name, restarts=s.budget.restarts))[0]
-    return _compared(_default(s), {name: row}, TUNING_TOLERANCE)
+    return _against_default(s, TUNING_TOLERANCE, s.pgd(name, restarts=s.budget.restarts))
 
 
-def step_size(s: Subject) -> Finding:
+def step_size(s: AuditedModel) -> Finding:
     """No other step size is much stronger than the default one."""
-    if not s.default.standing.any():
-        return _compared(_default(s), _default(s), TUNING_TOLERANCE)
     base = f"pgd{s.budget.steps[0]}"
     specs = [
         s.pgd(f"{base} step {s.step_size / s.eps * factor:.3g} eps", step_size=s.step_size * factor)
         for factor in STEP_FACTORS
     ]
-    rows = dict(zip((spec.name for spec in specs), s.attack(*specs), strict=True))
-    return _compared(_default(s), rows, TUNING_TOLERANCE)
+    return _against_default(s, TUNING_TOLERANCE, *specs)
 
 
-def losses(s: Subject) -> Finding:
+def losses(s: AuditedModel) -> Finding:
     """Margin losses are not much stronger than the cross-entropy."""
-    if not s.default.standing.any():
+    if not s.default.robust.any():
         return _compared(_default(s), _default(s), LOSS_TOLERANCE)
     others = {name: row for name, row in s.losses().items() if name not in _default(s)}
     return _compared(_default(s), others, LOSS_TOLERANCE)
 
 
-def ensemble(s: Subject) -> Finding:
-    """Attacks without parameters are not much stronger than PGD on the losses above."""
+def ensemble(s: AuditedModel) -> Finding:
+    """Attacks that choose their own step size are not much stronger than PGD on any of the losses."""
     return _compared(s.ladder() | s.losses(), s.ensemble(), LOSS_TOLERANCE)
 
 
-def eps(s: Subject) -> Finding:
-    """A larger ball breaks more, and a ball of half the pixel range leaves only chance."""
+def eps(s: AuditedModel) -> Finding:
+    """Accuracy falls as eps grows, and reaches chance at half the pixel range."""
     base = s.budget.steps[0]
     radii = sorted({min(s.eps * f, LARGEST_EPS) for f in EPS_FACTORS} | {LARGEST_EPS})
     specs = [
@@ -168,18 +170,17 @@ def eps(s: Subject) -> Finding:
         for radius in radii
         if radius != s.eps
     ]
-    rows = {"clean": s.clean, **_default(s)}
-    rows |= dict(zip((spec.name for spec in specs), s.attack(*specs), strict=True))
-    curve = dict(sorted(rows.items(), key=lambda item: item[1].settings["eps"]))
+    results = {"clean": s.clean, **_default(s), **s.results_of(*specs)}
+    curve = dict(sorted(results.items(), key=lambda item: item[1].settings["eps"]))
     statuses, rises = [], []
     for (small, at_small), (large, at_large) in itertools.pairwise(curve.items()):
-        rise = excess(at_large.standing, at_small.standing)
+        rise = excess(at_large.robust, at_small.robust)
         statuses.append(judge_excess(rise, LUCK))
         if statuses[-1] != PASS:
-            rises.append(f"{large} leaves {rise.net} more standing than {small}")
+            rises.append(f"{rise.net} more examples are right under {large} than under {small}")
     last = list(curve.values())[-1]
     chance = 1 / s.split.spec.num_classes
-    low, _ = wilson_interval(int(last.standing.sum()), s.n)
+    low, _ = wilson_interval(int(last.robust.sum()), s.n)
     statuses.append(FAIL if low > chance else PASS)
     return Finding(
         status=worst(statuses),
@@ -198,8 +199,8 @@ def eps(s: Subject) -> Finding:
 # --- without this network's gradients ------------------------------------------------------------
 
 
-def square(s: Subject) -> Finding:
-    """Square, which reads logits only, finds nothing that the white box does not."""
+def square(s: AuditedModel) -> Finding:
+    """Square, which reads logits only, breaks hardly any example that the white-box attacks do not."""
     white = s.white_box()
     if not joint(white).any():
         return _compared(white, {}, LUCK)
@@ -211,8 +212,8 @@ def square(s: Subject) -> Finding:
     return _compared(white, {name: s.attack(spec)[0]}, LUCK)
 
 
-def transfer(s: Subject) -> Finding:
-    """Other networks' adversarial examples do not beat this one's own."""
+def transfer(s: AuditedModel) -> Finding:
+    """Other networks' adversarial examples break hardly any example that white-box attacks do not."""
     if not s.sources:
         return not_applicable("no other network given; name some with --transfer_from=<path>,...")
     white = s.white_box()
@@ -237,7 +238,7 @@ def transfer(s: Subject) -> Finding:
     return _compared(white, rows, LUCK)
 
 
-def _crafted_on(s: Subject, source: keras.Model):
+def _crafted_on(s: AuditedModel, source: keras.Model):
     """(x, y -> adversarial examples of another network, in this one's pixel unit; its identity)."""
     ratio = pixel_range(source, s.split.spec) / s.pixel_max
     theirs = logits_function(source, "inference")
@@ -253,31 +254,31 @@ def _crafted_on(s: Subject, source: keras.Model):
     return craft, model_identity(source)
 
 
-def _right(s: Subject, x: np.ndarray | tf.Tensor, y: np.ndarray) -> np.ndarray:
+def _right(s: AuditedModel, x: np.ndarray | tf.Tensor, y: np.ndarray) -> np.ndarray:
     return s.logits(tf.convert_to_tensor(x)).numpy().argmax(1) == y
 
 
-def noise(s: Subject) -> Finding:
-    """Points drawn at random do far less harm than an attack, and find nothing that it does not."""
+def noise(s: AuditedModel) -> Finding:
+    """Random points break far fewer examples than PGD, and hardly any that white-box attacks do not."""
     white = s.white_box()
     if not joint(white).any():
         return _compared(white, {}, LUCK)
     tries = s.budget.random_points
 
     def right(indices: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Half of the points uniform in the ball, half of them its corners."""
-        standing = np.ones(len(y), bool)
+        """Whether each example is right at all points: half uniform in the ball, half its corners."""
+        robust = np.ones(len(y), bool)
         for k in range(tries):
             d = s.noise(indices, 2, k)
             d = np.sign(d) * s.eps_pixels if k % 2 else d
-            standing &= _right(s, s.clip(x + d), y)
-        return standing
+            robust &= _right(s, s.clip(x + d), y)
+        return robust
 
     name = f"{tries} random points"
     row = s.judged(name, right, kind="random search", steps=tries, restarts=1, points=tries)
     found = _compared(white, {name: row}, LUCK)
-    clean = s.clean.standing.sum()
-    by_noise, by_attack = clean - row.standing.sum(), clean - joint(_default(s)).sum()
+    clean = s.clean.robust.sum()
+    by_noise, by_attack = clean - row.robust.sum(), clean - joint(_default(s)).sum()
     share = by_noise / by_attack if by_attack else 0.0
     near = PASS
     if by_noise >= LEAST_EXAMPLES:
@@ -295,10 +296,11 @@ def noise(s: Subject) -> Finding:
 
 
 def normalisations(network: WideResNet) -> dict[str, LogitsFn]:
-    """The network's own values with two gradients of its input layer.
+    """The network's logits, with two gradients of the layer that standardises its input.
 
-    "exact" differentiates mean and deviation, "constant" (straight-through) does not, so that it sees
-    what the network would gain by a change of mean or contrast that the layer takes away again.
+    "exact" differentiates the image's mean and deviation. "constant" (straight-through) takes the
+    layer for a multiplication by a constant, so that the attack also tries changes of brightness and
+    contrast, which the layer undoes.
     """
 
     def exact(x: tf.Tensor) -> tf.Tensor:
@@ -321,14 +323,14 @@ def normalisations(network: WideResNet) -> dict[str, LogitsFn]:
     return {"exact": behind(exact), "constant": behind(constant)}
 
 
-def adaptive(s: Subject) -> Finding:
-    """No treatment of the input normalisation makes the attack much stronger."""
+def adaptive(s: AuditedModel) -> Finding:
+    """Neither gradient of the input normalisation makes the attack much stronger."""
     if not isinstance(s.model, WideResNet):
         return not_applicable(
-            f"this {type(s.model).__name__} has no input layer that is known here "
+            f"this {type(s.model).__name__} has no input normalisation that is known here "
             "(standardize or unit_norm of a WideResNet)"
         )
-    if not s.default.standing.any():
+    if not s.default.robust.any():
         return _compared(_default(s), _default(s), TUNING_TOLERANCE)
     rows = {}
     for name, logits_fn in normalisations(s.model).items():

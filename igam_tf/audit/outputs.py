@@ -1,13 +1,14 @@
-"""Lines on logits and gradients: what can be said before, and without, any attack.
+"""Checks on logits and gradients, which need no attack (but `batch_norm`, which runs a short one).
 
-Every line is a function Subject -> Finding; `CHECKS` names them.
+Every check is a function AuditedModel -> Finding; `CHECKS` names them.
 """
 
 import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec
-from igam_tf.audit.lines import (
+from igam_tf.audit.audited import REACH, AuditedModel
+from igam_tf.audit.checks import (
     FAIL,
     LEAST_EXAMPLES,
     PASS,
@@ -17,43 +18,42 @@ from igam_tf.audit.lines import (
     not_applicable,
     worst,
 )
-from igam_tf.audit.subject import REACH, Subject
 from igam_tf.evaluation.evaluate import LARGEST_MARGIN
 from igam_tf.formulas.gradients import cosine, flatten, input_gradient
 from igam_tf.formulas.losses import xent
 from igam_tf.method.networks import are_probabilities
 from madry_models.errors import UserError
 
-# Reductions in another order change float32 logits by some 1e-6 of their size; noise by far more.
+# A sum in another order changes float32 logits by some 1e-6 of their size, randomness by far more.
 REPEAT_TOLERANCE = 1e-4
 REPEATS = 3
-# Share of an image's gradient that counts as all of it being 0.
+# An image has no gradient where at least this share of its pixels has a gradient of exactly 0.
 ALL_ZERO = 0.99
-# A few examples without a gradient are a saturated softmax's, as in any well-trained network.
+# In any well-trained network the softmax is saturated, so without a gradient, for a few examples.
 ZERO_EXAMPLES_WARN, ZERO_EXAMPLES_FAIL = 0.05, 0.25
-# Two unrelated directions in D dimensions have a cosine of 0 +- 1/sqrt(D): FAIL within this many of
-# those; WARN below a value that plainly trained networks pass as well.
+# Two unrelated directions in D dimensions have a cosine of 0 +- 1/sqrt(D): FAIL below UNRELATED /
+# sqrt(D); WARN below a value that plainly trained networks reach too.
 UNRELATED, COSINE_WARN = 2.0, 0.2
-# The first-order change of the loss in the eps-ball is at most eps |J|_1 (Qin et al. 2019 train it to
-# be all of the change); an error of that size means that J says nothing about the ball.
+# To first order the loss changes by at most eps |J|_1 in the eps-ball; a linearity error of that size
+# means that J says nothing about the loss in the ball (Qin et al. 2019).
 LINEARITY_WARN = 1.0
-# Logits of an image that change with its company, by more than this share of their spread.
+# An image's logits may change with the other images of its batch by this share of their spread.
 COMPANY_TOLERANCE = 1e-3
 RANDOM_FACTOR = 2.0
-# Points between moving averages and batch statistics beyond which they are two different networks.
-# A batch of one is shown, not judged: no honest network was trained on an image's own statistics.
+# Accuracies by moving averages and by batch statistics that are further apart than this belong to two
+# different networks. A batch of one is shown and not judged: no network is trained on such statistics.
 MODES_WARN = 0.10
-# More images than this are not attacked at once, whose activations all stay in memory: a single one of
-# 256 CIFAR images in the wrn-32-10 is 256 x 32 x 32 x 160 floats, 168 MB.
+# Most images attacked at once on batch statistics, as all activations stay in memory: one activation
+# of 256 CIFAR images in the wrn-32-10 is 256 x 32 x 32 x 160 floats, 168 MB.
 LARGEST_BATCH = 256
 
 
 def _spread(logits: np.ndarray) -> float:
-    """Typical size of differences between an image's logits; never 0."""
+    """Median over the images of the highest minus the lowest logit; 1 where that is 0."""
     return float(np.median(np.ptp(logits, axis=1))) or 1.0
 
 
-def _all_logits(s: Subject, batch_size: int | None = None) -> np.ndarray:
+def _all_logits(s: AuditedModel, batch_size: int | None = None) -> np.ndarray:
     """Logits of every clean image, [n,K].
 
     Raises:
@@ -68,8 +68,8 @@ def _all_logits(s: Subject, batch_size: int | None = None) -> np.ndarray:
     return z
 
 
-def logits(s: Subject) -> Finding:
-    """Outputs are logits: finite, not probabilities, of a scale that softmax can take."""
+def logits(s: AuditedModel) -> Finding:
+    """Outputs are finite logits, not probabilities, and softmax of them does not saturate."""
     z = _all_logits(s).astype(np.float64)
     if are_probabilities(z):
         return Finding(
@@ -88,7 +88,7 @@ def logits(s: Subject) -> Finding:
     )
 
 
-def deterministic(s: Subject) -> Finding:
+def deterministic(s: AuditedModel) -> Finding:
     """The same image has the same logits, every time."""
     first = _all_logits(s)
     others = [_all_logits(s) for _ in range(REPEATS - 1)]
@@ -102,8 +102,8 @@ def deterministic(s: Subject) -> Finding:
     )
 
 
-def _gradients(s: Subject, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(J of xent [B,H,W,C], xent [B]) at x, by a function that is traced once per subject."""
+def _gradients(s: AuditedModel, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(J of xent [B,H,W,C], xent [B]) at x, by a function that is traced once for each audited model."""
     if "gradient" not in s.tools:
 
         @tf.function(reduce_retracing=True)
@@ -119,8 +119,8 @@ def _gradients(s: Subject, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np
     return j.numpy(), values.numpy()
 
 
-def gradients(s: Subject) -> Finding:
-    """Input gradients of the loss are finite, and not 0."""
+def gradients(s: AuditedModel) -> Finding:
+    """Input gradients of the loss are finite and not 0."""
     zeros, finite = [], []
     for batch in s.batches():
         j, _ = _gradients(s, s.images[batch], s.labels[batch])
@@ -143,7 +143,7 @@ def gradients(s: Subject) -> Finding:
     )
 
 
-def linearity(s: Subject) -> Finding:
+def linearity(s: AuditedModel) -> Finding:
     """Near an image the loss is close to linear, and its gradient points the same way."""
     cosines, errors, dimensions = [], [], int(np.prod(s.images.shape[1:]))
     for batch in s.batches():
@@ -159,7 +159,7 @@ def linearity(s: Subject) -> Finding:
         errors.append(np.abs(there - here - moved)[usable] / most[usable])
     cosines, errors = np.concatenate(cosines), np.concatenate(errors)
     if len(cosines) < LEAST_EXAMPLES:
-        return not_applicable("no gradients to compare: see the line on gradients")
+        return not_applicable("no gradients to compare: see the check on gradients")
     agreement, error = float(np.median(cosines)), float(np.median(errors))
     unrelated = UNRELATED / np.sqrt(dimensions)
     status = FAIL if agreement < unrelated else WARN if agreement < COSINE_WARN else PASS
@@ -172,8 +172,8 @@ def linearity(s: Subject) -> Finding:
     )
 
 
-def batch_norm(s: Subject) -> Finding:
-    """An image's logits are its own, and the network is the same one in both batch-norm modes."""
+def batch_norm(s: AuditedModel) -> Finding:
+    """An image's logits do not depend on its batch, and both batch-norm modes are about as accurate."""
     together, again, alone = _all_logits(s), _all_logits(s), _all_logits(s, 1)
     company = float(np.abs(together - alone).max()) / _spread(together)
     chance = float(np.abs(together - again).max()) / _spread(together)
@@ -193,7 +193,7 @@ def batch_norm(s: Subject) -> Finding:
     judged = [pair for where, pair in found.items() if where != "batch statistics of 1"]
     apart = np.abs(np.array(judged) - found["inference"]).max()
     status = WARN if apart > MODES_WARN else PASS
-    # What the same batch does twice is randomness, a line of its own.
+    # Logits that change when the same batch is repeated are the business of `deterministic`.
     if company > max(COMPANY_TOLERANCE, RANDOM_FACTOR * chance):
         status = FAIL
     return Finding(
@@ -236,7 +236,7 @@ CHECKS = {
         threshold=f"median cosine: WARN below {COSINE_WARN:g}, FAIL below {UNRELATED:g} / "
         f"sqrt(dimensions); median linearity error: WARN above {LINEARITY_WARN:g} of eps |J|_1",
         advice="One gradient tells little here: use many small steps, many restarts, gradients "
-        "averaged over the neighbourhood, and believe the black-box lines.",
+        "averaged over the neighbourhood, and believe the black-box checks.",
         judge=linearity,
     ),
     "batch_norm": Check(

@@ -1,28 +1,28 @@
-"""The planted-boundary test ("binarization test"): does the attack find what is known to be there?
+"""The planted-boundary test ("binarization test"): does PGD find adversarial examples known to exist?
 
 Zimmermann, Brendel, Tramèr and Carlini, "Increasing Confidence in Adversarial Robustness Evaluations"
 (NeurIPS 2022). For one image at a time the logits layer is replaced by a linear readout of two
 classes, which is fitted on the network's features to tell points inside the eps-ball from one point on
-its surface. So an adversarial example exists, and an attack that misses it is too weak, whatever the
-network's robustness.
+its surface. So an adversarial example exists, and an attack that misses it is too weak, however robust
+the network is.
 """
 
 import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
-from igam_tf.audit.lines import FAIL, LEAST_EXAMPLES, PASS, WARN, Check, Finding, not_applicable
-from igam_tf.audit.subject import Subject, attached
+from igam_tf.audit.audited import AuditedModel, attached
+from igam_tf.audit.checks import FAIL, LEAST_EXAMPLES, PASS, WARN, Check, Finding, not_applicable
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import features_of
 from madry_models.errors import UserError
 
-SUCCESS = 0.95  # of Zimmermann et al.: a sound attack succeeds at least so often
+SUCCESS = 0.95  # least success rate of a sound attack, by Zimmermann et al.
 INNER = 0.9  # radius of the inner points, as a share of eps
-CLOSENESS = 0.99  # how far from the inner points to the planted one the boundary stands
-CORNERS = 5  # surface points tried until one can be told from the inner points
-_RIDGE = 1e-3  # of the features' mean variance, for those that never change
+CLOSENESS = 0.99  # place of the boundary on the way from the inner points, 0, to the planted one, 1
+CORNERS = 5  # surface points tried until a boundary parts one from the inner points
+_RIDGE = 1e-3  # ridge as a share of the features' mean variance, as some features never change
 
 
 def readout(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] | None:
@@ -49,10 +49,13 @@ def readout(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] | 
     return w * scale, -(highest * scale + 1)
 
 
-def planted(s: Subject) -> Finding:
-    """The attack crosses boundaries that were put within its reach."""
+def planted(s: AuditedModel) -> Finding:
+    """PGD crosses the boundaries planted within eps of the images."""
     try:
         plain_features = features_of(s.model)
+        plain_features(
+            tf.constant(s.images[:1])
+        )  # not every model shows before a call that it has none
     except UserError as error:
         return not_applicable(str(error))
     n = min(s.n, s.budget.planted_images)
@@ -109,7 +112,7 @@ def planted(s: Subject) -> Finding:
     )
 
 
-def _plant(s: Subject, features, index: int):
+def _plant(s: AuditedModel, features, index: int):
     """((w, b), share of random points beyond the boundary) for one image; None if there is none."""
     rng = np.random.default_rng([s.seed, 3, index])
     x, count = s.images[index], s.budget.inner_points
@@ -135,7 +138,7 @@ CHECKS = {
         title="The attack finds planted boundaries",
         threshold=f"success rate at least {SUCCESS:g}; FAIL where its 95 % interval is below that",
         advice="The attack is too weak to be believed, for it misses adversarial examples that exist "
-        "by construction: more steps and restarts, then the lines on gradients.",
+        "by construction: more steps and restarts, then read the checks on gradients.",
         judge=planted,
     )
 }

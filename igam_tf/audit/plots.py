@@ -1,6 +1,6 @@
 """The plots of a report, as SVG text: no display, no file, the same bytes for the same figures.
 
-What colours say is said by markers, labels or place as well.
+Markers, labels or positions say what the colours say, so that the plots can be read without colour.
 """
 
 import io
@@ -43,15 +43,15 @@ def _errors(rows: list[dict]) -> list[list[float]]:
 
 def accuracy_against_eps(report: dict) -> str:
     """Accuracy in percent over eps as a fraction of the pixel range, with intervals and chance."""
-    line = report["lines"]["eps"]
-    rows = [report["rows"][name] for name in line["rows"]]
+    check = report["lines"]["eps"]
+    rows = [report["rows"][name] for name in check["rows"]]
     figure, axes = _figure()
     radii = [row["eps"] for row in rows]
     bars = axes.errorbar(
         radii, [row["accuracy"] for row in rows], yerr=_errors(rows), color=BLUE, marker="o", capsize=4,
     )  # fmt: skip
     bars.set_label("accuracy, 95 % interval")
-    axes.axhline(100 * line["data"]["chance"], color=GREY, linestyle=":", label="chance")
+    axes.axhline(100 * check["data"]["chance"], color=GREY, linestyle=":", label="chance")
     axes.axvline(
         report["subject"]["eps"], color=VERMILION, linestyle="--",
         label=f"headline eps {fraction_text(report['subject']['eps'])}",
@@ -65,8 +65,8 @@ def accuracy_against_eps(report: dict) -> str:
 
 def accuracy_against_steps(report: dict) -> str:
     """Accuracy in percent over the number of PGD steps."""
-    line = report["lines"]["steps"]
-    rows = [report["rows"][name] for name in line["rows"]]
+    check = report["lines"]["steps"]
+    rows = [report["rows"][name] for name in check["rows"]]
     figure, axes = _figure()
     steps = [row["steps"] for row in rows]
     axes.errorbar(

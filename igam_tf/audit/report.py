@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, PASS, WARN
+from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN
 from igam_tf.audit.plots import plots
 from igam_tf.evaluation.evaluate import fraction_text
 
@@ -14,11 +14,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def line_text(line: dict[str, Any]) -> str:
-    """A line for the terminal: status and figure, and below what is not a PASS the threshold."""
-    text = f"{line['status']:<4}  {line['title']}: {line['figure']}"
-    if line["status"] in (WARN, FAIL):
-        text += f"\n      threshold: {line['threshold']}\n      what to do: {line['advice']}"
+def check_text(check: dict[str, Any]) -> str:
+    """A check for the terminal: status and figure; after a WARN or FAIL threshold and advice too."""
+    text = f"{check['status']:<4}  {check['title']}: {check['figure']}"
+    if check["status"] in (WARN, FAIL):
+        text += f"\n      threshold: {check['threshold']}\n      what to do: {check['advice']}"
     return text
 
 
@@ -46,7 +46,7 @@ def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def facts(report: dict[str, Any]) -> str:
-    """Model, data and settings that every figure shares unless it says otherwise."""
+    """Model, data and settings, which hold for every figure that states no others."""
     s = report["subject"]
     return (
         f"{report['name']} ({s['model']}) on {s['dataset']} {s['split']}, data {s['data']}, first "
@@ -64,20 +64,20 @@ def markdown(report: dict[str, Any]) -> str:
         rows = [head, ("---",) * len(head), *body]
         return ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
 
-    lines = list(report["lines"].values())
+    checks = list(report["lines"].values())
     text = ["# Audit", "", facts(report), "", f"**{report['headline']['text']}**", ""]
-    text += [report["verdict"], "", "## Lines", ""]
+    text += [report["verdict"], "", "## Checks", ""]
     text += table(
-        ("", "line", "figure", "threshold", "what to do"),
-        [(r["status"], r["title"], r["figure"], r["threshold"], _advice(r)) for r in lines],
+        ("", "check", "figure", "threshold", "what to do"),
+        [(c["status"], c["title"], c["figure"], c["threshold"], _advice(c)) for c in checks],
     )
     text += ["", "## Attacks", "", _UNITS, ""]
     text += table(_COLUMNS, [_cells(name, row) for name, row in report["rows"].items()])
     return "\n".join(text) + "\n"
 
 
-def _advice(line: dict[str, Any]) -> str:
-    return line["advice"] if line["status"] in (WARN, FAIL) else ""
+def _advice(check: dict[str, Any]) -> str:
+    return check["advice"] if check["status"] in (WARN, FAIL) else ""
 
 
 _UNITS = (
@@ -95,7 +95,8 @@ h1 { margin-bottom: .2rem; } .facts { color: #444; }
 .verdict { font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #ddd; }
-.scroll { overflow-x: auto; } .attacks td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; } .attacks { font-size: .8rem; font-variant-numeric: tabular-nums; }
+.attacks th, .attacks td { padding: .3rem .4rem; }
 .status { white-space: nowrap; font-weight: 700; }
 .PASS { color: #00664a; } .WARN { color: #7a5000; } .FAIL { color: #b03a00; } .NA { color: #555; }
 tr.FAIL-row { background: #fdf1ea; } tr.WARN-row { background: #fdf8e6; }
@@ -107,14 +108,14 @@ svg { max-width: 100%; height: auto; }
 def html(report: dict[str, Any]) -> str:
     """The report as one self-contained page: style and plots are in it, nothing is fetched."""
     rows = []
-    for line in report["lines"].values():
-        status = line["status"]
+    for check in report["lines"].values():
+        status = check["status"]
         kind = status.replace("/", "")
-        advice = f"<p><b>What to do:</b> {escape(_advice(line))}</p>" if _advice(line) else ""
+        advice = f"<p><b>What to do:</b> {escape(_advice(check))}</p>" if _advice(check) else ""
         rows.append(
             f'<tr class="{kind}-row"><td class="status {kind}">{_MARKS[status]} {status}</td>'
-            f"<td>{escape(line['title'])}</td><td>{escape(line['figure'])}{advice}"
-            f"<details><summary>threshold</summary>{escape(line['threshold'])}</details></td></tr>"
+            f"<td>{escape(check['title'])}</td><td>{escape(check['figure'])}{advice}"
+            f"<details><summary>threshold</summary>{escape(check['threshold'])}</details></td></tr>"
         )
     attacks = "".join(
         "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in _cells(name, row)) + "</tr>"
@@ -136,8 +137,8 @@ def html(report: dict[str, Any]) -> str:
         f'<h1>Audit</h1><p class="facts">{escape(facts(report))}</p>'
         f'<p class="headline">{escape(report["headline"]["text"])}</p>'
         f'<p class="verdict">{escape(report["verdict"])}</p>'
-        '<h2>Lines</h2><div class="scroll"><table><tr><th>status</th><th>line</th><th>figure</th></tr>'
-        f"{''.join(rows)}</table></div><h2>Plots</h2>{figures}"
+        "<h2>Checks</h2><table><tr><th>status</th><th>check</th><th>figure</th></tr>"
+        f"{''.join(rows)}</table><h2>Plots</h2>{figures}"
         f'<h2>Attacks</h2><p>{_UNITS}</p><div class="scroll"><table class="attacks"><tr>{head}</tr>'
         f"{attacks}</table></div></body></html>\n"
     )

@@ -1,8 +1,9 @@
 """Accuracy under attack: per example, worst case over restarts and attacks, with its interval.
 
-An attack's row counts the examples that are right clean and stay right under each of its restarts,
-out of all n. Rows are each attack's own, so that a one-step attack stronger than an iterative one,
-a symptom of masked gradients, stays visible; the row `worst_case` joins them, example by example.
+The accuracy of an attack is the share of the n examples that are classified right clean and under
+each restart of this attack. No other attack counts in it, so that a one-step attack stronger than an
+iterative one, a symptom of masked gradients, can be seen. The row `worst_case` joins all attacks,
+example by example.
 
     model_report -> evaluate -> igam_tf.evaluation.robust.robust_flags -> igam_tf.attacks
 """
@@ -21,7 +22,7 @@ from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import are_probabilities, reason_of
-from igam_tf.system.journal import Journal, digits
+from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
 
 WORST_CASE = "worst_case"
@@ -35,7 +36,7 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
     Args:
         model: called with `training=`.
         batch_norm: "inference", by the moving averages; or "batch", `training=True`, by the
-            statistics of whatever batch comes, as the release attacks its students (R6).
+            statistics of the batch it is called with, as the release attacks its students (R6).
 
     Raises:
         UserError: another `batch_norm`.
@@ -46,7 +47,7 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
         return lambda x: model(x, training=False)
 
     def on_batch_statistics(x: tf.Tensor) -> tf.Tensor:
-        # The moving averages that this call would leave behind come back as values, unassigned.
+        # The new moving averages come back as values here, and are dropped.
         logits, _ = model.stateless_call(
             model.trainable_variables, model.non_trainable_variables, x, training=True
         )
@@ -56,18 +57,18 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
 
 
 def stated(spec: AttackSpec) -> dict[str, Any]:
-    """The settings of an attack that its row states."""
+    """The settings of an attack that a report states, by name."""
     names = ("eps", "step_size", "steps", "restarts", "loss", "kind", "targets", "after")
     return {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
 
 
 def eps_unit(norm: str) -> str:
-    """What eps and step_size of a row are in."""
+    """The unit of eps and step_size in a report."""
     return f"{NORM_TEXT[norm]}, fraction of the pixel range"
 
 
 def check_threat(norm: str, eps: float | None) -> None:
-    """Raises a UserError where l2 lacks a radius: those of the data sets are l-inf's."""
+    """Raises a UserError where l2 lacks a radius, for a data set's own radius is of l-inf."""
     if norm != "linf" and eps is None:
         raise UserError(
             f"expected --eps with --norm={norm}: a data set's own radius is for l-inf; received none"
@@ -89,9 +90,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """Every attack on every example that the model gets right, and the worst of them all.
 
-    Examples that are broken already, clean or by an earlier restart of the same attack, are passed
-    over. With `batch_norm="batch"` every example goes on influencing its neighbours, so there the
-    batches stay whole and in order, and figures depend on `batch_size`.
+    Examples that are misclassified already, clean or by an earlier restart of the same attack, are
+    not attacked again. With `batch_norm="batch"` every example influences the others of its batch, so
+    there the batches stay whole and in order, and figures depend on `batch_size`.
 
     Args:
         logits_fn: x [B,...] in 0..pixel_max -> logits [B,K]; see `logits_function`.
@@ -99,15 +100,15 @@ def evaluate(
         labels: [n], int.
         attacks: see `attack_specs`.
         pixel_max: highest pixel value of the model's input.
-        seed: of the random starts; with the same seed attacks start from the same points.
+        seed: seed of the random starts; with the same seed attacks start from the same points.
         batch_size: examples attacked at once.
-        batch_norm: how `logits_fn` normalises.
-        progress: shows bars with rate and time left.
-        journal: keeps finished batches, and is asked before one is begun.
+        batch_norm: how `logits_fn` normalises, as in `logits_function`.
+        progress: whether progress bars with rate and time left are shown.
+        journal: finished batches are kept in it, and not computed again.
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
-        each attack `standing`, see `igam_tf.system.journal.digits`.
+        each attack its robust mask under MASK_KEY, see `igam_tf.system.journal.digits`.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
@@ -119,8 +120,8 @@ def evaluate(
     )  # fmt: skip
     results = {}
     for spec in attacks:
-        standing = {"standing": digits(robust[spec.name])}
-        results[spec.name] = figures(robust[spec.name]) | stated(spec) | common | standing
+        mask = robust[spec.name]
+        results[spec.name] = figures(mask) | stated(spec) | common | {MASK_KEY: digits(mask)}
     over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks)}
     over["eps_unit"] = eps_unit(attacks[0].norm)
     worst = np.logical_and.reduce(list(robust.values()))
@@ -128,17 +129,17 @@ def evaluate(
 
 
 def figures(robust: np.ndarray) -> dict:
-    """Accuracy and its 95 % interval in percent, and n, of the examples left standing, [n] bool."""
+    """Accuracy and its 95 % interval in percent, and n, of a robust mask [n] bool."""
     hits, n = int(robust.sum()), len(robust)
     interval = [round(100 * bound, 4) for bound in wilson_interval(hits, n)]
     return {"accuracy": 100 * hits / n, "n": n, "ci95": interval}
 
 
-def model_report(
-    model: keras.Model,
+def plan(
     split: Split,
     *,
     attacks: Sequence[str],
+    pixel_max: float,
     eps: float | None = None,
     step_size: float | None = None,
     restarts: int = 1,
@@ -148,26 +149,21 @@ def model_report(
     seed: int = 0,
     batch_size: int = 100,
     batch_norm: str = "inference",
-    pixel_max: float | None = None,
-    progress: bool = True,
-    journal: Journal | None = None,
-) -> dict:
-    """`evaluate` for a model on a data set, with what `table` needs beside the results.
+) -> tuple[Split, list[AttackSpec], dict]:
+    """What an evaluation will do: (images, attacks, its report as `settings_alone` gives it).
 
     Args:
-        model: [B,H,W,C] -> logits [B,K].
         split: images and labels.
         attacks: names, see `igam_tf.attacks.attack_names`.
+        pixel_max: highest pixel value of the model's input.
         eps: radius as a fraction of the pixel range; None: the data set's, in l-inf alone.
         step_size: of PGD, likewise; None: in the data set's ratio to eps.
-        num_examples: the first so many; None: all.
         restarts, loss, norm: see `attack_specs`.
-        pixel_max: of the model's input; None: as the model tells, else the data set's.
-        seed, batch_size, batch_norm, progress, journal: see `evaluate`.
+        num_examples: number of images, the first of the split; None: all.
+        seed, batch_size, batch_norm: see `evaluate`.
 
     Raises:
-        UserError: more examples asked for than there are, a model that is not for such images, no
-            eps in l2, or as `evaluate`.
+        UserError: more examples asked for than there are, no eps in l2, or as `attack_specs`.
     """
     check_threat(norm, eps)
     spec, available = split.spec, len(split.labels)
@@ -177,38 +173,70 @@ def model_report(
             f"expected a number of examples within 1..{available}, the size of {spec.name} "
             f"{split.name}; received {n}"
         )
-    pixel_max = pixel_range(model, spec, pixel_max)
-    logits_fn = logits_function(model, batch_norm)
-    check_fits(logits_fn, split, pixel_max)
     eps = spec.eps if eps is None else eps
     step_size = spec.step_size / spec.eps * eps if step_size is None else step_size
-    results = evaluate(
-        logits_fn,
-        split.images[:n],
-        split.labels[:n],
-        attacks=attack_specs(
-            attacks,
-            eps=eps,
-            step_size=step_size,
-            restarts=restarts,
-            loss=loss,
-            num_classes=spec.num_classes,
-            norm=norm,
-        ),
-        pixel_max=pixel_max,
-        seed=seed,
-        batch_size=batch_size,
-        batch_norm=batch_norm,
-        progress=progress,
-        journal=journal,
-    )
-    return {
+    specs = attack_specs(
+        attacks, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm,
+        num_classes=spec.num_classes,
+    )  # fmt: skip
+    common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
+    settings = {
         "dataset": spec.name,
         "split": split.name,
         "data": split.source,
         "pixel_max": pixel_max,
-        "results": results,
+        "results": {spec.name: {"n": n} | stated(spec) | common for spec in specs},
     }
+    return split.take(slice(n), split.name), specs, settings
+
+
+def model_report(
+    model: keras.Model,
+    split: Split,
+    *,
+    pixel_max: float | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    batch_norm: str = "inference",
+    progress: bool = True,
+    journal: Journal | None = None,
+    **settings: Any,
+) -> dict:
+    """`evaluate` for a model on a data set, with what `table` needs beside the results.
+
+    Args:
+        model: [B,H,W,C] -> logits [B,K].
+        split: images and labels.
+        pixel_max: highest pixel value of the model's input; None: the model's own, else the data
+            set's.
+        seed, batch_size, batch_norm, progress, journal: see `evaluate`.
+        **settings: attacks, eps, step_size, restarts, loss, norm, num_examples: see `plan`.
+
+    Raises:
+        UserError: a model that is not for such images, or as `plan` and `evaluate`.
+    """
+    pixel_max = pixel_range(model, split.spec, pixel_max)
+    common = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
+    split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
+    logits_fn = logits_function(model, batch_norm)
+    check_fits(logits_fn, split, pixel_max)
+    results = evaluate(
+        logits_fn, split.images, split.labels,
+        attacks=specs, pixel_max=pixel_max, progress=progress, journal=journal, **common,
+    )  # fmt: skip
+    return about | {"results": results}
+
+
+def settings_alone(report: dict) -> dict:
+    """A report of `model_report` without its outcomes: data, and the settings of each attack."""
+    about = {name: report[name] for name in ("dataset", "split", "data", "pixel_max")}
+    outcomes = ("accuracy", "ci95", MASK_KEY)
+    results = {
+        attack: {name: value for name, value in row.items() if name not in outcomes}
+        for attack, row in report["results"].items()
+        if attack != WORST_CASE
+    }
+    return about | {"results": results}
 
 
 def evaluate_model(
@@ -243,8 +271,10 @@ def evaluate_model(
         seed, batch_size, batch_norm, progress: see `evaluate`.
 
     Returns:
-        What `python -m igam_tf.eval_pgd --json` writes: `results`, by attack, with accuracy in percent,
-        its 95 % interval and every setting; and `warnings`, where there are any.
+        The report that `python -m igam_tf.eval_pgd --json` writes, and prints by `table`: `results`,
+        name of each attack and `worst_case` -> accuracy and its 95 % interval in percent, n, and every
+        setting; and `warnings`, sentences on what makes the figures doubtful, such as saturated logits
+        or an accuracy at chance; empty where nothing does.
 
     Raises:
         UserError: images, labels or outputs of the model that do not go together; probabilities
@@ -271,13 +301,13 @@ def evaluate_model(
         attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
         batch_size=batch_size, batch_norm=batch_norm, pixel_max=pixel_max, progress=progress,
     )  # fmt: skip
-    return report | ({"warnings": doubts} if doubts else {})
+    return report | {"warnings": doubts}
 
 
 def split_of_arrays(
     model: keras.Model, images: np.ndarray, labels: np.ndarray, *, eps: float, pixel_max: float
 ) -> Split:
-    """Arrays as a data set of their own, checked against each other and against the model.
+    """Images and labels as a data set, checked against each other and against the model.
 
     Args:
         model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
@@ -354,16 +384,16 @@ def check_outputs(
     batch_size: int = 100,
     undo: str = "--from_probabilities",
 ) -> list[str]:
-    """What makes figures of this model doubtful, in sentences: saturated logits, accuracy at chance.
+    """Sentences on what makes a model's figures doubtful: saturated logits, an accuracy at chance.
 
-    The first 500 images are classified in inference mode.
+    They rest on the first 500 images, in inference mode, and are logged as warnings too.
 
     Args:
         model: [B,H,W,C] -> logits [B,K].
         split: the images that are attacked.
         pixel_max: highest pixel value of the model's input.
         batch_size: images at once.
-        undo: the setting that takes the logarithm of probabilities.
+        undo: what the user can set or call to attack the logarithm of probabilities, for the error.
 
     Raises:
         UserError: the outputs are probabilities, or the model is not for such images.
@@ -425,14 +455,15 @@ def check_fits(logits_fn: LogitsFn, split: Split, pixel_max: float) -> None:
 
 
 def fraction_text(value: float) -> str:
-    """A fraction of the pixel range as people write it.
+    """A fraction of the pixel range as people write it: as a decimal, or in units of 1/255.
 
     Example:
-        >>> fraction_text(8 / 255), fraction_text(0.5 / 255), fraction_text(0.3)
-        ('8/255', '0.5/255', '0.3')
+        >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
+        ('8/255', '0.25/255', '0.3')
     """
-    if float(f"{value:g}") != value and abs(value * 2550 - round(value * 2550)) < 1e-8:
-        return f"{round(value * 2550) / 10:g}/255"
+    of_255 = f"{value * 255:.4g}"
+    if float(f"{value:g}") != value and abs(float(of_255) / 255 - value) < 1e-11:
+        return f"{of_255}/255"
     return f"{value:g}"
 
 

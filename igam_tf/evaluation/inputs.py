@@ -1,7 +1,6 @@
 """Loads the models, images and numbers that command-line arguments name."""
 
 import math
-import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -182,19 +181,3 @@ def model_and_images(
     name = name or dataset_of(model)
     model = as_logits(model, from_probabilities)
     return model, datasets.load(name, split, source=source, data_dir=folder, seed=seed), seed
-
-
-def writable(path: str) -> Path:
-    """The path of a file that can be written, checked before the work rather than after it.
-
-    Raises:
-        UserError: it cannot.
-    """
-    file = Path(path).expanduser()
-    try:
-        if file.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        tempfile.TemporaryFile(dir=file.absolute().parent).close()
-    except OSError as error:
-        raise UserError(f"expected --json={path} to be writable; {error.strerror}") from error
-    return file

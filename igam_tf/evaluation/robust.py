@@ -1,4 +1,4 @@
-"""Which examples each attack leaves standing: batches, restarts, targets, random numbers, resuming."""
+"""The robust mask of each attack: runs its restarts and targets batch by batch, and can be resumed."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
-_NOT_FINITE = -1
+_NOT_FINITE = -1  # predicted class where a logit is NaN or infinite
 
 
 def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
@@ -37,18 +37,23 @@ def robust_flags(
     journal: Journal | None = None,
     compiled: dict | None = None,
 ) -> dict[str, np.ndarray]:
-    """Name of each attack -> [n] bool, the examples it leaves standing.
+    """Name of each attack -> robust mask [n] bool: right clean, and under each run of the attack.
 
-    Arguments as `igam_tf.evaluation.evaluate.evaluate`, and:
+    Args:
+        logits_fn, images, labels, attacks, pixel_max, seed, batch_size, batch_norm, progress, journal:
+            as in `igam_tf.evaluation.evaluate.evaluate`.
+        compiled: traced functions are kept in it, for further calls with the same `logits_fn` and the
+            same shape of images.
 
-        compiled: keeps what was traced, for further calls with the same `logits_fn` and kind of image.
+    Raises:
+        UserError: no images, float pixels out of range, or logits that are not finite.
     """
     _check(images, labels, attacks, pixel_max, batch_norm)
     dtype = in_pixel_range(images[:1], pixel_max).dtype.type
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
 
-    def standing(spec: AttackSpec, run: int, batch: np.ndarray) -> np.ndarray:
+    def right_in_batch(spec: AttackSpec, run: int, batch: np.ndarray) -> np.ndarray:
         """Whether each example of a batch is right after one run, [len(batch)] bool."""
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
@@ -83,8 +88,9 @@ def robust_flags(
             for begin in range(0, len(indices), batch_size):
                 batch = indices[begin : begin + batch_size]
                 hits[begin : begin + len(batch)] = remembered(
-                    journal, [*common, batch, y[batch], images[batch]], standing, spec, run, batch
-                )
+                    journal, [*common, batch, y[batch], images[batch]],
+                    right_in_batch, spec, run, batch,
+                )  # fmt: skip
                 bar.update(len(batch))
         return hits
 
@@ -92,11 +98,11 @@ def robust_flags(
     clean = right(AttackSpec(name="clean", norm=attacks[0].norm), 0, everything)
     robust: dict[str, np.ndarray] = {}
     for spec in attacks:
-        standing_still = (robust[spec.after] if spec.after else clean).copy()
+        mask = (robust[spec.after] if spec.after else clean).copy()
         for run in range(spec.runs):
-            left = everything if batch_norm == "batch" else np.flatnonzero(standing_still)
-            standing_still[left] &= right(spec, run, left)
-        robust[spec.name] = standing_still
+            left = everything if batch_norm == "batch" else np.flatnonzero(mask)
+            mask[left] &= right(spec, run, left)
+        robust[spec.name] = mask
     return robust
 
 
@@ -125,13 +131,16 @@ def _compiled(
     *,
     whole: bool,
 ):
-    """One trace for every batch size (and for every PGD of a loss): inputs -> predicted classes [B].
+    """An attack and the classification after it, traced once: inputs -> predicted classes [B].
 
-    Attacks differ in scalars: FGSM is one step of eps without noise. No loss: the clean images. The
-    replicas of the current strategy share each batch, unless it must stay `whole`.
+    One trace serves every batch size, and every PGD of one loss, for eps, step size and number of steps
+    are inputs (FGSM is one step of eps without noise). A spec without a loss is no attack: the clean
+    images are classified. The replicas of the current strategy share each batch.
 
     Args:
+        logits_fn, spec, pixel_max: as in `robust_flags`.
         inputs: (values by example [B,...], scalars), of which types and shapes are taken.
+        whole: whether a batch must stay on one replica.
     """
     attack, bounds = KINDS[spec.kind].run, (0.0, pixel_max)
 
@@ -167,6 +176,7 @@ def _compiled(
 
         return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 0)
 
-    # Called as such: TensorFlow takes many functions of one name for one that is traced over again.
+    # The concrete function is called, for TensorFlow warns of retracing where many tf.functions have
+    # one name.
     traced = predicted.get_concrete_function()
     return lambda inputs: traced(*tf.nest.map_structure(tf.convert_to_tensor, inputs))

@@ -29,8 +29,8 @@ from igam_tf.evaluation.inputs import (
     pixel_range,
 )
 from igam_tf.figures import drawing
-from igam_tf.figures.composing import FIGURES, Composer, Settings
-from igam_tf.figures.measuring import EXTENT, PGD_STEPS, Subject
+from igam_tf.figures.composing import FIGURES, Composer, FigureSettings
+from igam_tf.figures.measuring import EXTENT, PGD_STEPS, DrawnModel
 from igam_tf.formulas.losses import GRADIENT_OF
 from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import model_identity
@@ -95,13 +95,13 @@ def labelled(items: Sequence[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def settings(spec: DatasetSpec, eps: float | None, available: int) -> Settings:
+def settings(spec: DatasetSpec, eps: float | None, available: int) -> FigureSettings:
     """The settings of this command line, for a data set of so many images.
 
     Raises:
         UserError: more images asked for.
     """
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = [field.name for field in dataclasses.fields(FigureSettings)]
     chosen = {name: FLAGS[name].value for name in names} | {"eps": eps or spec.eps}
     largest = max(FLAGS.num_examples, FLAGS.num_drawn, FLAGS.image + 1)
     if largest > available:
@@ -109,7 +109,7 @@ def settings(spec: DatasetSpec, eps: float | None, available: int) -> Settings:
             f"expected --num_examples, --num_drawn and --image within the {available} images of "
             f"{spec.name} {FLAGS.split}; received {largest}"
         )
-    return Settings(**chosen)
+    return FigureSettings(**chosen)
 
 
 def check_same_data(runs: dict[str, dict]) -> None:
@@ -185,13 +185,13 @@ def main(argv: list[str]) -> None:
             for label, (load, path, _) in others
         }
         models |= {label: load_model(file) for label, file in teacher.items()}
-        subjects = {
-            label: _subject(label, model, split, None if label in teacher else FLAGS.pixel_max)
+        drawn = {
+            label: _drawn_model(label, model, split, None if label in teacher else FLAGS.pixel_max)
             for label, model in models.items()
         }
         composer = Composer(
-            list(subjects.values()),
-            subjects[next(iter(teacher))] if teacher else None,
+            list(drawn.values()),
+            drawn[next(iter(teacher))] if teacher else None,
             split,
             class_names(
                 split.spec.name, source=split.source, data_dir=FLAGS.data_dir or run.get("data_dir")
@@ -220,13 +220,13 @@ def main(argv: list[str]) -> None:
         write_json(folder / "figures.json", report)
 
 
-def _subject(
+def _drawn_model(
     label: str, model: keras.Model, split: Split, pixel_max: float | None = None
-) -> Subject:
+) -> DrawnModel:
     pixel_max = pixel_range(model, split.spec, pixel_max)
-    subject = Subject(label, model, pixel_max)
-    check_fits(subject.logits, split, pixel_max)
-    return subject
+    drawn = DrawnModel(label, model, pixel_max)
+    check_fits(drawn.logits, split, pixel_max)
+    return drawn
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from igam_tf.datasets import Split
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.figures import drawing, measuring
-from igam_tf.figures.measuring import Plane, Subject
+from igam_tf.figures.measuring import DrawnModel, Plane
 from igam_tf.formulas.gradients import cosine
 
 _J_OF = {"xent": "the cross-entropy", "softmax": "the true class's probability"}
@@ -22,18 +22,19 @@ _J_UNIT = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the figures, beside models and data.
+class FigureSettings:
+    """The settings of the figures; their names are those of the flags.
 
     Attributes:
-        eps: l-inf radius, fraction of the pixel range.
-        num_examples: first so many images, of `alignment`.
-        num_drawn: first so many images, of `gradients`.
-        image: place in the split, of `landscape` and `regions`.
-        direction: the adversarial one, see `measuring.adversarial_direction`.
-        points: a side of their grid, odd.
+        eps: l-inf radius, as a fraction of the pixel range.
+        num_examples: number of images of `alignment`, the first of the split.
+        num_drawn: number of images of `gradients`, the first of the split.
+        image: index in the split of the image of `landscape` and `regions`.
+        direction: adversarial direction of both: "fgsm" or "pgd", see
+            `measuring.adversarial_direction`.
+        points: points along each side of their grid, odd.
         input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
-        seed: of the random direction.
+        seed: seed of the random direction.
     """
 
     eps: float
@@ -50,7 +51,7 @@ class Composer:
     """The figures of one list of models; each method returns a figure and its numbers.
 
     Args:
-        subjects: the models drawn.
+        models: the models drawn.
         teacher: the one of them whose gradients `alignment` takes for J_t.
         split: images, as many as the settings ask for.
         names: of the classes.
@@ -59,13 +60,13 @@ class Composer:
 
     def __init__(
         self,
-        subjects: Sequence[Subject],
-        teacher: Subject | None,
+        models: Sequence[DrawnModel],
+        teacher: DrawnModel | None,
         split: Split,
         names: Sequence[str],
-        settings: Settings,
+        settings: FigureSettings,
     ):
-        self.subjects, self.teacher, self.split = subjects, teacher, split
+        self.models, self.teacher, self.split = models, teacher, split
         self.names, self.s = names, settings
         synthetic = ", synthetic images (builtin)" if split.source == "builtin" else ""
         self._data = f"{split.spec.name} {split.name}{synthetic}"
@@ -80,8 +81,8 @@ class Composer:
             first.images,
             [drawing.class_label(k, self.names) for k in first.labels],
             {
-                subject.label: measuring.sensitivity(subject, first, input_gradient=of)[0]
-                for subject in self.subjects
+                drawn.label: measuring.sensitivity(drawn, first, input_gradient=of)[0]
+                for drawn in self.models
             },
             unit=_J_UNIT[of],
             title=f"Input gradients J of {_J_OF[of]}\n{self._data}, first n = {self.s.num_drawn} "
@@ -99,12 +100,12 @@ class Composer:
         step_size = spec.step_size / spec.eps * s.eps
         random = measuring.random_direction(spec.image_shape, s.seed)
         planes = {}
-        for subject in self.subjects:
+        for drawn in self.models:
             adversarial = measuring.adversarial_direction(
-                subject, self._image, eps=s.eps, step_size=step_size, attack=s.direction
+                drawn, self._image, eps=s.eps, step_size=step_size, attack=s.direction
             )
-            planes[subject.label] = measuring.plane(
-                subject, self._image, adversarial, random, eps=s.eps, points=s.points
+            planes[drawn.label] = measuring.plane(
+                drawn, self._image, adversarial, random, eps=s.eps, points=s.points
             )
         return planes
 
@@ -153,15 +154,14 @@ class Composer:
         """cos(J_s, J_t), and alpha and rho of eq. 18."""
         first, of = self._first(self.s.num_examples), self.s.input_gradient
         measured = {
-            subject: measuring.sensitivity(subject, first, input_gradient=of)
-            for subject in self.subjects
+            drawn: measuring.sensitivity(drawn, first, input_gradient=of) for drawn in self.models
         }
         values = {}
-        for subject, (j, alpha, rho) in measured.items():
-            values[subject.label] = {"alpha": alpha, "rho": rho}
-            if self.teacher and subject is not self.teacher:
+        for drawn, (j, alpha, rho) in measured.items():
+            values[drawn.label] = {"alpha": alpha, "rho": rho}
+            if self.teacher and drawn is not self.teacher:
                 cosines = cosine(tf.constant(j), tf.constant(measured[self.teacher][0]))
-                values[subject.label]["cosine"] = cosines.numpy()
+                values[drawn.label]["cosine"] = cosines.numpy()
         numbers = {
             label: {name: measuring.statistics(v) for name, v in row.items()}
             for label, row in values.items()

@@ -1,7 +1,7 @@
 """Numbers -> matplotlib figures; nothing is computed here but places and colours.
 
-Sizes are in inches, as printed; no letter is smaller than 7 points. Categories have a number beside
-their colour, so that nothing is said by colour alone.
+Sizes are in inches, as printed; no letter is smaller than 7 points. Each category has a number beside
+its colour, so that the figures can be read without colour.
 """
 
 import textwrap
@@ -24,33 +24,14 @@ from igam_tf.figures.measuring import Plane
 
 STYLE = {"svg.hashsalt": "figures", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 8}
 _SMALL = 7
-# The first is the true class's; classes beyond the last share grey.
+# The first colour is the true class's; classes beyond the last colour share the grey.
 _CLASSES = (SKY, ORANGE, GREEN, YELLOW, PURPLE, BLUE, VERMILION)
 _OTHERS = "#BBBBBB"
-# nats
+_APART = 0.12  # least distance between two numbers in a panel, as a share of its side
+# Levels of the cross-entropy, in nats.
 _LEVELS = (
-    0,
-    0.01,
-    0.03,
-    0.1,
-    0.2,
-    0.3,
-    0.5,
-    0.7,
-    1,
-    1.5,
-    2,
-    3,
-    5,
-    7,
-    10,
-    15,
-    20,
-    30,
-    50,
-    100,
-    1000,
-)
+    0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 1000,
+)  # fmt: skip
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
@@ -259,14 +240,25 @@ def class_label(k: int, names: Sequence[str]) -> str:
 
 
 def _number_regions(panel: Axes, p: Plane, eps: float, factor: float) -> None:
-    """Writes its class into each region of 2 % or more, above or below the ball if it reaches there."""
-    for k in np.unique(p.predicted):
+    """Writes its class into each region of 2 % or more, near its middle and beside no other number.
+
+    Above or below the eps-ball if the region reaches there. The smallest region has the first choice.
+    """
+    placed = np.empty((0, 2))
+    classes, sizes = np.unique(p.predicted, return_counts=True)
+    for k in classes[np.argsort(sizes, kind="stable")]:
         where = np.argwhere(p.predicted == k)
         if len(where) < 0.02 * p.predicted.size:
             continue
-        clear = where[np.abs(p.ticks[where[:, 0]]) > 1.2 * eps]
-        where = clear if len(clear) else where
+        distance = np.linalg.norm(where[:, None] - placed, axis=2).min(1, initial=np.inf)
+        free = distance >= _APART * len(p.ticks)
+        clear = np.abs(p.ticks[where[:, 0]]) > 1.2 * eps
+        # The first of these that any point fulfils.
+        where = next(
+            where[ok] for ok in (clear & free, free, distance == distance.max()) if ok.any()
+        )
         b, a = where[np.argmin(((where - where.mean(0)) ** 2).sum(1))]
+        placed = np.append(placed, [[b, a]], axis=0)
         panel.text(
             p.ticks[a] * factor, p.ticks[b] * factor, str(k), ha="center", va="center",
             fontsize=9, fontweight="bold",

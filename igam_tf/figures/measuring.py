@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.attacks import loss_named, pgd
+from igam_tf.attacks import pgd
 from igam_tf.datasets import Split
 from igam_tf.evaluation.alignment import linearised
 from igam_tf.evaluation.robust import in_pixel_range
@@ -21,7 +21,7 @@ EXTENT = 2.0  # of the plane, in eps to each side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
+class DrawnModel:
     """A model that is drawn, and its pixel range 0..pixel_max."""
 
     label: str
@@ -34,12 +34,12 @@ class Subject:
 
 
 def sensitivity(
-    subject: Subject, split: Split, *, input_gradient: str
+    drawn: DrawnModel, split: Split, *, input_gradient: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """J, and eq. 18's alpha and rho, of every image.
 
     Args:
-        subject: the model.
+        drawn: the model.
         split: n images.
         input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
 
@@ -50,13 +50,13 @@ def sensitivity(
 
     def measure(x, y):
         def values(x):
-            logits = subject.logits(x)
+            logits = drawn.logits(x)
             return of(logits, y), logits
 
         j, _, _ = gradients.input_gradient(values, x)
-        return j * subject.pixel_max, *linearised(subject.model, x, subject.pixel_max)
+        return j * drawn.pixel_max, *linearised(drawn.model, x, drawn.pixel_max)
 
-    x = in_pixel_range(split.images, subject.pixel_max)
+    x = in_pixel_range(split.images, drawn.pixel_max)
     return _in_batches(measure, x, split.labels)
 
 
@@ -73,14 +73,14 @@ def statistics(values: np.ndarray) -> dict:
 
 
 def adversarial_direction(
-    subject: Subject, split: Split, *, eps: float, step_size: float, attack: str
+    drawn: DrawnModel, split: Split, *, eps: float, step_size: float, attack: str
 ) -> np.ndarray:
     """sign(x_adv - x) of one image, [H,W,C]: by FGSM, or PGD-20 from x itself, on L_xent.
 
     A pixel that stands at an end of the range where the attack would leave it has 0.
 
     Args:
-        subject: the model attacked.
+        drawn: the model attacked.
         split: one image.
         eps, step_size: l-inf, as fractions of the pixel range; step_size is PGD's.
         attack: "fgsm" or "pgd".
@@ -88,19 +88,19 @@ def adversarial_direction(
     Raises:
         UserError: J is 0 there, so that there is no such direction.
     """
-    x = tf.constant(in_pixel_range(split.images, subject.pixel_max))
+    x = tf.constant(in_pixel_range(split.images, drawn.pixel_max))
     steps = {"fgsm": 1, "pgd": PGD_STEPS}[attack]
     x_adv = pgd(
-        subject.logits, x, tf.constant(split.labels),
-        eps=eps * subject.pixel_max,
-        step_size=(eps if attack == "fgsm" else step_size) * subject.pixel_max,
-        steps=steps, loss=loss_named("xent"), bounds=(0.0, subject.pixel_max),
+        drawn.logits, x, tf.constant(split.labels),
+        eps=eps * drawn.pixel_max,
+        step_size=(eps if attack == "fgsm" else step_size) * drawn.pixel_max,
+        steps=steps, bounds=(0.0, drawn.pixel_max),
     )  # fmt: skip
     direction = np.sign((x_adv - x).numpy()[0])
     if not direction.any():
         raise UserError(
             f"expected an input gradient other than 0 for an adversarial direction; that of "
-            f"{subject.label} is 0 at the image, choose another --image"
+            f"{drawn.label} is 0 at the image, choose another --image"
         )
     return direction
 
@@ -137,7 +137,7 @@ class Plane:
 
 
 def plane(
-    subject: Subject,
+    drawn: DrawnModel,
     split: Split,
     adversarial: np.ndarray,
     random: np.ndarray,
@@ -148,7 +148,7 @@ def plane(
     """Values on a square of points x points, EXTENT eps to each side of one image.
 
     Args:
-        subject: the model.
+        drawn: the model.
         split: one image.
         adversarial, random: directions [H,W,C].
         eps: as a fraction of the pixel range.
@@ -156,15 +156,15 @@ def plane(
     """
     ticks = np.linspace(-EXTENT * eps, EXTENT * eps, points)
     ticks[points // 2] = 0.0
-    x = in_pixel_range(split.images, subject.pixel_max)
+    x = in_pixel_range(split.images, drawn.pixel_max)
     b, a = (v.reshape(-1, 1, 1, 1) for v in np.meshgrid(ticks, ticks, indexing="ij"))
 
     def measure(x, y):
-        logits = subject.logits(x)
+        logits = drawn.logits(x)
         return losses.xent(logits, y), tf.argmax(logits, 1)
 
-    moved = x + subject.pixel_max * (a * adversarial + b * random)
-    moved = np.clip(moved, 0, subject.pixel_max).astype(np.float32)
+    moved = x + drawn.pixel_max * (a * adversarial + b * random)
+    moved = np.clip(moved, 0, drawn.pixel_max).astype(np.float32)
     loss, predicted = _in_batches(measure, moved, np.repeat(split.labels, len(moved)))
     return Plane(ticks, loss.reshape(points, points), predicted.reshape(points, points))
 

@@ -69,7 +69,7 @@ def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
     examples differ.
 
     Args:
-        reference, suspect: examples left standing, [n] bool.
+        reference, suspect: robust masks of both attacks, [n] bool.
 
     Example:
         >>> excess(np.array([True] * 10), np.array([True] * 4 + [False] * 6)).net

@@ -9,7 +9,7 @@ from igam_tf.experiments.paper import TRAIN_IMAGES
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import Row, Table
-from igam_tf.system.journal import undigits
+from igam_tf.system.journal import MASK_KEY, undigits
 from igam_tf.system.run_folder import read_json, read_metrics
 from igam_tf.training.monitor import CLEAN, ROBUST
 from madry_models.errors import UserError
@@ -66,7 +66,7 @@ def _row(row: Row, table: Table, folder: Path) -> dict[str, Any]:
             "ours": ours.get("accuracy"),
             "ci95": ours.get("ci95"),
             "difference": round(ours["accuracy"] - paper, 2) if known else None,
-            "standing": ours.get("standing"),
+            MASK_KEY: ours.get(MASK_KEY),
         }
     return {"name": row.name, "label": row.label, "part": row.part, "cells": cells, "run": run}
 
@@ -115,7 +115,7 @@ def _gains(table: Table, rows: list[dict]) -> list[dict[str, Any]]:
     gains = []
     for name, other in table.gains:
         if {name, other} <= found.keys():
-            ours, theirs = (undigits(found[n]["cells"][attack]["standing"]) for n in (name, other))
+            ours, theirs = (undigits(found[n]["cells"][attack][MASK_KEY]) for n in (name, other))
             gain = excess(ours, theirs)
             gains.append(
                 {

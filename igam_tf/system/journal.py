@@ -14,26 +14,29 @@ import numpy as np
 
 from madry_models.errors import UserError
 
+# Results and journals hold robust masks under this key, as they always have: files of before are read.
+MASK_KEY = "standing"
 
-def digits(standing: np.ndarray) -> str:
-    """One character for each example: 1 where it is left standing. [n] bool."""
-    return "".join("1" if s else "0" for s in standing)
+
+def digits(robust: np.ndarray) -> str:
+    """A robust mask [n] bool as text: for each example 1 where it is robust, else 0."""
+    return "".join("1" if r else "0" for r in robust)
 
 
 def undigits(text: str) -> np.ndarray:
-    """Inverse of `digits`."""
+    """Inverse of `digits`, [n] bool."""
     return np.frombuffer(text.encode(), np.uint8) == ord("1")
 
 
 class Journal:
-    """Which examples each finished batch left standing, by everything that decides it.
+    """A cache of outcomes on disk: robust masks of finished batches, keyed by model, images, settings.
 
-    One line of JSON for each batch, on disk before the next begins. Whatever changes, the model, an
-    image, a setting, changes the key, so that nothing stale is ever taken for an answer.
+    One line of JSON for each batch is on disk before the next batch begins. A change of the model, of
+    an image or of a setting changes the key, so that an outcome is never taken for another's.
 
     Args:
         path: the file; made if absent. Half a line at its end, of a process that was killed, is cut.
-        identity: of what no key can see; see `model_identity`.
+        identity: part of every key, for what `key` is not given; see `model_identity`.
 
     Raises:
         UserError: another file is there, or it cannot be written.
@@ -50,7 +53,7 @@ class Journal:
                 file.truncate(end)
             for line in whole[:end].splitlines():
                 entry = json.loads(line)
-                self._known[entry["key"]] = entry["standing"]
+                self._known[entry["key"]] = entry[MASK_KEY]
         except OSError as error:
             raise UserError(f"expected to read and write {path}; {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -68,15 +71,15 @@ class Journal:
         return digest.hexdigest()
 
     def get(self, key: str) -> np.ndarray | None:
-        """What `put` was given under this key, [B] bool; None if nothing was."""
+        """The mask [B] bool that was put under this key; None if there is none."""
         text = self._known.get(key)
         return None if text is None else undigits(text)
 
-    def put(self, key: str, standing: np.ndarray) -> None:
-        """Keeps a finished batch, [B] bool."""
-        self._known[key] = digits(standing)
+    def put(self, key: str, robust: np.ndarray) -> None:
+        """Keeps the mask [B] bool of a finished batch."""
+        self._known[key] = digits(robust)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "standing": self._known[key]}) + "\n")
+            file.write(json.dumps({"key": key, MASK_KEY: self._known[key]}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -84,19 +87,19 @@ class Journal:
 def remembered(
     journal: Journal | None, parts: Sequence[Any], work: Callable[..., np.ndarray], *arguments: Any
 ) -> np.ndarray:
-    """What the journal holds under the key of `parts`; else work(*arguments), [B] bool, kept there."""
+    """The journal's mask [B] bool for the key of `parts`; else work(*arguments), which is kept there."""
     if journal is None:
         return work(*arguments)
     key = journal.key(*parts)
-    standing = journal.get(key)
-    if standing is None:
-        standing = work(*arguments)
-        journal.put(key, standing)
-    return standing
+    robust = journal.get(key)
+    if robust is None:
+        robust = work(*arguments)
+        journal.put(key, robust)
+    return robust
 
 
 def model_identity(model: keras.Model) -> str:
-    """Digest of a model's class, configuration and weights, wherever its module lies."""
+    """Digest of a model's class, configuration and weights; a class may move to another module."""
     digest = hashlib.sha256(keras.saving.get_registered_name(type(model)).encode())
     with contextlib.suppress(NotImplementedError):
         config = {k: v for k, v in model.get_config().items() if k != "name"}  # numbered by Keras

@@ -1,4 +1,4 @@
-"""What is audited: a model, its images, the threat model, and what every attack left standing."""
+"""What is audited: a model, its images and the threat model; and the result of every attack on it."""
 
 import copy
 import dataclasses
@@ -14,7 +14,7 @@ from igam_tf.datasets import Split
 from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
-from igam_tf.system.journal import Journal, digits, remembered, undigits
+from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class Budget:
     """How much work an audit does; each is stated with the figures it led to.
 
     Attributes:
-        num_examples: first so many images, unless the user says otherwise.
-        steps: of PGD, each entry a longer attack; the first is the default attack's.
+        num_examples: images audited, the first of the split, unless the user says otherwise.
+        steps: numbers of PGD steps, ascending; the first is the default attack's.
         restarts: of the attack that is compared with a single start.
         queries: of Square.
         random_points: tried per example by the random search.
@@ -64,49 +64,54 @@ REACH = 2.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Row:
-    """One attack's outcome: which of the n examples still stand, [n] bool, and every setting."""
+class AttackResult:
+    """Result of one attack: its robust mask and its settings.
 
-    standing: np.ndarray
+    Attributes:
+        robust: whether each example is right clean and under the attack, [n] bool.
+        settings: every setting of the attack, as the report states them.
+    """
+
+    robust: np.ndarray
     settings: dict[str, Any]
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples left standing."""
-        return float(self.standing.mean())
+        """Share of the examples that are robust, 0..1."""
+        return float(self.robust.mean())
 
     def to_json(self) -> dict[str, Any]:
-        """Accuracy and 95 % interval in percent, the settings, and one digit for each example."""
-        return figures(self.standing) | self.settings | {"standing": digits(self.standing)}
+        """Accuracy and 95 % interval in percent, the settings, and the mask under its JSON key."""
+        return figures(self.robust) | self.settings | {MASK_KEY: digits(self.robust)}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Row":
+    def from_json(cls, content: dict[str, Any]) -> "AttackResult":
         """Inverse of `to_json`."""
-        own = ("accuracy", "n", "ci95", "standing")
-        return cls(
-            undigits(content["standing"]), {k: v for k, v in content.items() if k not in own}
-        )
+        own = ("accuracy", "n", "ci95", MASK_KEY)
+        return cls(undigits(content[MASK_KEY]), {k: v for k, v in content.items() if k not in own})
 
 
-class Subject:
-    """A model under audit.
+class AuditedModel:
+    """A model under audit, with its images; keeps the result of every attack that has run on it.
 
     Args:
         model: called with `training=`.
         split: the images, all of which are used.
-        pixel_max: of the model's input; None: as the model tells, else the data set's.
+        pixel_max: highest pixel value of the model's input; None: the model's own, else the data
+            set's.
         eps: headline radius, l-inf, as a fraction of the pixel range; None: the data set's.
-        step_size: of PGD, likewise; None: in the data set's ratio to eps, but far enough.
-        seed: of everything random.
+        step_size: of PGD, likewise; None: in the data set's ratio to eps, but at least REACH eps /
+            steps.
+        seed: seed of all random starts and points.
         batch_size: images attacked at once.
         budget: how much work.
         sources: name -> model whose adversarial examples are tried on this one.
         journal: where finished batches are kept; None: nowhere.
-        progress: shows bars.
+        progress: whether progress bars are shown.
 
     Attributes:
-        rows: name of each attack that has run -> its Row.
-        tools: compiled functions, by name, that lines share.
+        results: name of each attack that has run -> its AttackResult.
+        tools: compiled functions, by name, that several checks use.
 
     Raises:
         UserError: the model does not fit the images.
@@ -137,7 +142,7 @@ class Subject:
         self.step_size = ratio * self.eps if step_size is None else step_size
         self.labels = split.labels.astype(np.int64)
         self.images = in_pixel_range(split.images, self.pixel_max)
-        self.rows: dict[str, Row] = {}
+        self.results: dict[str, AttackResult] = {}
         self.tools: dict[str, Callable] = {}
         self._compiled: dict[str, dict] = {}
         logits_fn = logits_function(model, "inference")
@@ -155,14 +160,16 @@ class Subject:
         """The headline radius in the model's pixel unit."""
         return np.float32(self.eps * self.pixel_max)
 
-    def batches(self, n: int | None = None) -> Iterator[np.ndarray]:
-        """Indices of the first n examples (default: all), batch by batch."""
-        everything = np.arange(self.n if n is None else min(n, self.n))
-        for begin in range(0, len(everything), self.batch_size):
-            yield everything[begin : begin + self.batch_size]
+    def batches(self) -> Iterator[np.ndarray]:
+        """Indices of the examples, batch by batch."""
+        for begin in range(0, self.n, self.batch_size):
+            yield np.arange(begin, min(begin + self.batch_size, self.n))
 
     def noise(self, indices: np.ndarray, *stream: int) -> np.ndarray:
-        """Uniform in the headline's eps-ball, [B,H,W,C], a function of seed, stream and index."""
+        """Perturbations uniform in the headline's eps-ball, [B,H,W,C], in the model's pixel unit.
+
+        They depend on the seed, the stream and each example's index alone.
+        """
         unit = [
             np.random.default_rng([self.seed, *stream, int(i)]).uniform(-1, 1, self.images[0].shape)
             for i in indices
@@ -176,7 +183,7 @@ class Subject:
     # --- attacks ------------------------------------------------------------------------------
 
     def pgd(self, name: str, **changes: Any) -> AttackSpec:
-        """The audit's default attack, PGD on xent from one random start, with some settings changed."""
+        """The default attack, PGD on the cross-entropy from one random start, with some changes."""
         settings = dict(
             eps=self.eps, step_size=self.step_size, steps=self.budget.steps[0], restarts=1,
             loss="xent", random_start=True,
@@ -197,23 +204,23 @@ class Subject:
         variant: str = "",
         batch_norm: str = "inference",
         batch_size: int | None = None,
-    ) -> list[Row]:
-        """Rows of these attacks, run unless they are known by name.
+    ) -> list[AttackResult]:
+        """Results of these attacks; an attack whose name has a result already is not run again.
 
         Args:
-            specs: with names that say what sets them apart.
+            specs: attacks, each with a name of its own.
             through: logits with the model's values and other gradients; default: the model's own.
-            variant: what to call that.
+            variant: name of those other gradients.
             batch_norm, batch_size: see `igam_tf.evaluation.evaluate.evaluate`.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
-        if any(spec.name not in self.rows for spec in specs):
+        if any(spec.name not in self.results for spec in specs):
             mode = f"{variant} {batch_norm}"
             logits_fn = through or self.logits_fn
             if batch_norm == "batch":
                 logits_fn = attached(logits_function(self.model, "batch"))
             common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": self.seed}
-            standing = robust_flags(
+            robust = robust_flags(
                 logits_fn, self.split.images, self.labels,
                 attacks=specs, pixel_max=self.pixel_max, progress=self.progress,
                 journal=self._journal(variant), compiled=self._compiled.setdefault(mode, {}),
@@ -221,8 +228,12 @@ class Subject:
             )  # fmt: skip
             for spec in specs:
                 settings = stated(spec) | {"gradient": variant or "exact", "on": "itself"}
-                self.rows[spec.name] = Row(standing[spec.name], settings | common)
-        return [self.rows[spec.name] for spec in specs]
+                self.results[spec.name] = AttackResult(robust[spec.name], settings | common)
+        return [self.results[spec.name] for spec in specs]
+
+    def results_of(self, *specs: AttackSpec) -> dict[str, AttackResult]:
+        """Name of each of these attacks -> its result, as `attack`."""
+        return dict(zip((spec.name for spec in specs), self.attack(*specs), strict=True))
 
     def judged(
         self,
@@ -231,84 +242,83 @@ class Subject:
         *,
         identity: str = "",
         **settings: Any,
-    ) -> Row:
-        """The Row of an attack that `igam_tf.evaluation.robust` does not know.
+    ) -> AttackResult:
+        """Result of an attack that is none of `igam_tf.attacks`, such as random points.
 
         Args:
-            name: of the row.
-            right: (indices [B], x [B,H,W,C], y [B]) -> [B] bool, still right after the attack.
-            identity: of what else it depends on, such as another model's weights.
-            **settings: what the row states; what they leave out does not apply.
+            name: of the attack.
+            right: (indices [B], x [B,H,W,C], y [B]) -> [B] bool, whether each example is right under
+                the attack.
+            identity: of what else the result depends on, such as another model's weights.
+            **settings: settings of the attack; one that is left out does not apply.
         """
-        if name in self.rows:
-            return self.rows[name]
-        standing, journal = self.clean.standing.copy(), self._journal(identity)
+        if name in self.results:
+            return self.results[name]
+        robust, journal = self.clean.robust.copy(), self._journal(identity)
         common = {"batch_norm": "inference", "batch_size": self.batch_size, "seed": self.seed}
         blank = stated(AttackSpec(name=name, eps=self.eps)) | {"gradient": "none", "on": "itself"}
         full = blank | settings | common
         for batch in self.batches():
             x, y = self.images[batch], self.labels[batch]
-            standing[batch] &= remembered(
+            robust[batch] &= remembered(
                 journal, ["audit", name, full, batch, y, x], right, batch, x, y
             )
-        self.rows[name] = Row(standing, full)
-        return self.rows[name]
+        self.results[name] = AttackResult(robust, full)
+        return self.results[name]
 
     def _journal(self, variant: str) -> Journal | None:
-        """The same file, under keys of their own for other gradients or other models."""
+        """The same journal file; a variant (other gradients, another model) has keys of its own."""
         if self.journal is None or not variant:
             return self.journal
         other = copy.copy(self.journal)
         other.identity = f"{self.journal.identity} {variant}"
         return other
 
-    # --- what several lines share -------------------------------------------------------------
+    # --- attacks that several checks use ------------------------------------------------------
 
     @property
-    def clean(self) -> Row:
-        """The images as they are."""
+    def clean(self) -> AttackResult:
+        """No attack: the images as they are."""
         return self.attack(AttackSpec(name="clean"))[0]
 
     @property
-    def default(self) -> Row:
-        """The default attack, which the lines vary in one respect each."""
+    def default(self) -> AttackResult:
+        """The default attack; each of several checks changes one of its settings."""
         return self.attack(self.pgd(f"pgd{self.budget.steps[0]}"))[0]
 
-    def ladder(self) -> dict[str, Row]:
-        """PGD with more and more steps."""
-        specs = [self.pgd(f"pgd{steps}", steps=steps) for steps in self.budget.steps]
-        return dict(zip((s.name for s in specs), self.attack(*specs), strict=True))
+    def ladder(self) -> dict[str, AttackResult]:
+        """PGD with each of the budget's numbers of steps."""
+        return self.results_of(*(self.pgd(f"pgd{n}", steps=n) for n in self.budget.steps))
 
-    def losses(self) -> dict[str, Row]:
+    def losses(self) -> dict[str, AttackResult]:
         """The default attack on each loss that this number of classes allows."""
         names = ("cw", "dlr") if self.split.spec.num_classes >= 3 else ("cw",)
         base = f"pgd{self.budget.steps[0]}"
-        rows = self.attack(*(self.pgd(f"{base} {loss}", loss=loss) for loss in names))
-        return {base: self.default} | {
-            f"{base} {loss}": row for loss, row in zip(names, rows, strict=True)
-        }
+        others = (self.pgd(f"{base} {loss}", loss=loss) for loss in names)
+        return {base: self.default, **self.results_of(*others)}
 
-    def ensemble(self) -> dict[str, Row]:
+    def ensemble(self) -> dict[str, AttackResult]:
         """AutoAttack, or the part of it in the budget, that this number of classes allows."""
         names = self.budget.ensemble if self.split.spec.num_classes >= 4 else ("apgd-ce",)
-        specs = self.named(*names)
-        return dict(zip((s.name for s in specs), self.attack(*specs), strict=True))
+        return self.results_of(*self.named(*names))
 
-    def white_box(self) -> dict[str, Row]:
+    def white_box(self) -> dict[str, AttackResult]:
         """The gradient attacks that black boxes are compared with."""
-        rows = self.ladder() | self.losses() | self.ensemble()
-        return {name: row for name, row in rows.items() if row.settings["kind"] != "square"}
+        results = self.ladder() | self.losses() | self.ensemble()
+        return {
+            name: result for name, result in results.items() if result.settings["kind"] != "square"
+        }
 
 
-def joint(rows: dict[str, Row]) -> np.ndarray:
-    """Examples that every one of the attacks leaves standing, [n] bool."""
-    return np.logical_and.reduce([row.standing for row in rows.values()])
+def joint(results: dict[str, AttackResult]) -> np.ndarray:
+    """Robust mask of all these attacks together, [n] bool."""
+    return np.logical_and.reduce([result.robust for result in results.values()])
 
 
 def attached(logits_fn: LogitsFn) -> LogitsFn:
     """The same logits; where they are cut off from x their gradient is 0 instead of missing.
 
-    So a network that hides its gradient altogether can be attacked, audited and found out.
+    So a network without any gradient can be audited, and the check `gradients` reports it.
     """
 
     def with_path_to_x(x: tf.Tensor) -> tf.Tensor:

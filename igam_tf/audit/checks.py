@@ -1,4 +1,4 @@
-"""One line of an audit: PASS, WARN, FAIL or not applicable, and the statistics behind it."""
+"""One check of an audit, its finding (PASS, WARN, FAIL or N/A), and how differences are judged."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,19 +9,19 @@ from igam_tf.formulas.statistics import Excess
 PASS, WARN, FAIL, NOT_APPLICABLE = "PASS", "WARN", "FAIL", "N/A"
 STATUSES = (FAIL, WARN, PASS, NOT_APPLICABLE)
 
-# Fewer examples than this are never a finding: one or two change sides with the seed alone.
+# Fewer examples than this are never held against a network: one or two change with the seed alone.
 LEAST_EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found.
+    """Result of one check.
 
     Attributes:
         status: one of STATUSES.
-        figure: what was measured, in words; why not, where the line is not applicable.
-        rows: names of the attacks it rests on.
-        data: figures for the plots and for other programs, such as JSON can hold.
+        figure: what was measured, in words; where the check is not applicable, why.
+        rows: names of the attacks whose results it compares.
+        data: figures for the plots and for other programs, as JSON values.
     """
 
     status: str
@@ -32,13 +32,13 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """Definition of one line of the report: what is judged, and how.
+    """Definition of one check.
 
     Attributes:
-        title: what is expected of an honest network.
-        threshold: from where on it is a WARN or a FAIL.
-        advice: what to do when it is.
-        judge: Subject -> Finding.
+        title: what is expected of a network without masked gradients.
+        threshold: what counts as a WARN and as a FAIL, in words.
+        advice: what to do after a WARN or a FAIL.
+        judge: AuditedModel -> Finding.
     """
 
     title: str
@@ -48,18 +48,18 @@ class Check:
 
 
 def not_applicable(reason: str, rows: tuple[str, ...] = ()) -> Finding:
-    """A line that says nothing about this network, and why."""
+    """The finding of a check that can tell nothing about this network, with the reason."""
     return Finding(status=NOT_APPLICABLE, figure=reason, rows=rows)
 
 
 def judge_excess(found: Excess, tolerance: float) -> str:
-    """WARN where the excess is more than honest networks show; FAIL where that is beyond doubt.
+    """WARN where the excess reaches the tolerance; FAIL where its whole 95 % interval is above it.
 
     So an honest network at the edge of the tolerance seldom fails, however many examples there are.
 
     Args:
-        found: from `excess`.
-        tolerance: share of the examples that an honest network may show.
+        found: from `igam_tf.formulas.statistics.excess`.
+        tolerance: largest excess of an honest network, as a share of the examples.
     """
     if found.net < max(LEAST_EXAMPLES, tolerance * found.n):
         return PASS
@@ -67,5 +67,5 @@ def judge_excess(found: Excess, tolerance: float) -> str:
 
 
 def worst(statuses: list[str]) -> str:
-    """The most serious of them; PASS goes before N/A."""
+    """The most serious of these statuses; PASS counts as more serious than N/A."""
     return min(statuses, key=STATUSES.index)
