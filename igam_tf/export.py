@@ -23,7 +23,7 @@ from absl import flags, logging
 
 from igam_tf import datasets
 from igam_tf.datasets.names import class_names
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.evaluate import fraction_text, source_text
 from igam_tf.evaluation.inputs import find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.system.folders import new_folder
@@ -76,7 +76,7 @@ def largest_difference(
 
 
 def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> dict[str, Any]:
-    """What a user must know of a student, for JSON.
+    """What a user needs to know of a student, for JSON.
 
     Args:
         config: of its run, with `environment`.
@@ -90,7 +90,7 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
     }
     return {
         "title": f"{config['method']}: {config['source']} to {config['target']}, "
-        f"data {_data(config['data'])}",
+        f"data {source_text(config['data'])}",
         "input": {
             "shape": ["batch", *spec.image_shape],
             "dtype": "float32",
@@ -102,7 +102,7 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
         "class_names": class_names(
             spec.name, source=config["data"], data_dir=config["data_dir"] or None
         ),
-        "data": _data(config["data"]),
+        "data": source_text(config["data"]),
         "evaluation": settings_text(report),
         "results": report | {"results": results},
         "settings": {
@@ -114,14 +114,10 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
 
 
 def _without_folder(value: Any) -> Any:
-    """A setting; of an absolute path the last name alone, for folders are the machine's own."""
+    """A setting; of an absolute path only the last name, as the folders are those of one machine."""
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value
-
-
-def _data(source: str) -> str:
-    return "builtin (synthetic images)" if source == "builtin" else source
 
 
 def readme(card: dict[str, Any]) -> str:

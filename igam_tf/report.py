@@ -7,7 +7,7 @@ from madry_models.errors import UserError, run_entry_point
 
 
 def report(folders: list[Path]) -> str:
-    """One line for each model of each folder: accuracy in percent, its 95 % interval below n.
+    """A table with a row for each model of each folder: accuracy in percent and its 95 % interval.
 
     Raises:
         UserError: folders without results, or evaluated differently.

@@ -119,37 +119,43 @@ def normalize(
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with `normalize` for batch statistics of one replica below float64.
 
-    In float64 tf.nn.moments takes them, as in the recordings of the original code; it holds the mean
-    constant in the variance, which a second derivative notices. Over replicas none is held.
+    In float64 Keras's own tf.nn.moments computes them, as in the recordings of the original code; it
+    holds the mean constant in the variance, which changes second derivatives. Over replicas nothing is
+    held constant.
     """
 
     def add_weight(self, *args, trainable: bool = True, **kwargs):
-        """Keras's; moving averages of replicas with statistics of their own stay one, their mean."""
+        """Keras's; moving averages become the mean over replicas whose statistics are their own."""
         aggregation = "none" if trainable or self.synchronized else "mean"
         return super().add_weight(*args, trainable=trainable, aggregation=aggregation, **kwargs)
 
-    def _moments(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keras's; over replicas in one reduction instead of three."""
-        if not self.synchronized or mask is not None:
-            return super()._moments(inputs, mask)
-        count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], inputs.dtype)
-        sums = [tf.reduce_sum(v, self._reduction_axes) for v in (inputs, tf.square(inputs))]
-        sums = tf.concat([*sums, count[None]], axis=0)
-        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
-        mean, square = tf.split(total[:-1] / total[-1], 2)
-        return mean, tf.maximum(square - tf.square(mean), 0)
-
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B,H,W,C] -> the same; `training` alone chooses batch statistics."""
-        fused = training and not self.synchronized and x.dtype != tf.float64
-        if not fused:
-            return super().call(x, training=training)
-        y, mean, variance = normalize(
-            x,
-            tf.convert_to_tensor(self.gamma),
-            tf.convert_to_tensor(self.beta),
-            epsilon=self.epsilon,
+        if not training:
+            return super().call(x)
+        if self.synchronized:
+            return self._over_replicas(x)
+        if x.dtype == tf.float64:
+            return super().call(x, training=True)
+        gamma, beta = map(tf.convert_to_tensor, (self.gamma, self.beta))
+        y, mean, variance = normalize(x, gamma, beta, epsilon=self.epsilon)
+        self._move_averages(mean, variance)
+        return y
+
+    def _over_replicas(self, x: tf.Tensor) -> tf.Tensor:
+        """What Keras does with `synchronized`, in one reduction over the replicas instead of three."""
+        wide = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
+        count = tf.cast(tf.size(wide) // tf.shape(wide)[-1], wide.dtype)
+        sums = tf.concat([_sum(wide), _sum(tf.square(wide)), count[None]], axis=0)
+        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        mean, square = tf.split(total[:-1] / total[-1], 2)
+        variance = tf.maximum(square - tf.square(mean), 0)
+        self._move_averages(mean, variance)
+        y = keras.ops.batch_normalization(
+            wide, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
         )
+        return tf.cast(y, self.compute_dtype)
+
+    def _move_averages(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average * self.momentum + value * (1 - self.momentum))
-        return y

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "flags").glob("*.flags"))
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
-# The table of design/method.md §2, which joins §5 and Appendix A of the paper.
+# The transfers as §5 and Appendix A of the paper publish them, read off a second time.
 LARGE, SMALL = (16, 32, 64, 128, 256), (8, 16, 32, 64)
 PAPER = {  # epochs of fine-tuning, lambda_adv, lambda_diff, f_disc's channels, k
     ("mnist", "cifar10", "grey_crop"): (10, 1, 100, LARGE, 10),

@@ -484,9 +484,7 @@ def test_several_steps_per_execution_are_refused():
     ("settings", "counts"),
     [
         (dataclasses.replace(PAPER, disc_every=1), (2,)),
-        pytest.param(
-            dataclasses.replace(RELEASE_SETTINGS, disc_every=1), (2,), marks=pytest.mark.slow
-        ),
+        (dataclasses.replace(RELEASE_SETTINGS, disc_every=1), (2,)),
         pytest.param(DIFFERENCE, (2,), marks=pytest.mark.slow),
         pytest.param(JARN, (2,), marks=pytest.mark.slow),
         pytest.param(PAPER, (2, 4), marks=pytest.mark.slow),

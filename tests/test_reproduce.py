@@ -18,7 +18,7 @@ from igam_tf.experiments.resolve import resolve
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect
-from igam_tf.reproduce.tables import TABLES, Row, Table
+from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import latex, markdown, write
 from igam_tf.system.run_folder import save_model
 from madry_models import WideResNet
@@ -29,10 +29,10 @@ SMALL = Table(
     title="Table 0",
     attacks=(CLEAN, PGD),
     rows=(
-        Row(name="igam", label="IGAM-MNIST", flags={}, paper=(93.6, 43.5)),
-        Row(name="pgd7", label="PGD7-trained", flags={"method": "pgd"}, paper=(87.3, 45.9)),
-        Row(name="absent", label="Standard", flags={"method": "standard"}, paper=(95.0, 0.0)),
-        Row(name="zero", label="J_t = 0", flags={}, part="Controls"),
+        TableRow(name="igam", label="IGAM-MNIST", flags={}, paper=(93.6, 43.5)),
+        TableRow(name="pgd7", label="PGD7-trained", flags={"method": "pgd"}, paper=(87.3, 45.9)),
+        TableRow(name="absent", label="Standard", flags={"method": "standard"}, paper=(95.0, 0.0)),
+        TableRow(name="zero", label="J_t = 0", flags={}, part="Controls"),
     ),
     gains=(("igam", "pgd7"), ("igam", "absent")),
 )

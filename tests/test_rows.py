@@ -13,10 +13,10 @@ import pytest
 
 from igam_tf import datasets, train
 from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.transforms import RandomPad
 from igam_tf.training.loop import Log
-from igam_tf.training.stages import Run
 
 FLAGFILES = [
     path
@@ -100,10 +100,11 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     assert all(line["L_diff"] > 0 and line["norm_ratio"] > 0 for line in losses)
     teacher = keras.saving.load_model(folder / "teacher.keras", compile=False)
     assert len(teacher.transform.variables) == (2 if key[2] == "transpose_conv" else 0)
-    # One trace each of stages 1 and 2, one picture of the monitor; none in evaluation.
-    assert len(drawn) == (3 if key[2] == "random_pad" else 0)
-    if drawn:  # the picture's key: seed 0, and the student's step 2 of replica 0
-        assert drawn[2][0].numpy().tolist() == [0, 2 * 1024]
+    assert bool(drawn) == (key[2] == "random_pad")
+    if drawn:
+        # Last comes the monitor's picture, by the key of seed 0 and the student's step 2 of replica 0;
+        # the evaluation after it draws nothing.
+        assert drawn[-1][0].numpy().tolist() == [0, 2 * 1024]
     finished[path.stem] = folder
 
 
@@ -178,10 +179,15 @@ def test_two_steps_of_every_method(method, command, tmp_path):
 
 @pytest.mark.parametrize("kind", ["zero", "shuffled", "plain"])
 def test_two_steps_of_every_control(kind, command, tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr(Run, "_fit", lambda self, trainer, *a, _fit=Run._fit, **k: (
-        trained.append(type(trainer).__name__), _fit(self, trainer, *a, **k)))  # fmt: skip
+    attacked, attack = [], PGDTraining.attack
+    monkeypatch.setattr(
+        PGDTraining, "attack", lambda self, *batch: (attacked.append(self), attack(self, *batch))[1]
+    )
     folder = command(MNIST, tmp_path / "run", f"--teacher_gradient={kind}")
-    teacher = "ClassifierTrainer" if kind == "plain" else "PGDTraining"
-    assert trained == [teacher, "FineTune", "IGAM"]
+    assert bool(attacked) == (
+        kind != "plain"
+    )  # of all stages the teacher's training alone may attack
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    assert stages == ["teacher_source", "teacher", "student"]
     assert "alignment" in json.loads((folder / "results.json").read_text())["igam"]

@@ -17,6 +17,7 @@ from igam_tf.evaluation.evaluate import (
     eps_unit,
     figures,
     fraction_text,
+    source_text,
     split_of_arrays,
 )
 from igam_tf.formulas.statistics import wilson_interval
@@ -260,7 +261,7 @@ def _facts(audited: AuditedModel) -> dict[str, Any]:
         "model": type(audited.model).__name__,
         "dataset": split.spec.name,
         "split": split.name,
-        "data": "builtin (synthetic)" if split.source == "builtin" else split.source,
+        "data": source_text(split.source),
         "images": split.fingerprint(),
         "n": audited.n,
         "classes": split.spec.num_classes,

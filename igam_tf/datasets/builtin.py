@@ -1,9 +1,10 @@
 """The built-in data: synthetic images of 10 classes, drawn with numpy from a seed.
 
-They stand for real data where none is at hand (`--data=builtin`), and show the same conflict:
-every image holds a coarse cue, a shape seen far beyond the threat model's eps but now and then
-faint, and (objects) a fine one, a pattern weaker than eps that tells the class every time. Plain
-training latches on to the fine one and falls to PGD; robust training has to read the shapes.
+They take the place of real data where there is none (`--data=builtin`), and show the same conflict
+between accuracy and robustness. Every image holds a coarse cue, a shape whose contrast is far above the
+threat model's eps in most images and faint in some. The objects also hold a fine cue, a pattern weaker
+than eps that tells the class in every image. Plain training learns the fine cue, so PGD breaks the
+network; robust training has to learn the shapes.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""A finished model: which model and images are meant, accuracy under attack, alignment, tables."""
+"""Evaluates a finished model: loads it and its images, accuracy under attack, alignment, tables."""

@@ -1,4 +1,4 @@
-"""How far a student's input gradients came to be its teacher's, on images it was not trained on."""
+"""How alike the input gradients of a student and its teacher are, on images it was not trained on."""
 
 import math
 
@@ -42,12 +42,12 @@ def alignment(
 ) -> dict:
     """cos(J_s, J_t) and its relatives on the first images of a split, both in inference mode.
 
-    J_t is the teacher's own whatever the student was matched to.
+    J_t is the teacher's own gradient, whatever the student was matched to (`--teacher_gradient`).
 
     Args:
         student, teacher: models of the same images.
         split: natural images.
-        num_examples: so many, from its beginning.
+        num_examples: number of images, the first of the split.
         input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
         batch_size: images at once.
 
@@ -77,6 +77,7 @@ def alignment(
     parts = []
     for start in range(0, num_examples, batch_size):
         chosen = slice(start, min(start + batch_size, num_examples))
+        # Not `in_pixel_range`, which rounds differently: the figures of earlier runs stay as they are.
         x = split.images[chosen].astype("float32") / 255 * pixel_max
         parts.append(measure(tf.constant(x), tf.constant(split.labels[chosen])))
     cosine, ratio, *eq18 = (np.concatenate(values) for values in zip(*parts, strict=True))

@@ -467,14 +467,24 @@ def fraction_text(value: float) -> str:
     return f"{value:g}"
 
 
+def source_text(source: str) -> str:
+    """The source of a data set as reports name it.
+
+    Example:
+        >>> source_text("builtin"), source_text("tfds")
+        ('builtin (synthetic)', 'tfds')
+    """
+    return "builtin (synthetic)" if source == "builtin" else source
+
+
 def table(report: dict) -> str:
     """A report of `model_report` as plain text."""
     results, highest = report["results"], report["pixel_max"]
     worst = results[WORST_CASE]
     losses = {row["loss"] for row in results.values() if row.get("loss")}
-    data = "builtin (synthetic)" if report["data"] == "builtin" else report["data"]
     lines = [
-        f"{report['dataset']} {report['split']}, data {data}: first n = {worst['n']} images",
+        f"{report['dataset']} {report['split']}, data {source_text(report['data'])}: "
+        f"first n = {worst['n']} images",
         f"{worst['eps_unit'].split(',')[0]} eps {fraction_text(worst['eps'])} of the pixel range "
         f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}",

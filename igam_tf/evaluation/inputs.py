@@ -50,11 +50,11 @@ def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float |
 def find_model(
     name: str | None, flag: str = "model"
 ) -> tuple[Callable[[Any], keras.Model], Path | str, dict]:
-    """(how to load it, from where, settings of its run); nothing is loaded yet.
+    """(function that loads the model, its path, settings of its run); nothing is loaded yet.
 
     Args:
         name: a run folder, a `.keras` file, a MadryLab checkpoint, or `module:function`.
-        flag: where the user wrote it, for error messages.
+        flag: name of the flag that holds it, for error messages.
 
     Raises:
         UserError: no model there, or a run that has not come to its student.

@@ -1,8 +1,8 @@
-"""Reading results.json: what a finished run says of its models."""
+"""Reads results.json: the reports of a finished run's models."""
 
 from pathlib import Path
 
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.evaluate import fraction_text, source_text
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError
 
@@ -28,8 +28,8 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def settings_text(r: dict) -> str:
-    """How one model's figures were got: data, n, threat model, attacks, batch norm, seed."""
-    worst, data = r["results"]["worst_case"], r["data"]
+    """The settings of one model's figures in words: data, n, threat model, attacks, batch norm, seed."""
+    worst = r["results"]["worst_case"]
     attacks = ", ".join(
         f"{name}: {row['steps']} x {fraction_text(row['step_size'])}, "
         f"{row['restarts']} restart(s), loss {row['loss']}"
@@ -38,7 +38,7 @@ def settings_text(r: dict) -> str:
     )
     return (
         f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "
-        f"data {'builtin (synthetic)' if data == 'builtin' else data}, n = {worst['n']}, "
+        f"data {source_text(r['data'])}, n = {worst['n']}, "
         f"l-inf eps {fraction_text(worst['eps'])} of the pixel range, {attacks}, "
         f"batch norm {worst['batch_norm']}, seed {worst['seed']}"
     )

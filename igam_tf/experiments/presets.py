@@ -4,7 +4,7 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # Two cores, a quarter of an hour; how it was chosen: flags/mnist_to_cifar10_cpu.flags.
+    # Two cores, a quarter of an hour; how it was chosen: docs/results.md.
     "cpu": {
         "student": "wrn-8-2",
         "finetune_steps": 1500,

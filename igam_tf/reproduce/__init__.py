@@ -1,7 +1,7 @@
 """`python -m igam_tf.reproduce --table=...`: the paper's tables, run row by row, ours beside theirs.
 
 tables.py      what the paper says, and the flags of `igam_tf.train` for each row
-aligning.py    cos(J_s, J_t) of rows that were trained without a teacher
+aligning.py    cos(J_s, J_t) of the rows that were trained without a teacher
 collecting.py  run folders -> figures with intervals, differences, minutes
 writing.py     figures -> Markdown, LaTeX, the plot over minutes
 __main__.py    runs what is not finished yet, then aligns, collects and writes

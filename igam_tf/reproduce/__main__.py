@@ -16,7 +16,7 @@ from igam_tf.experiments.presets import PRESETS
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished
-from igam_tf.reproduce.tables import TABLES, Row, Table
+from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError, flags_alone, run_entry_point
@@ -56,7 +56,7 @@ def teacher_checkpoints() -> dict[str, str]:
     return dict(map(tuple, pairs))
 
 
-def chosen_rows(whole: Table) -> list[Row]:
+def chosen_rows(whole: Table) -> list[TableRow]:
     """The rows to run.
 
     Raises:
@@ -79,7 +79,7 @@ def check_alike(folder: Path) -> None:
             )
 
 
-def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
+def command(row: TableRow, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
     """The command line of one row."""
     given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir", "seed")}
     given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
     return status
 
 
-def run_missing(rows: list[Row], whole: Table, output: Path, name: str) -> list[str]:
+def run_missing(rows: list[TableRow], whole: Table, output: Path, name: str) -> list[str]:
     """Runs the rows that are not finished, the table written after each; names of those that failed."""
     checkpoints, failed = teacher_checkpoints(), []
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""cos(J_s, J_t) of the rows that have no teacher: what nothing but the task makes of it."""
+"""cos(J_s, J_t) of the rows that were trained without a teacher, to compare them with the others."""
 
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,13 @@ from igam_tf.system.run_folder import load_model, read_json, write_json
 
 
 def align(table: Table, output: Path, *, data_dir: str | None = None) -> None:
-    """Writes <row>/alignment.json, once, of each finished row that has no teacher of its own.
+    """Writes <row>/alignment.json for each finished row without a teacher of its own that has none yet.
 
-    J_t is that of the table's first IGAM row, J and the images are as in that row; nothing is
-    written before it is finished.
+    Teacher, images and `input_gradient` are those of the table's first IGAM row; until that row is
+    finished nothing is written.
 
     Args:
-        table: whose rows.
+        table: the table of the rows.
         output: folder of their run folders.
         data_dir: tensorflow-datasets folder; default: that of the rows.
 

@@ -1,21 +1,21 @@
-"""Run folders -> the figures of a table; a row that was not run stays blank."""
+"""Run folders -> the figures of a table; the cells of a row that was not run are None."""
 
 from pathlib import Path
 from typing import Any
 
 from igam_tf.datasets import steps_per_epoch
+from igam_tf.evaluation.evaluate import source_text
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.experiments.paper import TRAIN_IMAGES
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.objectives import METHODS
-from igam_tf.reproduce.tables import Row, Table
+from igam_tf.reproduce.tables import PAPER_SECONDS, Table, TableRow
 from igam_tf.system.journal import MASK_KEY, undigits
 from igam_tf.system.run_folder import read_json, read_metrics
 from igam_tf.training.monitor import CLEAN, ROBUST
 from madry_models.errors import UserError
 
 ALIGNMENT = "alignment.json"  # in the folder of a row without a teacher, see `aligning`
-PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # an epoch, §5.2 "Compute Time"
 
 
 def finished(folder: Path) -> bool:
@@ -24,10 +24,10 @@ def finished(folder: Path) -> bool:
 
 
 def collect(table: Table, output: Path) -> dict[str, Any]:
-    """Everything a table says, for JSON.
+    """The content of a table, for JSON.
 
     Args:
-        table: which.
+        table: one of `igam_tf.reproduce.tables.TABLES`.
         output: folder that holds a run folder for each row that was run.
 
     Returns:
@@ -53,8 +53,11 @@ def collect(table: Table, output: Path) -> dict[str, Any]:
     }
 
 
-def _row(row: Row, table: Table, folder: Path) -> dict[str, Any]:
-    """name, label, part; cells: attack -> paper, ours, ci95, difference (None: not known); run."""
+def _row(row: TableRow, table: Table, folder: Path) -> dict[str, Any]:
+    """One row: name, label, part; cells, attack -> paper, ours, ci95, difference, mask; run, see `_run`.
+
+    None stands for what was not published or not run.
+    """
     run, results = _run(folder) if finished(folder) else (None, {})
     cells = {}
     for i, attack in enumerate(table.attacks):
@@ -72,7 +75,7 @@ def _row(row: Row, table: Table, folder: Path) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
-    """(what a run was and took, attack -> result)."""
+    """(a run's settings, steps, minutes, alignment and validation curve; attack -> result)."""
     config = read_json(folder / "config.json")
     report = read_results(folder)[config["method"]]
     aligned = folder / ALIGNMENT
@@ -104,12 +107,12 @@ def _budget(config: dict) -> str:
     if config["preset"] != "paper":
         text += f": {config['student']}, not the paper's budget"
     if config["data"] == "builtin":
-        text += "; data builtin (synthetic)"
+        text += f"; data {source_text(config['data'])}"
     return text + ("; fidelity release" if config["fidelity"] == "release" else "")
 
 
 def _gains(table: Table, rows: list[dict]) -> list[dict[str, Any]]:
-    """Paired differences in points under the last attack, with 95 % interval."""
+    """Paired differences of robust accuracy under the last attack, in points, with 95 % intervals."""
     attack = table.attacks[-1]
     found = {row["name"]: row for row in rows if row["run"]}
     gains = []
@@ -141,7 +144,7 @@ def _epoch_seconds(rows: list[dict]) -> dict[str, float]:
 
 
 def _epoch(config: dict, lines: list[dict], teacher_minutes: float) -> float | None:
-    """Seconds an epoch takes while J_s is matched, or of any step where a method does not match.
+    """Seconds that an epoch takes, over the steps that match J_s where a method has such steps.
 
     The minutes of stage 1 are spread over the steps, as in §5.2.
     """

@@ -7,18 +7,19 @@ from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
 PGD_100 = (*PGD_20, "pgd50", "pgd100")
+PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # of an epoch, by method; §5.2 "Compute Time"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One run.
+class TableRow:
+    """One row of a table, which is one run.
 
     Attributes:
-        name: of its run folder.
-        label: in the table; the paper's where it has the row.
-        flags: of `igam_tf.train`, beyond those every row shares.
+        name: name of its run folder.
+        label: first cell in the table; the paper's where it has the row.
+        flags: flags of `igam_tf.train`, beyond those that every row has.
         paper: accuracy in % for each of the table's attacks, as published; empty: not in the paper.
-        part: heading below which the row stands; empty: the paper's own table.
+        part: heading above the row; empty: the paper's own table.
     """
 
     name: str
@@ -35,22 +36,22 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table.
+    """One table of the paper, or one of this project.
 
     Attributes:
-        title: what it shows.
-        attacks: its columns.
-        rows: its runs.
-        gains: pairs (row, another) whose paired difference under the last attack is given.
+        title: what the table shows.
+        attacks: attack of each column.
+        rows: the runs.
+        gains: names of pairs of rows whose paired difference under the last attack is given.
     """
 
     title: str
     attacks: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     gains: tuple[tuple[str, str], ...] = ()
 
     @property
-    def first_igam(self) -> Row:
+    def first_igam(self) -> TableRow:
         """The first row that trains with IGAM, whose J_t rows without a teacher are compared with."""
         return next(row for row in self.rows if row.method == "igam")
 
@@ -65,27 +66,27 @@ _CONTROLS = "Controls, what stands for J_t"
 _BEYOND = "Beyond the paper"
 
 _MAIN = (
-    Row(
+    TableRow(
         name="standard", label="Standard", flags=_MNIST | {"method": "standard"},
         paper=(95.0, 13.4, 0.0, 0.0, 0.0),
     ),
-    Row(
+    TableRow(
         name="ft-mnist", label="FT-MNIST", flags=_MNIST | {"method": "finetune"},
         paper=(33.4, 1.51, 0.44, 0.15, 0.12),
     ),
-    Row(name="igam-mnist", label="IGAM-MNIST", flags=_MNIST, paper=(93.6, 67.8, 63.6, 56.9, 43.5)),
-    Row(
+    TableRow(name="igam-mnist", label="IGAM-MNIST", flags=_MNIST, paper=(93.6, 67.8, 63.6, 56.9, 43.5)),
+    TableRow(
         name="pgd7", label="PGD7-trained", flags=_MNIST | {"method": "pgd"},
         paper=(87.3, 56.2, 55.5, 47.3, 45.9),
     ),
 )  # fmt: skip
 
 
-def _mnist(name: str, label: str, part: str, **flags: str) -> Row:
-    return Row(name=name, label=label, part=part, flags=_MNIST | flags)
+def _mnist(name: str, label: str, part: str, **flags: str) -> TableRow:
+    return TableRow(name=name, label=label, part=part, flags=_MNIST | flags)
 
 
-def _gains(name: str, rows: tuple[Row, ...]) -> tuple[tuple[str, str], ...]:
+def _gains(name: str, rows: tuple[TableRow, ...]) -> tuple[tuple[str, str], ...]:
     """The row against each of the others."""
     return tuple((name, row.name) for row in rows if row.name != name)
 
@@ -113,21 +114,25 @@ _BASELINES = _MAIN + tuple(
 )
 
 
-def _downwards(name: str, label: str, paper: tuple[float, ...], **flags: str) -> Row:
+def _downwards(name: str, label: str, paper: tuple[float, ...], **flags: str) -> TableRow:
     flags = _transfer("tiny_imagenet", "cifar10", **flags)
-    return Row(name=name, label=label, flags=flags, paper=paper)
+    return TableRow(name=name, label=label, flags=flags, paper=paper)
 
 
-def _cifar100(name: str, label: str, source: str, paper: tuple[float, ...], **flags: str) -> Row:
-    return Row(name=name, label=label, flags=_transfer(source, "cifar100", **flags), paper=paper)
+def _cifar100(
+    name: str, label: str, source: str, paper: tuple[float, ...], **flags: str
+) -> TableRow:
+    return TableRow(
+        name=name, label=label, flags=_transfer(source, "cifar100", **flags), paper=paper
+    )
 
 
-def _tiny_imagenet(name: str, label: str, source: str, **flags: str) -> Row:
+def _tiny_imagenet(name: str, label: str, source: str, **flags: str) -> TableRow:
     """Figure 5 has bars without numbers."""
-    return Row(name=name, label=label, flags=_transfer(source, "tiny_imagenet", **flags))
+    return TableRow(name=name, label=label, flags=_transfer(source, "tiny_imagenet", **flags))
 
 
-def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> Row:
+def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> TableRow:
     """IGAM-CIFAR10 with weights as published, in the release's unit."""
     flags = {
         "lambda_adv": f"{lambda_adv:g}",

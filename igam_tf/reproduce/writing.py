@@ -7,11 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from igam_tf.reproduce.collecting import PAPER_SECONDS
+from igam_tf.reproduce.tables import PAPER_SECONDS
 from igam_tf.system.run_folder import write_json, write_text
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-MARKERS = "osD^vPX*<>"  # they say it again
+MARKERS = "osD^vPX*<>"  # each curve has its own, so that a print without colour can be read
 NAMES = {"clean": "clean", "fgsm": "FGSM"}
 
 
@@ -38,7 +38,7 @@ def write(content: dict[str, Any], output: Path, name: str) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The whole table with its notes; rows that were not run are blank."""
+    """The table with its notes, paired differences and times; rows that were not run are blank."""
     lines = [f"# {content['title']}", "", content["settings"] or "No row was run.", ""]
     for part, rows in _parts(content):
         lines += [f"## {part}", ""] if part else []
@@ -130,7 +130,7 @@ def _cells(row: dict, attacks: list[str]) -> list[str]:
 
 
 def _cosine(run: dict) -> str:
-    """With a star where J_t is another row's."""
+    """Mean cosine with its interval, and a star where J_t is the teacher's of another row."""
     found = run["alignment"]
     if not found:
         return "is the teacher" if run["method"] == "finetune" else ""
