@@ -26,7 +26,8 @@ from igam_tf.system.checkpoints import Checkpoints
 from igam_tf.system.run_folder import RunFolder, load_model, read_metrics, save_model, write_json
 from igam_tf.training.loop import train
 from madry_models import MnistCNN
-from madry_models.errors import UserError, disk_errors, run_entry_point
+from madry_models.errors import UserError, disk_errors
+from madry_models.program import run_entry_point
 
 STEPS = 8
 
