@@ -51,13 +51,13 @@ def define_flags() -> None:
         flags.DEFINE_list(
             "runs",
             [],
-            f"Models with commas between, each a {NAMES_OF_MODELS}; <label>=<model> names one.",
+            f"Models with commas between, each {NAMES_OF_MODELS}, or <label>=<one of these>.",
         )
         flags.DEFINE_string(
             "teacher",
             None,
-            "One more model, whose J is J_t: a run folder, a .keras file, or none; by default the teacher "
-            "of the first run that has one.",
+            "One more model, whose J is J_t: a run folder, a .keras file, or none; by default the "
+            "teacher of the first run that has one.",
         )
         define_data_flags()
     with heading("figures"):

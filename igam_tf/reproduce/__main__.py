@@ -123,14 +123,22 @@ def command(row: Row, whole: Table, output: Path, checkpoints: dict[str, str]) -
 
 
 def run(arguments: list[str]) -> int:
-    """Exit status of a row; SIGTERM is handed on to it, and then ends this program too."""
+    """Exit status of a row; SIGTERM and Ctrl-C end it, and then this program too.
+
+    Raises:
+        SystemExit: SIGTERM came, to the row or to this program.
+        KeyboardInterrupt: Ctrl-C, likewise.
+    """
     process = subprocess.Popen(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         status = process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-        process.terminate()  # where this program was interrupted
+        process.terminate()  # where this program was interrupted: the row saves first
+        process.wait()
+    if status in (128 + signal.SIGINT, -signal.SIGINT):
+        raise KeyboardInterrupt
     if status in (128 + signal.SIGTERM, -signal.SIGTERM):
         raise SystemExit(128 + signal.SIGTERM)
     return status
