@@ -31,7 +31,8 @@ from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.inputs import define_data_flags, find_model, model_and_images
 from igam_tf.evaluation.robust import in_pixel_range, robust_flags
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import run_entry_point
 
 FLAGS = flags.FLAGS
 WARM_UP = 8  # images of the call that is not measured

@@ -19,7 +19,8 @@ import tensorflow as tf
 from absl import flags
 
 from igam_tf.system import devices
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import run_entry_point
 
 FLAGS = flags.FLAGS
 KIND = "igam"

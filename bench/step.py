@@ -40,7 +40,8 @@ from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.training.building import new_optimizers, new_source_network, new_student, new_trainer
 from madry_models import WideResNet
-from madry_models.errors import UserError, flags_alone, run_entry_point, writable
+from madry_models.errors import UserError, flags_alone, writable
+from madry_models.program import run_entry_point
 
 FLAGS = flags.FLAGS
 TEACHERS = {  # -> the transfer it is of

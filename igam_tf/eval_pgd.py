@@ -1,4 +1,4 @@
-"""`python -m igam_tf.eval_pgd`: a model's accuracy, clean and under attack, as table and JSON.
+"""Measures a model's accuracy, clean and under attack, and prints it as a table.
 
 python -m igam_tf.eval_pgd --model=runs/mnist-cifar10 --attacks=clean,fgsm,pgd20 --json=pgd.json
 
@@ -6,6 +6,9 @@ With --json, finished batches are kept in <file>.journal until the end: killed, 
 on where it was.
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import math
 from functools import partial
 from pathlib import Path
@@ -34,36 +37,55 @@ from igam_tf.evaluation.inputs import (
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, model_identity
 from igam_tf.system.run_folder import environment, read_json, write_json
-from madry_models.errors import UserError, flags_alone, run_entry_point, writable
+from madry_models.errors import UserError, flags_alone, writable
+from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The flags of this command."""
-    of_range = "fraction of the pixel range, such as 8/255 or 0.3"
-    flags.DEFINE_string("model", None, NAMES_OF_MODELS)
-    flags.DEFINE_string(
-        "attacks",
-        "clean,fgsm,pgd5,pgd10,pgd20",
-        "clean, fgsm, pgd<steps>, apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack",
-    )
-    flags.DEFINE_string("json", None, "file for the results")
-    flags.DEFINE_enum("norm", "linf", NORMS, "of eps and step_size, for every attack")
-    flags.DEFINE_string("eps", None, f"radius, {of_range}; default: the data set's, in linf alone")
-    flags.DEFINE_string(
-        "step_size", None, f"of PGD, {of_range}; default: in the data set's ratio to eps"
-    )
-    flags.DEFINE_enum("loss", "xent", tuple(LOSSES), "what FGSM and PGD maximise")
-    flags.DEFINE_integer("restarts", 1, "random starts of each PGD", lower_bound=1)
-    flags.DEFINE_integer("num_examples", None, "first so many images; default: all", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of the random starts", lower_bound=0, upper_bound=2**63 - 1)
-    flags.DEFINE_integer("batch_size", 100, "images attacked at once", lower_bound=1)
-    flags.DEFINE_enum(
-        "batch_norm", "inference", BATCH_NORMS, "by moving averages, or by each batch's statistics"
-    )
-    flags.DEFINE_integer("replicas", 0, "devices that share each batch; 0: all GPUs, or one CPU")
-    define_data_flags()
+    of_range = "as a fraction of the pixel range, such as 8/255 or 0.3"
+    with heading("model and images"):
+        flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
+        define_data_flags()
+        flags.DEFINE_integer(
+            "num_examples", None, "Images, from the beginning of the split; all by default.",
+            lower_bound=1,
+        )  # fmt: skip
+    with heading("attacks"):
+        flags.DEFINE_string(
+            "attacks",
+            "clean,fgsm,pgd5,pgd10,pgd20",
+            "Attacks with commas between: clean, fgsm, pgd<steps>, apgd-ce, apgd-dlr, apgd-t, fab-t, "
+            "square, autoattack.",
+        )
+        flags.DEFINE_enum("norm", "linf", NORMS, "Norm of eps and of the step size.")
+        flags.DEFINE_string(
+            "eps", None,
+            f"Radius of every attack, {of_range}; in linf the data set's own by default.",
+        )  # fmt: skip
+        flags.DEFINE_string(
+            "step_size", None,
+            f"Step size of PGD, {of_range}; by default in the data set's own ratio to eps.",
+        )  # fmt: skip
+        flags.DEFINE_enum("loss", "xent", tuple(LOSSES), "Loss that FGSM and PGD maximise.")
+        flags.DEFINE_integer("restarts", 1, "Random starts of each PGD.", lower_bound=1)
+        flags.DEFINE_integer(
+            "seed", 0, "Seed of the random starts.", lower_bound=0, upper_bound=2**63 - 1
+        )
+    with heading("run"):
+        flags.DEFINE_string("json", None, "File to write the results to.")
+        flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
+        flags.DEFINE_enum(
+            "batch_norm",
+            "inference",
+            BATCH_NORMS,
+            "Batch norm of the model: inference, by moving averages; batch, by each batch's statistics.",
+        )
+        flags.DEFINE_integer(
+            "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
+        )
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m igam_tf.export`: a finished run's student as a folder to give away.
+"""Makes a folder to give away of a finished run's student.
 
 python -m igam_tf.export --run=runs/mnist-cifar10-igam-cpu --output=exported
 
@@ -10,6 +10,9 @@ python -m igam_tf.export --run=runs/mnist-cifar10-igam-cpu --output=exported
 Both files hold the input layer: raw pixels in, logits out, batch norm by its moving averages.
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import hashlib
 import json
 import shutil
@@ -19,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 from igam_tf import datasets
 from igam_tf.datasets.names import class_names
@@ -29,7 +32,8 @@ from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import MASK_KEY
 from igam_tf.system.run_folder import environment, write_json, write_text
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 TOLERANCE = 1e-4  # of the largest logit, or of 1; SavedModel against .keras file in float32
@@ -38,8 +42,9 @@ STUDENT, SAVED_MODEL = "student.keras", "saved_model"
 
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_string("run", None, "folder of a finished run")
-    flags.DEFINE_string("output", None, "new or empty folder")
+    with heading("export"):
+        flags.DEFINE_string("run", None, "Folder of the finished run.")
+        flags.DEFINE_string("output", None, "Folder to write, new or empty.")
 
 
 def save_saved_model(model: keras.Model, shape: tuple[int, ...], path: Path) -> None:
@@ -186,7 +191,6 @@ git commit {commit}, Keras {made["keras"]}, Python {made["python"]}; exported wi
 
 def main(argv: list[str]) -> None:
     """Exports one run."""
-    logging.set_verbosity(logging.WARNING)  # not a line for each variable saved
     flags_alone(argv)
     for flag in ("run", "output"):
         if not FLAGS[flag].value:

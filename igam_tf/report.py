@@ -1,9 +1,16 @@
-"""`python -m igam_tf.report <run folder> ...`: the results of several runs in one table."""
+"""Prints the results of several runs in one table.
 
+python -m igam_tf.report runs/mnist-cifar10-standard-cpu runs/mnist-cifar10-igam-cpu
+"""
+
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 from igam_tf.evaluation.results import read_results, settings_text
-from madry_models.errors import UserError, run_entry_point
+from madry_models.errors import UserError
+from madry_models.program import run_entry_point
 
 
 def report(folders: list[Path]) -> str:

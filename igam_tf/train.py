@@ -1,27 +1,36 @@
-"""`python -m igam_tf.train`: one transfer experiment, all stages, from flags to results.json.
+"""Trains a student on the input gradients of a robust teacher: all stages, from flags to results.json.
 
-Killed at any moment, the same command goes on where it was.
+python -m igam_tf.train --source=mnist --target=cifar10 --preset=cpu --workdir=runs/mnist-cifar10
+
+Killed at any moment, the same command goes on where it was. Defaults give way to the row of the
+paper, to --fidelity and to --preset, and these to flags: --print_config shows every setting of a
+command, and where it comes from.
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 from absl import flags, logging
 
 from igam_tf import datasets
 from igam_tf.attacks import attack_names
-from igam_tf.experiments.config import Config
+from igam_tf.experiments.config import GROUPS, Config
 from igam_tf.experiments.paper import TRANSFERS
-from igam_tf.experiments.resolve import resolve
+from igam_tf.experiments.resolve import explained, resolve
 from igam_tf.method.architectures import builder_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.system import devices
 from igam_tf.system.run_folder import RunFolder
 from igam_tf.training.building import check_student, load_source_network
 from igam_tf.training.stages import Run
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import default_and_range, heading, run_entry_point, value_text
 
 FLAGS = flags.FLAGS
 
@@ -35,17 +44,46 @@ _DEFINE = {
 
 def define_flags() -> None:
     """One flag for each setting; unset ones come from row, fidelity and preset."""
-    for field in dataclasses.fields(Config):
-        doc, choices = field.metadata["doc"], field.metadata["choices"]
-        if choices:
-            flags.DEFINE_enum(field.name, None, choices, doc)
-        elif field.name == "disc_channels":
-            flags.DEFINE_list(field.name, None, doc)
-        else:
-            _DEFINE[field.type](field.name, None, doc)
-    flags.DEFINE_string("workdir", None, "run folder; default runs/<source>-<target>-<method>-...")
-    flags.DEFINE_enum("strategy", "auto", devices.STRATEGIES, "devices; see devices.strategy")
-    flags.DEFINE_integer("replicas", 0, "devices of one machine to train on; 0: all")
+    for group, meaning in GROUPS.items():
+        with heading(f"{group}: {meaning}"):
+            for field in _fields_of(group):
+                _define(field)
+            if group == "run":
+                _define_flags_of_this_process()
+
+
+def _fields_of(group: str) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(Config) if f.metadata["group"] == group]
+
+
+def _define(field: dataclasses.Field) -> None:
+    choices, (least, most) = field.metadata["choices"], field.metadata["within"]
+    least = None if field.type in (str, bool) else least
+    doc = field.metadata["doc"] + default_and_range(field.default, least, most)
+    if choices:
+        flags.DEFINE_enum(field.name, None, choices, doc)
+    elif field.name == "disc_channels":
+        flags.DEFINE_list(field.name, None, doc)
+    else:
+        _DEFINE[field.type](field.name, None, doc)
+
+
+def _define_flags_of_this_process() -> None:
+    flags.DEFINE_string(
+        "workdir", None, "The run folder; runs/<source>-<target>-<method>-<preset> by default."
+    )
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        devices.STRATEGIES,
+        "Devices to train on: default, one; mirrored, those of this machine; multiworker, those of all "
+        "machines that the environment's TF_CONFIG names; auto, multiworker where there is a "
+        "TF_CONFIG, else mirrored.",
+    )
+    flags.DEFINE_integer("replicas", 0, "Devices of this machine to train on; 0: all.")
+    flags.DEFINE_bool(
+        "print_config", False, "Print every setting and where it comes from, and exit."
+    )
 
 
 def config_from_flags() -> Config:
@@ -53,6 +91,15 @@ def config_from_flags() -> Config:
 
     Raises:
         UserError: a value that is not of its kind, or settings that contradict each other.
+    """
+    return resolve(chosen_settings())
+
+
+def chosen_settings() -> dict[str, Any]:
+    """Name of each setting -> what its flag says; None: nothing.
+
+    Raises:
+        UserError: numbers in --disc_channels that are none.
     """
     chosen = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Config)}
     if chosen["disc_channels"] is not None:
@@ -63,7 +110,25 @@ def config_from_flags() -> Config:
                 f"expected --disc_channels as whole numbers with commas between; "
                 f"received {','.join(chosen['disc_channels'])!r}"
             ) from error
-    return resolve(chosen)
+    return chosen
+
+
+def config_text(chosen: dict[str, Any]) -> str:
+    """A line for each setting below the heading of its group: flag, value, where it comes from.
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    resolve(chosen)
+    found = explained(chosen)
+    names = {name: f"--{name}={value_text(value)}" for name, (value, _) in found.items()}
+    width = max(map(len, names.values()))
+    lines = []
+    for group in GROUPS:
+        lines += ["", group] if lines else [group]
+        for field in _fields_of(group):
+            lines.append(f"  {names[field.name]:<{width}}  {found[field.name][1]}")
+    return "\n".join(lines)
 
 
 def default_workdir(config: Config) -> str:
@@ -97,7 +162,9 @@ def teacher_checkpoint(config: Config) -> str | None:
 def main(argv: list[str]) -> None:
     """Runs every stage that is not done yet."""
     flags_alone(argv)
-    logging.set_verbosity(logging.INFO)
+    if FLAGS.print_config:
+        print(config_text(chosen_settings()))
+        return
     started = time.monotonic()
     config = config_from_flags()
     builder_of(config.student)

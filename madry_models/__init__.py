@@ -1,6 +1,19 @@
-"""The networks of the MadryLab challenges, and their checkpoints."""
+"""The networks of the MadryLab challenges, and their checkpoints; each is loaded when asked for."""
 
-from madry_models.mnist_cnn import MnistCNN
-from madry_models.wide_resnet import WideResNet
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from madry_models.mnist_cnn import MnistCNN
+    from madry_models.wide_resnet import WideResNet
 
 __all__ = ["MnistCNN", "WideResNet"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MnistCNN":
+        from madry_models.mnist_cnn import MnistCNN as network
+    elif name == "WideResNet":
+        from madry_models.wide_resnet import WideResNet as network
+    else:
+        raise AttributeError(f"module 'madry_models' has no attribute {name!r}")
+    return network

@@ -3,13 +3,17 @@
 python -m madry_models.convert --checkpoint=models/mnist/adv_trained --output=teacher.keras
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import os
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from madry_models.errors import UserError, flags_alone, run_entry_point, writable
+from madry_models.errors import UserError, flags_alone, writable
+from madry_models.program import run_entry_point
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 TOLERANCE = 1e-5  # on logits in float32
@@ -61,6 +65,13 @@ def _main(argv: list[str]) -> None:
 if __name__ == "__main__":
     from absl import flags
 
-    flags.DEFINE_string("checkpoint", None, "Checkpoint's folder or prefix.", required=True)
-    flags.DEFINE_string("output", None, "The .keras file to write.", required=True)
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "The checkpoint: its folder, or its files' common prefix.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "output", None, "The .keras file to write; it must not exist.", required=True
+    )
     run_entry_point(_main)

@@ -1,11 +1,10 @@
-"""The one exception for a user's mistake, and how an entry point shows it."""
+"""The one exception for a user's mistake; `madry_models.program` shows it."""
 
 import errno
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,21 +66,3 @@ def flags_alone(argv: list[str]) -> None:
     """Raises a UserError where a command line has more than flags; argv: what `main` was given."""
     if argv[1:]:
         raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")
-
-
-def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main` under absl, flags parsed; a `UserError` ends it with status 1, in one line.
-
-    absl itself answers a wrong flag with one line and status 1.
-    """
-    from absl import app
-
-    def guarded(argv: list[str]) -> int | None:
-        try:
-            with disk_errors():
-                return main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-
-    app.run(guarded)

@@ -1,6 +1,6 @@
 """Downloads the checkpoints that the MadryLab challenges published.
 
-    python -m madry_models.fetch --model=mnist --name=adv_trained [--dest=models/mnist]
+python -m madry_models.fetch --model=mnist --name=adv_trained --dest=models/mnist
 
 The archive's digest is enforced where one is published. `<dest>/<name>` appears whole or never.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from madry_models.archives import archive_errors, open_zip
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
 
 TIMEOUT = 15.0  # seconds without a byte
 NAMES = ("natural", "adv_trained", "secret")
@@ -156,7 +156,13 @@ if __name__ == "__main__":
     # Flags are defined here because other entry points import this module.
     from absl import flags
 
-    flags.DEFINE_enum("model", None, ("mnist", "cifar10"), "Which challenge.", required=True)
-    flags.DEFINE_enum("name", "adv_trained", NAMES, "Which of its models.")
-    flags.DEFINE_string("dest", None, "Folder to put <name> in; default models/<model>.")
+    from madry_models.program import run_entry_point
+
+    flags.DEFINE_enum(
+        "model", None, ("mnist", "cifar10"), "The challenge whose model it is.", required=True
+    )
+    flags.DEFINE_enum("name", "adv_trained", NAMES, "The model's name there.")
+    flags.DEFINE_string(
+        "dest", None, "Folder to put the folder <name> in; models/<model> by default."
+    )
     run_entry_point(_main)

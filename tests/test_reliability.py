@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
@@ -22,11 +23,13 @@ from igam_tf.experiments.config import Config
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.report import report
+from igam_tf.system import devices as strategies
 from igam_tf.system.checkpoints import Checkpoints
 from igam_tf.system.run_folder import RunFolder, load_model, read_metrics, save_model, write_json
 from igam_tf.training.loop import train
 from madry_models import MnistCNN
-from madry_models.errors import UserError, disk_errors, run_entry_point
+from madry_models.errors import UserError, disk_errors
+from madry_models.program import run_entry_point
 
 STEPS = 8
 
@@ -127,6 +130,51 @@ def test_sigkill_while_a_checkpoint_is_written(whole, tmp_path):
         assert {p.name for p in checkpoints.iterdir()} == {"ckpt-6", "ckpt-8"}
         rows = read_metrics(tmp_path / place / "metrics.jsonl")
         assert [row["step"] for row in rows] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "devices"), [(signal.SIGTERM, "SIGTERM", 1), (signal.SIGINT, "Ctrl-C", 2)]
+)
+def test_a_signal_saves_and_the_rest_is_as_without_it(tmp_path, warnings, number, name, devices):
+    """It comes in the first step of a window of metrics, which goes on where it was."""
+
+    def run(path: Path, stop_at: int = 0) -> str:
+        ours = trainer()
+        data = {"folder": RunFolder(path, Config()), "stage": "s", "steps": STEPS}
+
+        def validate(step, log):
+            if step == stop_at:
+                os.kill(os.getpid(), number)
+            return {}
+
+        with data["folder"]:
+            train(ours, batches, **data, log_every=2, checkpoint_every=8, validate=validate)
+        rows = read_metrics(path / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if k != "train_minutes"} for row in rows]
+
+    here = strategies.mirrored([f"CPU:{i}" for i in range(devices)])
+    with here.scope() if devices > 1 else nullcontext():
+        whole = run(tmp_path / "whole")
+        with pytest.raises(SystemExit) as end:
+            run(tmp_path / "stopped", stop_at=3)
+        assert end.value.code == 128 + number
+        assert f"{name}: s saved at step 3 of 8; the same command goes on" in warnings.text
+        assert run(tmp_path / "stopped") == whole
+    assert [row["step"] for row in whole if "L_xent" in row] == [2, 4, 6, 8]
+
+
+def test_a_checkpoint_without_running_means_is_read(tmp_path):
+    """As versions before wrote them; whatever else is missing is refused."""
+    weights, means = tf.Variable(0.0), tf.Variable(0.0)
+    tf_checkpoint = tf.train.Checkpoint
+    old = tf_checkpoint(weights=tf.Variable(3.0))
+    Checkpoints(old, tmp_path).save(2)
+    new = tf_checkpoint(weights=weights, means=means)
+    Checkpoints(new, tmp_path, earlier=tf_checkpoint(weights=weights)).restore()
+    assert (weights.numpy(), means.numpy()) == (3.0, 0.0)
+    more = tf_checkpoint(weights=weights, momentum=tf.Variable(0.0))
+    with pytest.raises(UserError, match="expected the state of this version's trainer"):
+        Checkpoints(tf_checkpoint(weights=weights, means=means), tmp_path, earlier=more).restore()
 
 
 def test_half_of_the_first_checkpoint_is_none(tmp_path):

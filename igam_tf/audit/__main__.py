@@ -1,10 +1,13 @@
-"""`python -m igam_tf.audit`: is a network robust, or only hard to attack by gradients?
+"""Audits a network: is it robust, or only hard to attack by gradients?
 
 python -m igam_tf.audit --model=runs/mnist-cifar10 --budget=quick
 
 Exit status: 0, or 2 where a check FAILs; 1 is wrong input.
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import dataclasses
 import sys
 from functools import partial
@@ -30,7 +33,8 @@ from igam_tf.evaluation.inputs import (
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, model_identity
 from igam_tf.system.run_folder import RunFolder, environment, load_model, write_json, write_text
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 FAILED_STATUS = 2
@@ -57,29 +61,50 @@ class AuditSettings:
 
 def define_flags() -> None:
     """The flags of this command."""
-    of_range = "fraction of the pixel range, such as 8/255 or 0.3"
-    flags.DEFINE_string(
-        "model",
-        None,
-        NAMES_OF_MODELS,
-    )
-    flags.DEFINE_enum("budget", "quick", tuple(BUDGETS), "how much work")
-    flags.DEFINE_string("lines", "all", f"some of {', '.join(CHECKS)}")
-    flags.DEFINE_list(
-        "transfer_from", [], "models, as --model, whose adversarial examples are tried"
-    )
-    flags.DEFINE_string(
-        "workdir", None, "folder of the audit; default: audits/<model>-<budget>, for a run its own"
-    )
-    flags.DEFINE_string("eps", None, f"headline l-inf radius, {of_range}; default: the data set's")
-    flags.DEFINE_string("step_size", None, f"of PGD, {of_range}; default: by the data set and eps")
-    flags.DEFINE_integer(
-        "num_examples", None, "first so many images; default: by the budget", lower_bound=1
-    )
-    flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0, upper_bound=2**31 - 1)
-    flags.DEFINE_integer("batch_size", 100, "images attacked at once", lower_bound=1)
-    flags.DEFINE_integer("replicas", 0, "devices that share each batch; 0: all GPUs, or one CPU")
-    define_data_flags()
+    of_range = "as a fraction of the pixel range, such as 8/255 or 0.3"
+    with heading("model and images"):
+        flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
+        define_data_flags()
+        flags.DEFINE_integer(
+            "num_examples", None,
+            "Images, from the beginning of the split; as many as --budget says by default.",
+            lower_bound=1,
+        )  # fmt: skip
+    with heading("audit"):
+        flags.DEFINE_enum(
+            "budget",
+            "quick",
+            tuple(BUDGETS),
+            "How many images, steps, restarts and queries it takes.",
+        )
+        flags.DEFINE_string(
+            "lines", "all", f"Checks with commas between: all, or {', '.join(CHECKS)}."
+        )
+        flags.DEFINE_list(
+            "transfer_from",
+            [],
+            "Models, as --model, whose adversarial examples are tried on this one.",
+        )
+        flags.DEFINE_string(
+            "eps", None, f"Headline l-inf radius, {of_range}; the data set's own by default."
+        )
+        flags.DEFINE_string(
+            "step_size", None,
+            f"Step size of PGD, {of_range}; by default in the data set's own ratio to eps.",
+        )  # fmt: skip
+        flags.DEFINE_integer(
+            "seed", 0, "Seed of everything random.", lower_bound=0, upper_bound=2**31 - 1
+        )
+    with heading("run"):
+        flags.DEFINE_string(
+            "workdir", None,
+            "Folder of the audit, in which it resumes; by default audits/<model>-<budget>, and for a "
+            "run audit-<budget> in its folder.",
+        )  # fmt: skip
+        flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
+        flags.DEFINE_integer(
+            "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
+        )
 
 
 def main(argv: list[str]) -> int:

@@ -84,7 +84,8 @@ def robust_flags(
         title = f"{spec.name} {run + 1}/{spec.runs}" if spec.runs > 1 else spec.name
         hits = np.zeros(len(indices), bool)
         common = [settings_of(spec), run, seed, pixel_max, batch_norm]
-        with tqdm(total=len(indices), desc=title, unit="image", disable=not progress) as bar:
+        shown = progress and len(indices) > 0
+        with tqdm(total=len(indices), desc=title, unit="image", disable=not shown) as bar:
             for begin in range(0, len(indices), batch_size):
                 batch = indices[begin : begin + batch_size]
                 hits[begin : begin + len(batch)] = remembered(

@@ -1,9 +1,12 @@
-r"""`python -m igam_tf.figures`: input gradients, loss landscape, decision regions, alignment.
+r"""Draws input gradients, loss landscape, decision regions and alignment of trained models.
 
 python -m igam_tf.figures --runs=Standard=runs/mnist-cifar10-standard-cpu,runs/mnist-cifar10-igam-cpu \
     --output=figures
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -35,7 +38,8 @@ from igam_tf.formulas.losses import GRADIENT_OF
 from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import model_identity
 from igam_tf.system.run_folder import environment, load_model, write_json
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 DPI = 200
@@ -43,36 +47,62 @@ DPI = 200
 
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_list(
-        "runs",
-        [],
-        f"models, each a {NAMES_OF_MODELS}; <label>=<model> names one",
-    )
-    flags.DEFINE_string(
-        "teacher", None,
-        "one more model, whose J is J_t: run folder, .keras file, or none; default: the teacher of the "
-        "first run that has one",
-    )  # fmt: skip
-    flags.DEFINE_list("figures", list(FIGURES), f"some of {', '.join(FIGURES)}")
-    flags.DEFINE_string("output", None, "new or empty folder")
-    flags.DEFINE_integer("num_examples", 500, "alignment: first so many images", lower_bound=1)
-    flags.DEFINE_integer("num_drawn", 6, "gradients: first so many images", lower_bound=1)
-    flags.DEFINE_integer("image", 0, "landscape, regions: place in the split", lower_bound=0)
-    flags.DEFINE_enum(
-        "direction",
-        "fgsm",
-        ("fgsm", "pgd"),
-        f"landscape, regions: sign of FGSM or of PGD-{PGD_STEPS}",
-    )
-    flags.DEFINE_integer("points", 51, "landscape, regions: a side of the grid, odd", lower_bound=3)
-    flags.DEFINE_string(
-        "eps",
-        None,
-        "l-inf radius, fraction of the pixel range such as 8/255; default: the data set's",
-    )
-    flags.DEFINE_enum("input_gradient", "xent", tuple(GRADIENT_OF), "J is the gradient of (R1)")
-    flags.DEFINE_integer("seed", 0, "of the random direction", lower_bound=0)
-    define_data_flags()
+    with heading("models and images"):
+        flags.DEFINE_list(
+            "runs",
+            [],
+            f"Models with commas between, each {NAMES_OF_MODELS}, or <label>=<one of these>.",
+        )
+        flags.DEFINE_string(
+            "teacher",
+            None,
+            "One more model, whose J is J_t: a run folder, a .keras file, or none; by default the "
+            "teacher of the first run that has one.",
+        )
+        define_data_flags()
+    with heading("figures"):
+        flags.DEFINE_string("output", None, "Folder to write, new or empty.")
+        flags.DEFINE_list(
+            "figures", list(FIGURES), f"Figures with commas between, some of {', '.join(FIGURES)}."
+        )
+        flags.DEFINE_integer(
+            "num_examples",
+            500,
+            "Of alignment: images, from the beginning of the split.",
+            lower_bound=1,
+        )
+        flags.DEFINE_integer(
+            "num_drawn", 6, "Of gradients: images, from the beginning of the split.", lower_bound=1
+        )
+        flags.DEFINE_integer(
+            "image", 0, "Of landscape and regions: the image's place in the split.", lower_bound=0
+        )
+        flags.DEFINE_enum(
+            "direction",
+            "fgsm",
+            ("fgsm", "pgd"),
+            f"Of landscape and regions: one axis is the sign of FGSM's or of PGD-{PGD_STEPS}'s step.",
+        )
+        flags.DEFINE_integer(
+            "points",
+            51,
+            "Of landscape and regions: points on a side of the grid, odd.",
+            lower_bound=3,
+        )
+        flags.DEFINE_string(
+            "eps",
+            None,
+            "l-inf radius, as a fraction of the pixel range, such as 8/255; the data set's own by "
+            "default.",
+        )
+        flags.DEFINE_enum(
+            "input_gradient",
+            "xent",
+            tuple(GRADIENT_OF),
+            "What J is the gradient of: xent, the cross-entropy; softmax, the true class's probability "
+            "(R1).",
+        )
+        flags.DEFINE_integer("seed", 0, "Seed of the random direction.", lower_bound=0)
 
 
 def labelled(items: Sequence[str]) -> dict[str, str]:

@@ -1,9 +1,14 @@
-"""`python -m igam_tf.reproduce --table=1 --preset=cpu`: every row of a table of the paper.
+"""Trains and evaluates every row of a table of the paper, and writes it with ours beside theirs.
+
+python -m igam_tf.reproduce --table=1 --preset=cpu
 
 Each row is one `python -m igam_tf.train` in a run folder of its own: what is finished is not run
 again, what was interrupted goes on.
 """
 
+import madry_models.quiet  # noqa: F401
+
+# isort: split
 import signal
 import subprocess
 import sys
@@ -19,25 +24,50 @@ from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
 from igam_tf.system.run_folder import read_json
-from madry_models.errors import UserError, flags_alone, run_entry_point
+from madry_models.errors import UserError, flags_alone
+from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_enum("table", None, tuple(TABLES), "table or figure of the paper, or baselines")
-    flags.DEFINE_enum("preset", "paper", tuple(PRESETS), "size and budget")
-    flags.DEFINE_enum("data", "tfds", ("tfds", "builtin"), "real data, or the synthetic pair")
-    flags.DEFINE_string("data_dir", "", "where tensorflow-datasets keeps its data; empty: its own")
-    flags.DEFINE_integer("seed", 0, "of every row: training and evaluation", lower_bound=0)
-    flags.DEFINE_list("rows", [], "names of run folders of the table; empty: all of its rows")
-    flags.DEFINE_bool("collect", False, "run nothing, only write the table of what is finished")
-    flags.DEFINE_string("output", None, "folder of the rows; default runs/table<table>-<preset>...")
-    flags.DEFINE_list("teacher_checkpoints", [], "<source>=<folder of its checkpoint>, ...")
-    flags.DEFINE_integer(
-        "validate_every", None, "steps between two looks, for accuracy over minutes"
-    )
+    with heading("what is run"):
+        flags.DEFINE_enum(
+            "table", None, tuple(TABLES), "Number of the paper's table; figure5; or baselines."
+        )
+        flags.DEFINE_enum(
+            "preset", "paper", tuple(PRESETS),
+            "Size and budget of each row: paper, wrn-32-10 and 200 epochs; cpu, ten minutes on two "
+            "cores; smoke, seconds.",
+        )  # fmt: skip
+        flags.DEFINE_list(
+            "rows", [], "Names of rows with commas between; all of the table by default."
+        )
+        flags.DEFINE_bool("collect", False, "Run nothing, and write the table of what is finished.")
+        flags.DEFINE_string(
+            "output",
+            None,
+            "Folder of the rows' run folders; runs/table<table>-<preset> by default.",
+        )
+    with heading("settings of every row"):
+        flags.DEFINE_enum(
+            "data", "tfds", ("tfds", "builtin"), "Real images, or built-in synthetic ones."
+        )
+        flags.DEFINE_string(
+            "data_dir", "", "Folder of tensorflow-datasets; empty: its own default."
+        )
+        flags.DEFINE_integer("seed", 0, "Seed of training and evaluation.", lower_bound=0)
+        flags.DEFINE_list(
+            "teacher_checkpoints",
+            [],
+            "Where teachers are loaded from, with commas between: <source>=<folder of its checkpoint>.",
+        )
+        flags.DEFINE_integer(
+            "validate_every", None,
+            "Steps between two validations, for figures of accuracy over minutes; by the preset if not "
+            "given.",
+        )  # fmt: skip
 
 
 def teacher_checkpoints() -> dict[str, str]:
@@ -93,14 +123,22 @@ def command(row: TableRow, whole: Table, output: Path, checkpoints: dict[str, st
 
 
 def run(arguments: list[str]) -> int:
-    """Exit status of a row; SIGTERM is handed on to it, and then ends this program too."""
+    """Exit status of a row; SIGTERM and Ctrl-C end it, and then this program too.
+
+    Raises:
+        SystemExit: SIGTERM came, to the row or to this program.
+        KeyboardInterrupt: Ctrl-C, likewise.
+    """
     process = subprocess.Popen(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         status = process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-        process.terminate()  # where this program was interrupted
+        process.terminate()  # where this program was interrupted: the row saves first
+        process.wait()
+    if status in (128 + signal.SIGINT, -signal.SIGINT):
+        raise KeyboardInterrupt
     if status in (128 + signal.SIGTERM, -signal.SIGTERM):
         raise SystemExit(128 + signal.SIGTERM)
     return status
@@ -129,7 +167,6 @@ def main(argv: list[str]) -> int:
     flags_alone(argv)
     if FLAGS.table is None:
         raise UserError(f"expected --table, one of {', '.join(TABLES)}; received none")
-    logging.set_verbosity(logging.INFO)
     whole = TABLES[FLAGS.table]
     rows = chosen_rows(whole)
     name = FLAGS.table if FLAGS.table in ("figure5", "baselines") else f"table{FLAGS.table}"

@@ -1,4 +1,8 @@
-"""The checkpoints of a stage under way: whole and as they were written, or not used."""
+"""The checkpoints of a stage under way; one that is not whole, or was changed since, is not used.
+
+tf.train.CheckpointManager does less: it keeps no digests, writes files at their final place, and
+reads the newest checkpoint or none.
+"""
 
 import hashlib
 import os
@@ -18,18 +22,27 @@ DIGESTS = "sha256"
 class Checkpoints:
     """The newest checkpoints of one stage, each a folder `ckpt-<step>` with a digest of every file.
 
-    One is written to `.partial`, its digests last (file `sha256`, which `sha256sum -c` reads too),
-    and renamed: what has its name was whole once, and the digests tell whether it still is. Which is
-    the newest, the steps say and no clock.
+    A checkpoint is written to `.partial`, its digests last (file `sha256`, in the format of
+    `sha256sum -c`), and then renamed. So a folder `ckpt-<step>` was written completely, and its
+    digests tell whether it has changed since. The newest is the one of the highest step, whatever its
+    files' times are.
 
     Args:
         state: what is saved.
         folder: the stage's own.
-        keep: so many of those that were read or written here are kept.
+        keep: how many of those that were read or written here are kept.
+        earlier: the part of `state` that checkpoints of earlier versions hold.
     """
 
-    def __init__(self, state: tf.train.Checkpoint, folder: Path, *, keep: int = 2):
-        self._state, self._folder, self._keep = state, folder, keep
+    def __init__(
+        self,
+        state: tf.train.Checkpoint,
+        folder: Path,
+        *,
+        keep: int = 2,
+        earlier: tf.train.Checkpoint | None = None,
+    ):
+        self._state, self._earlier, self._folder, self._keep = state, earlier, folder, keep
         self._good: list[Path] = []
 
     @property
@@ -71,8 +84,14 @@ class Checkpoints:
             )
 
     def _read(self, path: Path) -> None:
+        prefix = str(path / "state")
         try:
-            self._state.read(str(path / "state")).assert_consumed()
+            try:
+                self._state.read(prefix).assert_consumed()
+            except AssertionError:
+                if self._earlier is None:
+                    raise
+                self._earlier.read(prefix).assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             raise UserError(
                 f"expected the state of this version's trainer in {path}, which is undamaged; "

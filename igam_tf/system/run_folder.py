@@ -25,6 +25,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
 from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError
 

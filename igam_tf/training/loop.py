@@ -1,11 +1,13 @@
-"""The training loop of every stage: batches in, checkpoints and metrics out, killed at any moment.
+"""The training loop of every stage: trains on batches, and writes checkpoints and metrics.
 
-The state of a stage is the trainer's variables, its optimizers and the number of steps done. Data,
-augmentation and attacks are pure functions of the seed and the step, so a stage that goes on from a
-checkpoint computes what it would have computed without the interruption, bit for bit.
+The state of a stage is the trainer's variables, its optimizers, the number of steps done and the
+running means of its metrics. Data, augmentation and attacks are pure functions of the seed and the
+step. So a stage that was killed, and goes on from a checkpoint, computes and logs what it would have
+without the interruption, bit for bit.
 """
 
 import json
+import math
 import re
 import signal
 import time
@@ -23,11 +25,14 @@ from igam_tf.system.checkpoints import Checkpoints
 from igam_tf.system.run_folder import RunFolder, read_metrics, write_text
 from madry_models.errors import UserError
 
-SIGTERM_STATUS = 128 + signal.SIGTERM
+# Signals that end training after the step under way, with exit status 128 + signal -> their names.
+STOPPING = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+# Terms of the objective that look at input gradients; TensorBoard shows them apart.
+_MATCH = ("L_adv", "L_diff", "cosine", "norm_ratio", "disc_accuracy")
 
 
 class Log:
-    """Scalars of one stage, to `metrics.jsonl` and TensorBoard."""
+    """Writes the scalars of one stage to `metrics.jsonl` and, grouped, to TensorBoard."""
 
     def __init__(self, folder: RunFolder, stage: str):
         self._stage, self._path = stage, folder / "metrics.jsonl"
@@ -39,7 +44,7 @@ class Log:
         )
 
     def forget_after(self, step: int) -> None:
-        """Drops lines beyond the checkpoint that the stage goes on from: they will come again."""
+        """Drops the lines after `step`, the checkpoint's: the stage writes them once more."""
         if self._silent or not self._path.exists():
             return
         rows = read_metrics(self._path)
@@ -47,18 +52,29 @@ class Log:
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in keep))
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes scalars of one step."""
+        """Writes scalars of one step; one that is NaN was not measured and is left out."""
+        scalars = {name: value for name, value in scalars.items() if not math.isnan(value)}
         if self._silent:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self._stage, "step": step} | scalars) + "\n")
         with self.tensorboard.as_default(step=step):
             for name, value in scalars.items():
-                tf.summary.scalar(name, value)
+                tf.summary.scalar(tag(name), value)
+
+
+def tag(name: str) -> str:
+    """TensorBoard's name of a scalar, grouped: match/, train/, or the group that it has itself."""
+    if "/" in name:
+        return name
+    return f"match/{name}" if name in _MATCH else f"train/{name}"
 
 
 class SaturationWatch:
-    """Says so, once, when the discriminator has won for long: L_adv then teaches nothing."""
+    """Warns once when the discriminator has been right on every gradient for `patience` windows.
+
+    L_adv then has no gradient left for the student.
+    """
 
     def __init__(self, patience: int = 4):
         self._patience, self._for_long = patience, 0
@@ -72,8 +88,8 @@ class SaturationWatch:
                 "step %d: the discriminator has saturated (accuracy %.4f, L_adv %.2e): L_adv no "
                 "longer moves the student. Lower --disc_learning_rate or raise --disc_every.",
                 step,
-                means["disc_accuracy"],
-                means["L_adv"],
+                means.get("disc_accuracy", math.nan),
+                means.get("L_adv", math.nan),
             )
 
 
@@ -101,14 +117,20 @@ def train(
 
     Raises:
         UserError: a loss is NaN or infinite; what was saved stays. What was saved is damaged.
-        SystemExit: SIGTERM came; the state is saved.
+        SystemExit: SIGTERM or Ctrl-C came; the state is saved.
     """
-    # Keras 3 keeps layers in lists that tf.train.Checkpoint cannot see: name every variable to it.
+    # Keras 3 keeps layers in lists that tf.train.Checkpoint does not search: list the variables here.
     minutes = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-    state = tf.train.Checkpoint(
-        variables=[variable.value for variable in trainer.state_variables], train_minutes=minutes
+    state = {
+        "variables": [variable.value for variable in trainer.state_variables],
+        "train_minutes": minutes,
+    }
+    trainer.reset_metrics()
+    checkpoints = Checkpoints(
+        tf.train.Checkpoint(**state, metrics=_sums(trainer)),
+        folder / "checkpoints" / stage,
+        earlier=tf.train.Checkpoint(**state),
     )
-    checkpoints = Checkpoints(state, folder / "checkpoints" / stage)
     checkpoints.restore()
     done = int(trainer.optimizer.iterations.numpy())
     log, watch = Log(folder, stage), SaturationWatch()
@@ -122,10 +144,9 @@ def train(
         logging.info("%s: going on from step %d of %d", stage, done, steps)
     if done >= steps:
         return
-    stop = _SigtermFlag()
+    stop = _StopFlag()
     data = devices.shares(batches(done))
     train_function = trainer.make_train_function() or trainer.train_function
-    trainer.reset_metrics()
     clock = _Stopwatch(float(minutes.numpy()))
     with stop, tqdm(initial=done, total=steps, desc=stage, unit="step", mininterval=1.0) as bar:
         for step in range(done + 1, steps + 1):
@@ -148,23 +169,33 @@ def train(
                 rate = float(tf.convert_to_tensor(trainer.optimizer.learning_rate))
                 log(step, means | {"learning_rate": rate, "train_minutes": clock.minutes()})
                 bar.set_postfix_str(f"L_xent {means['L_xent']:.3f}, acc {means['accuracy']:.3f}")
-            if not folder.chief:  # the chief alone validates, saves and heeds SIGTERM
+            if not folder.chief:  # the chief alone validates, saves and stops on a signal
                 continue
             if validate and (step % validate_every == 0 or step == steps):
                 with clock.stopped():
                     log(step, validate(step, log) | {"train_minutes": clock.minutes()})
-            if stop.set or step % checkpoint_every == 0 or step == steps:
+            if stop.signal or step % checkpoint_every == 0 or step == steps:
                 with clock.stopped():
                     minutes.assign(clock.minutes())
                     checkpoints.save(step)
-            if stop.set:
+            if stop.signal:
                 logging.warning(
-                    "SIGTERM: %s saved at step %d of %d; the same command goes on",
-                    stage,
-                    step,
-                    steps,
-                )
-                raise SystemExit(SIGTERM_STATUS)
+                    "%s: %s saved at step %d of %d; the same command goes on",
+                    STOPPING[stop.signal], stage, step, steps,
+                )  # fmt: skip
+                raise SystemExit(128 + stop.signal)
+
+
+def _sums(trainer: ClassifierTrainer) -> list[tf.Variable]:
+    """The sums and counts of the running means; of several workers zeros in their place.
+
+    Those of several workers can be read only by all together, while the chief alone saves: there the
+    window of metrics that a kill cuts starts anew.
+    """
+    variables = [variable.value for metric in trainer.metrics for variable in metric.variables]
+    if tf.distribute.get_strategy().cluster_resolver:
+        return [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in variables]
+    return variables
 
 
 class _Stopwatch:
@@ -189,15 +220,21 @@ class _Stopwatch:
             self._stopped = None
 
 
-class _SigtermFlag:
-    """Context in which SIGTERM sets `set` instead of ending the process."""
+class _StopFlag:
+    """Context in which a signal of `STOPPING` sets `signal`; a second Ctrl-C ends the process."""
 
     def __init__(self):
-        self.set = False
+        self.signal: int = 0
+
+    def _heed(self, number: int, _) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
 
     def __enter__(self):
-        self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "set", True))
+        self._before = {number: signal.signal(number, self._heed) for number in STOPPING}
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,192 @@
+"""What every program here shares: --help, --version, plain log lines, one sentence for a mistake."""
+
+import difflib
+import importlib.metadata
+import logging
+import math
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from madry_models.errors import UserError, disk_errors
+
+INTERRUPTED_STATUS = 128 + signal.SIGINT
+
+_HELP, _VERSION = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}, "--version"
+_GENERAL = f"""
+general: of every program
+  --flagfile=<file>
+      Reads flags from a file, one a line.
+  --verbosity=<debug|info|warning|error>
+      How much is said on the way; debug shows TensorFlow's own lines too. (default: info)
+  {_VERSION}
+      Prints the versions of igam_tf, TensorFlow and Keras, and exits.
+  --help
+      Prints this text, and exits."""
+_VALUES = {
+    "int": "<whole number>",
+    "float": "<number>",
+    "string": "<text>",
+    "comma separated list of strings": "<text>,<text>,...",
+}
+_headings: dict[str, str] = {}  # name of a flag -> heading below which --help shows it
+
+
+@contextmanager
+def heading(text: str) -> Iterator[None]:
+    """Context: --help shows the flags that are defined in it below `text`."""
+    before = set(flags.FLAGS)
+    yield
+    _headings.update({name: text for name in flags.FLAGS if name not in before})
+
+
+def default_and_range(default: object, least: float | None, most: float | None) -> str:
+    """The end of a help text, such as " (default: 100; at least 1)"; None and "": left out."""
+    said = [] if default in (None, "", [], ()) else [f"default: {value_text(default)}"]
+    if least is not None and math.isfinite(least):
+        limited = most is not None and math.isfinite(most)
+        said.append(f"{least} to {most}" if limited else f"at least {least:g}")
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def value_text(value: object) -> str:
+    """A flag's value as a command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _flag_text(flag: flags.Flag, width: int) -> str:
+    choices = getattr(flag.parser, "enum_values", None)
+    value = f"<{'|'.join(choices)}>" if choices else _VALUES.get(flag.flag_type(), "<text>")
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
+    bounds = (getattr(flag.parser, end, None) for end in ("lower_bound", "upper_bound"))
+    text = flag.help.removeprefix(f"{value}: ") + default_and_range(flag.default, *bounds)
+    lines = textwrap.wrap(
+        name.replace("|", "| "), width - 2, break_long_words=False, break_on_hyphens=False
+    )
+    lines = [line.replace("| ", "|") for line in lines]
+    lines += textwrap.wrap(text, width - 6, break_long_words=False, break_on_hyphens=False)
+    first, *others = lines
+    return "\n".join([f"  {first}", *(f"      {line}" for line in others)])
+
+
+def help_text() -> str:
+    """What the program does, then its flags below their headings, in the order of definition."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    found: dict[str, list[flags.Flag]] = {}
+    for name, title in _headings.items():
+        if name in flags.FLAGS:
+            found.setdefault(title, []).append(flags.FLAGS[name])
+    others = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    if others := [flag for flag in others if flag.name not in _headings]:
+        found["flags"] = others
+    parts = [(sys.modules["__main__"].__doc__ or "").strip()]
+    for title, members in found.items():
+        parts.append("\n".join([f"\n{title}", *(_flag_text(flag, width) for flag in members)]))
+    return "\n".join([*parts, _GENERAL])
+
+
+def version_text() -> str:
+    """Versions of igam_tf, TensorFlow and Keras."""
+    import madry_models.quiet  # noqa: F401
+
+    # isort: split
+    import keras
+    import tensorflow as tf
+
+    try:
+        ours = importlib.metadata.version("igam_tf")
+    except importlib.metadata.PackageNotFoundError:
+        ours = "(not installed)"
+    return f"igam_tf {ours}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+
+
+class _Verbosity(flags.IntegerParser):
+    """absl's number of a level, or its name."""
+
+    def parse(self, argument: str | int) -> int:
+        level = absl_logging.converter.ABSL_NAMES_TO_LEVEL.get(f"{argument}".upper())
+        return super().parse(argument if level is None else level)
+
+
+def _error(sentence: object) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; answers --help, --version and a wrong flag, and exits."""
+    asked = set(takewhile("--".__ne__, argv[1:]))
+    if asked & _HELP:
+        print(help_text())
+        sys.exit(0)
+    if _VERSION in asked:
+        print(version_text())
+        sys.exit(0)
+    flags.FLAGS["verbosity"].parser = _Verbosity()
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, flags.FLAGS, 1)
+        meant = f"; did you mean --{near[0]}?" if near else ""
+        sys.exit(_error(f"expected a flag that --help lists; received --{error.flagname}{meant}"))
+    except flags.Error as error:
+        sys.exit(_error(str(error).replace("\n", " ")))
+    _talk_plainly()
+    return rest
+
+
+class _Sentences(logging.Formatter):
+    """A message without time and place; its level in front from warnings on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        level = record.levelname.lower()
+        return text if record.levelno < logging.WARNING else f"{level}: {text}"
+
+
+def _told(record: logging.LogRecord) -> bool:
+    """Whether a log line is shown: every warning, and what these packages say on their way."""
+    ours = Path(__file__).parents[1]
+    place = Path(record.pathname)
+    return record.levelno >= logging.WARNING or any(
+        place.is_relative_to(ours / package) for package in ("igam_tf", "madry_models", "bench")
+    )
+
+
+def _talk_plainly() -> None:
+    """Log lines as sentences, from info on; with --verbosity=debug all of them, as absl has them."""
+    if flags.FLAGS["verbosity"].using_default_value:
+        absl_logging.set_verbosity(absl_logging.INFO)
+    if absl_logging.get_verbosity() < absl_logging.DEBUG:
+        handler = absl_logging.get_absl_handler()
+        handler.setFormatter(_Sentences())
+        handler.python_handler.filters[:] = [_told]
+
+
+def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
+    """Runs `main` with the arguments that are no flags, and exits with its status.
+
+    A wrong flag and a `UserError` end in one line and status 1, Ctrl-C in one line and status 130.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        try:
+            with disk_errors():
+                return main(argv)
+        except UserError as error:
+            return _error(error)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C", file=sys.stderr)
+            return INTERRUPTED_STATUS
+
+    app.run(guarded, flags_parser=_parse)

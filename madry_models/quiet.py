@@ -1,0 +1,39 @@
+"""Loads TensorFlow without the lines that its C++ code then writes; a program imports it first.
+
+They stay where the command line has --verbosity=debug, or the environment TF_CPP_MIN_LOG_LEVEL=0.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Context: what is written to the process's standard error, from C++ too, is dropped."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def _stop_in_one_line(kind, error, traceback) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped by Ctrl-C", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _stop_in_one_line  # before and after `run_entry_point`, which does it by itself
+_debug = re.search(r"^--?v(erbosity)?[=\n](debug|[1-9]\d*)$", "\n".join(sys.argv), re.M)
+# Some lines come before TensorFlow looks at the environment, others as long as the process lives.
+if not _debug and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
+    with _silent():
+        import tensorflow  # noqa: F401
