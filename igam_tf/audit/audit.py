@@ -10,6 +10,7 @@ import numpy as np
 from igam_tf.audit import attacking, outputs, planted
 from igam_tf.audit.lines import FAIL, NOT_APPLICABLE, STATUSES, WARN, Check
 from igam_tf.audit.subject import BUDGETS, Row, Subject, joint
+from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import (
     eps_unit,
     figures,
@@ -248,7 +249,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "model": type(subject.model).__name__,
         "dataset": split.spec.name,
         "split": split.name,
-        "data": "builtin (synthetic)" if split.source == "builtin" else split.source,
+        "data": data_text(split.source),
         "images": split.fingerprint(),
         "n": subject.n,
         "classes": split.spec.num_classes,

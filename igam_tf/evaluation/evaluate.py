@@ -16,9 +16,9 @@ import tensorflow as tf
 from absl import logging
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
-from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.inputs import pixel_range
-from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
+from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import are_probabilities, reason_of
 from igam_tf.system.journal import Journal, digits
@@ -441,9 +441,9 @@ def table(report: dict) -> str:
     results, highest = report["results"], report["pixel_max"]
     worst = results[WORST_CASE]
     losses = {row["loss"] for row in results.values() if row.get("loss")}
-    data = "builtin (synthetic)" if report["data"] == "builtin" else report["data"]
     lines = [
-        f"{report['dataset']} {report['split']}, data {data}: first n = {worst['n']} images",
+        f"{report['dataset']} {report['split']}, data {data_text(report['data'])}: "
+        f"first n = {worst['n']} images",
         f"{worst['eps_unit'].split(',')[0]} eps {fraction_text(worst['eps'])} of the pixel range "
         f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError
@@ -29,7 +30,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def settings_text(r: dict) -> str:
     """How one model's figures were got: data, n, threat model, attacks, batch norm, seed."""
-    worst, data = r["results"]["worst_case"], r["data"]
+    worst = r["results"]["worst_case"]
     attacks = ", ".join(
         f"{name}: {row['steps']} x {fraction_text(row['step_size'])}, "
         f"{row['restarts']} restart(s), loss {row['loss']}"
@@ -38,7 +39,7 @@ def settings_text(r: dict) -> str:
     )
     return (
         f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "
-        f"data {'builtin (synthetic)' if data == 'builtin' else data}, n = {worst['n']}, "
+        f"data {data_text(r['data'])}, n = {worst['n']}, "
         f"l-inf eps {fraction_text(worst['eps'])} of the pixel range, {attacks}, "
         f"batch norm {worst['batch_norm']}, seed {worst['seed']}"
     )
