@@ -127,7 +127,7 @@ def test_card(exported, run):
         "shape": ["batch", 32, 32, 3], "dtype": "float32", "pixel_range": [0, 255.0]
     }  # fmt: skip
     assert card["class_names"] == [str(k) for k in range(10)]  # synthetic shapes are no airplanes
-    assert card["data"] == "builtin (synthetic images)"
+    assert card["data"] == "builtin (synthetic)"
     assert card["settings"]["data_seed"] == 3
     assert card["trained_with"]["git_commit"] == "0123abc"
     assert card["exported_with"]["tensorflow"] == tf.__version__

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from absl import logging as absl_logging
 
 from igam_tf.datasets.files import READERS, file_spec, resized
 from igam_tf.datasets.registry import SPECS, DatasetSpec, Split
@@ -206,7 +207,7 @@ def _tfds_spec(name: str, data_dir: str | None, image_size: int) -> DatasetSpec:
     if None in shape or image.np_dtype != np.uint8:
         raise UserError(
             f"expected uint8 images of one shape in tfds:{name}, or --image_size; its info says "
-            f"{image.np_dtype.__name__} {list(image.shape)}"
+            f"{np.dtype(image.np_dtype)} {list(image.shape)}"
         )
     sizes = {
         split: builder.info.splits[_tfds_split(builder, split)].num_examples
@@ -225,9 +226,6 @@ def _tfds_split(builder, split: str) -> str:
     if split in splits:
         return split
     if split == "test" and "validation" in splits:
-        logging.getLogger("absl").info(
-            "%s has no test split; validation is taken for it", builder.name
-        )
         return "validation"
     raise UserError(
         f"expected splits train and test (or validation) of tfds:{builder.name}; it has "
@@ -242,6 +240,8 @@ def _read(spec: DatasetSpec, split: str, data_dir: str | None) -> tuple[np.ndarr
     import tensorflow_datasets as tfds
 
     part = _tfds_split(builder, split)
+    if part != split:
+        absl_logging.info("%s has no %s split; %s is taken for it", spec.name, split, part)
     expected = builder.info.splits[part].num_examples
     wanted = {
         "split": part,

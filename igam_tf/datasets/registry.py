@@ -148,7 +148,7 @@ def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
 
 
 def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float | None:
-    """A number above 0 and at most `most` out of "8/255" or "0.3"; None stays None.
+    """A number above 0 and at most `most` out of "8/255", "0.5/255" or "0.3"; None stays None.
 
     Raises:
         UserError: anything else.
@@ -156,8 +156,9 @@ def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float |
     if text is None:
         return None
     try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+        top, *bottom = text.split("/")
+        value = float(Fraction(top) / (Fraction(*bottom) if bottom else 1))
+    except (ValueError, TypeError, ZeroDivisionError):
         value = 0.0
     if not (0 < value <= most and math.isfinite(value)):
         limit = "" if math.isinf(most) else f" and at most {most:g}"
