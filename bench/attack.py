@@ -28,9 +28,10 @@ from absl import flags
 from igam_tf.attacks import attack_names, attack_specs
 from igam_tf.attacks.spec import STEPS, TARGETS
 from igam_tf.attacks.square import P_INIT, QUERIES
+from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.inputs import define_data_flags, find_model, model_and_images
-from igam_tf.evaluation.robust import in_pixel_range, robust_flags
+from igam_tf.evaluation.robust import robust_flags
 from madry_models.errors import UserError, flags_alone
 from madry_models.program import run_entry_point
 

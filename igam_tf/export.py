@@ -24,10 +24,9 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from igam_tf import datasets
-from igam_tf.datasets.names import class_names
-from igam_tf.evaluation.evaluate import fraction_text, source_text
-from igam_tf.evaluation.inputs import find_model
+from igam_tf.datasets import DatasetSpec, class_names, data_text, short_name
+from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.inputs import data_spec, find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import MASK_KEY
@@ -80,22 +79,24 @@ def largest_difference(
     return difference
 
 
-def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> dict[str, Any]:
+def card(
+    config: dict[str, Any], report: dict[str, Any], model: keras.Model, spec: DatasetSpec
+) -> dict[str, Any]:
     """What a user needs to know of a student, for JSON.
 
     Args:
         config: of its run, with `environment`.
         report: of its evaluation, see `igam_tf.evaluation.evaluate.model_report`.
         model: the student.
+        spec: the target.
     """
-    spec = datasets.SPECS[config["target"]]
     results = {
         attack: {name: value for name, value in row.items() if name != MASK_KEY}
         for attack, row in report["results"].items()
     }
     return {
-        "title": f"{config['method']}: {config['source']} to {config['target']}, "
-        f"data {source_text(config['data'])}",
+        "title": f"{config['method']}: {_without_folder(config['source'])} to {spec.name}, "
+        f"data {data_text(report['data'])}",
         "input": {
             "shape": ["batch", *spec.image_shape],
             "dtype": "float32",
@@ -105,9 +106,9 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
         "batch_norm": "inference",
         "parameters": model.count_params(),
         "class_names": class_names(
-            spec.name, source=config["data"], data_dir=config["data_dir"] or None
+            spec, source=report["data"], data_dir=config["data_dir"] or None
         ),
-        "data": source_text(config["data"]),
+        "data": data_text(report["data"]),
         "evaluation": settings_text(report),
         "results": report | {"results": results},
         "settings": {
@@ -120,15 +121,16 @@ def card(config: dict[str, Any], report: dict[str, Any], model: keras.Model) -> 
 
 def _without_folder(value: Any) -> Any:
     """A setting; of an absolute path only the last name, as the folders are those of one machine."""
+    value = short_name(value) if isinstance(value, str) else value
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value
 
 
-def readme(card: dict[str, Any]) -> str:
+def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
     """The card for people, in Markdown."""
     report, settings, names = card["results"], card["settings"], card["class_names"]
-    spec, highest = datasets.SPECS[report["dataset"]], card["input"]["pixel_range"][1]
+    highest = card["input"]["pixel_range"][1]
     worst = report["results"]["worst_case"]
     rows = [
         f"| {attack} | {row['accuracy']:.1f} | {row['ci95'][0]:.1f} to {row['ci95'][1]:.1f} |"
@@ -136,6 +138,10 @@ def readme(card: dict[str, Any]) -> str:
     ]
     synthetic = settings["data"] == "builtin"
     data = f" --data=builtin --data_seed={settings['data_seed']}" if synthetic else ""
+    data += f" --pixel_max={highest:g}" if settings.get("pixel_max") else ""
+    data += f" --image_size={spec.image_size}" if spec.image_size else ""
+    kind, _, path = spec.name.partition(":")
+    dataset = f"'{kind}:<path of {path}>'" if kind in ("folder", "npz") else spec.name
     pgd = f"eps={spec.eps * highest:g}, step_size={spec.step_size * highest:g}, steps=20, "
     pgd += f"bounds=(0, {highest:g})"
     made = card["trained_with"]
@@ -164,7 +170,7 @@ A student network of {card["parameters"]} parameters, trained on {spec.name}, da
 With `{STUDENT}`, on {spec.name}:
 
 ```
-python -m igam_tf.eval_pgd --model={STUDENT} --dataset={spec.name} --attacks=clean,fgsm,pgd20 \\
+python -m igam_tf.eval_pgd --model={STUDENT} --dataset={dataset} --attacks=clean,fgsm,pgd20 \\
     --eps={fraction_text(worst["eps"])} --num_examples={worst["n"]}{data}
 ```
 
@@ -199,17 +205,18 @@ def main(argv: list[str]) -> None:
     if not config:
         raise UserError(f"expected a run folder, with config.json, in --run={FLAGS.run}")
     report = read_results(student.parent)[config["method"]]
-    shape, pixel_max = datasets.SPECS[config["target"]].image_shape, report["pixel_max"]
+    spec = data_spec(config["target"], config, data_dir=config["data_dir"] or None)
+    shape, pixel_max = spec.image_shape, report["pixel_max"]
     with new_folder("output", FLAGS.output) as folder:
         shutil.copyfile(student, folder / STUDENT)
         model = load(folder / STUDENT)
         save_saved_model(model, shape, folder / SAVED_MODEL)
-        about = card(config, report, model) | {
+        about = card(config, report, model, spec) | {
             "logits_difference": largest_difference(model, folder, shape, pixel_max),
             "sha256": {STUDENT: hashlib.sha256(student.read_bytes()).hexdigest()},
         }
         write_json(folder / "card.json", about)
-        write_text(folder / "README.md", readme(about))
+        write_text(folder / "README.md", readme(about, spec))
     print(f"{FLAGS.output}: {STUDENT}, {SAVED_MODEL}, card.json, README.md")
 
 

@@ -11,6 +11,7 @@ import madry_models.quiet  # noqa: F401
 
 # isort: split
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.experiments.config import GROUPS, Config
 from igam_tf.experiments.paper import TRANSFERS
-from igam_tf.experiments.resolve import explained, resolve
+from igam_tf.experiments.resolve import explained, resolve, source_spec, target_spec
 from igam_tf.method.architectures import builder_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.system import devices
@@ -133,7 +134,8 @@ def config_text(chosen: dict[str, Any]) -> str:
 
 def default_workdir(config: Config) -> str:
     """Folder name that says what the run is."""
-    parts = [config.source, config.target]
+    names = map(datasets.short_name, (config.source, config.target))
+    parts = [re.sub(r"[^\w.]+", "-", name) for name in names]
     pair = (config.source, config.target)
     parts += [config.transform] if sum(key[:2] == pair for key in TRANSFERS) > 1 else []
     parts += [config.method, config.preset]
@@ -153,7 +155,7 @@ def teacher_checkpoint(config: Config) -> str | None:
     if config.teacher_checkpoint in NAMES:
         return str(fetch(config.source, config.teacher_checkpoint))
     if config.teacher_checkpoint.endswith(".keras"):
-        load_source_network(config.teacher_checkpoint, datasets.SPECS[config.source])
+        load_source_network(config.teacher_checkpoint, source_spec(config))
     else:
         checkpoint_prefix(config.teacher_checkpoint)
     return config.teacher_checkpoint
@@ -171,11 +173,13 @@ def main(argv: list[str]) -> None:
     attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
     trained = METHODS[config.method].teacher and config.teacher == "train"
-    for name in {config.target} | ({config.source} if trained else set()):
-        datasets.check_available(name, source=config.data, data_dir=config.data_dir or None)
+    for spec in (target_spec(config), *([source_spec(config)] if trained else [])):
+        datasets.check_available(spec, source=config.data, data_dir=config.data_dir or None)
     workdir = FLAGS.workdir or default_workdir(config)
     if config.data == "builtin":
-        logging.warning("data: builtin (synthetic, seed %d): no real images", config.data_seed)
+        logging.warning(
+            "data: %s, seed %d: no real images", datasets.data_text(config.data), config.data_seed
+        )
     chosen = devices.strategy(FLAGS.strategy, FLAGS.replicas)
     chief = devices.is_chief(chosen)
     with devices.lost_workers(chosen):

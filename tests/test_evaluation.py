@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs, random_inputs
 from igam_tf.audit import audit as audit_module
-from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.datasets import DatasetSpec, Split, in_pixel_range
 from igam_tf.evaluation import evaluate as evaluate_module
 from igam_tf.evaluation import inputs as models_module
 from igam_tf.evaluation.evaluate import (
@@ -21,7 +21,7 @@ from igam_tf.evaluation.evaluate import (
     model_report,
     table,
 )
-from igam_tf.evaluation.robust import in_pixel_range, robust_flags
+from igam_tf.evaluation.robust import robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system.journal import undigits
 from madry_models import WideResNet

@@ -9,10 +9,10 @@ import pytest
 from absl import flags
 
 from igam_tf import train
-from igam_tf.datasets import SPECS
+from igam_tf.datasets import SPECS, DatasetSpec
 from igam_tf.experiments import presets
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.paper import RELEASE, TEACHERS, TRANSFERS
+from igam_tf.experiments.paper import RELEASE, TRANSFERS, without_a_row
 from igam_tf.experiments.presets import CPU_OBJECTIVE
 from igam_tf.experiments.resolve import explained, layers, resolve
 from igam_tf.method.settings import Settings
@@ -83,9 +83,24 @@ def test_the_user_wins_over_every_preset():
     assert config.train_steps == presets.PRESETS["smoke"]["train_steps"]
 
 
-def test_unknown_transfer():
-    with pytest.raises(UserError, match=r"--source=mnist --target=cifar10.*--target=mnist"):
-        resolve({"target": "mnist"})
+def test_a_pair_without_a_row_takes_documented_defaults():
+    config, found = resolve({"target": "mnist"}), explained({"target": "mnist"})
+    expected = {
+        "transform": "auto", "lambda_adv": 1.0, "lambda_diff": Config().lambda_diff, "disc_every": 5,
+        "disc_channels": (16, 32, 64, 128, 256), "train_steps": 200 * 469, "finetune_steps": 6 * 469,
+        "num_validation": 1000, "eval_examples": 1000,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert found[name] == (value, "defaults without a row")
+        assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize(("side", "count"), [(2, 1), (8, 3), (9, 4), (28, 5), (300, 5)])
+def test_no_convolution_of_the_discriminator_sees_one_pixel(side, count):
+    """Each of stride 2 halves the side, rounded up, and begins with two pixels at least."""
+    small, large = (DatasetSpec("own", (n, n + 1, 3), 2) for n in (side, 400))
+    for pair in ((small, large), (large, small)):
+        assert without_a_row(*pair).disc_channels == (16, 32, 64, 128, 256)[:count]
 
 
 def test_igam_start_beyond_the_end():
@@ -159,11 +174,12 @@ def test_controls_that_contradict_the_method(chosen, message):
 
 
 def test_every_preset_names_settings():
-    rows = [row.as_published(key[1], "igam") for key, row in TRANSFERS.items()]
+    rows = [row.as_published(SPECS[key[1]].train_images, "igam") for key, row in TRANSFERS.items()]
     rows += [row.as_released("igam") for row in TRANSFERS.values()]
-    known = (*presets.PRESETS.values(), *TEACHERS.values(), *CPU_OBJECTIVE.values())
+    known = (*presets.PRESETS.values(), *CPU_OBJECTIVE.values())
+    known += tuple(spec.teacher.settings for spec in SPECS.values())
     known += (*presets.METHOD_SETTINGS.values(), *presets.CPU_BUDGETS.values())
-    known += (*presets.PLAIN_MNIST.values(),)
+    known += (*SPECS["mnist"].teacher.plain.values(),)
     for preset in (*rows, *known, RELEASE):
         assert preset.keys() <= FIELDS.keys()
 
@@ -244,7 +260,7 @@ def test_a_pair_has_a_default_transform(pair, default):
 
 
 def test_a_transform_that_is_no_row_of_the_pair():
-    with pytest.raises(UserError, match=r"received .*--target=cifar10 --transform=resize$"):
+    with pytest.raises(UserError, match=r"--transform=resize gives \[28, 28, 3\]$"):
         resolve({"source": "mnist", "target": "cifar10", "transform": "resize"})
 
 
@@ -302,7 +318,7 @@ def parse():
 def test_every_flag_reaches_its_setting(parse):
     for name, field in FIELDS.items():
         before, choices = getattr(resolve({}), name), field.metadata["choices"]
-        if name in ("source", "target", "transform"):
+        if name in ("source", "target", "transform", "image_size"):
             continue
         if choices:
             value = text = next(c for c in choices if c != before)
@@ -312,6 +328,8 @@ def test_every_flag_reaches_its_setting(parse):
             text = str(value := before + 1)
         elif field.type is float:
             text = str(value := before / 2 or 0.5)
+        elif name in ("eps", "step_size"):
+            value = text = "4/255"
         else:
             value, text = ((3, 4), "3,4") if name == "disc_channels" else ("other", "other")
         assert getattr(parse(f"--{name}={text}"), name) == value != before

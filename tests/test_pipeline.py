@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets
-from igam_tf.datasets import SPECS, Augment, Split, eval_batches, hold_out, train_batches
+from igam_tf.datasets import SPECS, Augment, Split, hold_out, train_batches
 from madry_models.errors import UserError
 
 PLAIN = Augment(pad=0, flip=False)
@@ -87,12 +87,6 @@ def test_mnist_pixels_are_in_the_unit_interval():
     split = numbered(4, "mnist")
     x, _ = collect(split, num_steps=1)[0]
     np.testing.assert_allclose(np.sort(x[:, 0, 0, 0]), np.arange(1, 5) / 255, rtol=1e-6)
-
-
-def test_evaluation_is_in_order_and_complete():
-    batches = list(eval_batches(numbered(), batch_size=4).as_numpy_iterator())
-    assert np.concatenate([y for _, y in batches]).tolist() == list(range(N))
-    assert sum(len(y) for _, y in eval_batches(numbered(), batch_size=4, limit=5)) == 5
 
 
 def test_validation_is_held_out_of_training():

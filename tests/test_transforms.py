@@ -18,16 +18,19 @@ from igam_tf.method.transforms import (
     CenterCrop,
     CenterPad,
     ChannelMean,
+    ChannelRepeat,
     Compose,
     Identity,
     RandomPad,
     Resize,
     Scale,
     TransposeConvolution,
+    map_between,
     resize_matrix,
 )
 from igam_tf.system.devices import mirrored
 from madry_models import WideResNet
+from madry_models.errors import UserError
 
 SHAPE = (6, 6, 3)
 B = 5
@@ -57,6 +60,10 @@ MAPS_BY_NAME = {
     "grey crop": Compose([ChannelMean(), CenterCrop(4), Scale(1 / 255)]),
     "pad": CenterPad(12),
     "odd pad": CenterPad(9),
+    "rectangular crop": CenterCrop((4, 3)),
+    "rectangular pad": CenterPad((9, 12)),
+    "rectangular resize": Resize((4, 9)),
+    "mean repeated": Compose([ChannelMean(), ChannelRepeat(4)]),
     "random pad": _random_pad(),
     "random pad in a chain": Compose([ChannelMean(), _random_pad()]),
     "resize down": Resize(3),
@@ -288,6 +295,57 @@ def test_legacy_resizing_belongs_to_the_release():
         ({"up_resize": "legacy"}, "legacy"),
     ):
         assert transform(resolve(chosen | more)).maps[0].sampling == sampling
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "kinds", "words"),
+    [
+        ((32, 32, 3), (28, 28, 1), ["ChannelMean", "CenterCrop"],
+         "mean of 3 channels, 28x28 of 32x32 pixels cropped from the centre"),
+        ((28, 28, 1), (32, 32, 3), ["ChannelRepeat", "CenterPad"],
+         "channel repeated 3 times, 28x28 pixels padded with zeros to 32x32"),
+        ((32, 32, 3), (64, 64, 3), ["Resize"], "32x32 pixels resized to 64x64"),
+        ((30, 24, 3), (28, 28, 3), ["CenterCrop", "CenterPad"],
+         "28x24 of 30x24 pixels cropped from the centre, 28x24 pixels padded with zeros to 28x28"),
+        ((20, 24, 1), (48, 16, 1), ["Resize"], "20x24 pixels resized to 48x16"),
+        ((16, 20, 3), (20, 16, 3), ["CenterCrop", "CenterPad"],
+         "16x16 of 16x20 pixels cropped from the centre, 16x16 pixels padded with zeros to 20x16"),
+        ((32, 32, 3), (32, 32, 3), [], "as it is"),
+    ],
+)  # fmt: skip
+def test_a_map_between_any_two_shapes(target, source, kinds, words):
+    found, between = map_between(target, source)
+    assert found == words
+    assert [type(m).__name__ for m in between.maps] == kinds
+    x = tf.random.stateless_uniform((2, *target), [0, 1])
+    assert between(x).shape == (2, *source)
+    assert between.compute_output_shape((2, *target)) == (2, *source)
+    again = Compose.from_config(between.get_config())
+    np.testing.assert_array_equal(again(x), between(x))
+
+
+def test_maps_between_colours_that_differ_are_refused():
+    with pytest.raises(UserError, match="or one on either side; received 4 and 3"):
+        map_between((8, 8, 4), (8, 8, 3))
+
+
+def test_a_repeated_channel_sums_the_gradients_of_its_copies():
+    x = tf.constant([[[[2.0], [5.0]]]])
+    g = tf.constant([[[[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = ChannelRepeat(3)(x)
+        total = tf.reduce_sum(y * g)
+    np.testing.assert_array_equal(y, [[[[2, 2, 2], [5, 5, 5]]]])
+    np.testing.assert_array_equal(tape.gradient(total, x), [[[[111], [222]]]])
+    with pytest.raises(ValueError, match="images of one channel"):
+        ChannelRepeat(3)(tf.zeros((1, 2, 2, 3)))
+
+
+@pytest.mark.parametrize("name", MAPS_BY_NAME)
+def test_a_map_knows_the_shape_of_its_images(name):
+    layer = MAPS_BY_NAME[name]
+    assert layer.compute_output_shape((2, *SHAPE)) == layer(tf.zeros((2, *SHAPE))).shape
 
 
 def test_every_map_has_a_row():

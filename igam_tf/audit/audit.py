@@ -13,11 +13,11 @@ import numpy as np
 from igam_tf.audit import attacking, outputs, planted
 from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, STATUSES, WARN, Check
+from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import (
     eps_unit,
     figures,
     fraction_text,
-    source_text,
     split_of_arrays,
 )
 from igam_tf.formulas.statistics import wilson_interval
@@ -261,7 +261,7 @@ def _facts(audited: AuditedModel) -> dict[str, Any]:
         "model": type(audited.model).__name__,
         "dataset": split.spec.name,
         "split": split.name,
-        "data": source_text(split.source),
+        "data": data_text(split.source),
         "images": split.fingerprint(),
         "n": audited.n,
         "classes": split.spec.num_classes,

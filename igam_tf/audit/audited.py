@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
-from igam_tf.datasets import Split
+from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
 from igam_tf.evaluation.inputs import pixel_range
-from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
+from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
 
 

@@ -1,4 +1,4 @@
-"""`load`: a data set by name, from tensorflow-datasets or from the built-in drawing."""
+"""`load`: a data set by name, real or drawn; `spec_of`: what it is."""
 
 import logging
 import os
@@ -7,25 +7,99 @@ import threading
 import urllib.request
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from absl import logging as absl_logging
 
+from igam_tf.datasets.files import READERS, file_spec, resized
 from igam_tf.datasets.registry import SPECS, DatasetSpec, Split
 from madry_models.errors import UserError
 
 SOURCES = ("tfds", "builtin")
-
-# One file of each download, to find out within seconds whether there is a network at all.
-_PROBE_URLS = {
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-}
+NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"
+_KINDS = ("tfds", *READERS)
 _PROBE_SECONDS = 5
 
 
-def load(
+def checked_name(name: str, flag: str = "dataset") -> str:
+    """The name of a data set, a path in it made absolute; nothing is read.
+
+    Args:
+        name: see `NAMES`.
+        flag: where the user wrote it, for error messages.
+
+    Raises:
+        UserError: no such kind of name.
+    """
+    kind, _, rest = name.partition(":")
+    if name in SPECS or (kind == "tfds" and rest):
+        return name
+    if kind in READERS and rest:
+        return f"{kind}:{os.path.abspath(Path(rest).expanduser())}"
+    hint = ""
+    if re.fullmatch(r"\w+", name):
+        hint = f": tfds:{name} is its name if it is one of tensorflow-datasets"
+    elif os.path.exists(name):
+        hint = f": its name is {'npz' if name.endswith('.npz') else 'folder'}:{name}"
+    raise UserError(f"expected --{flag}={NAMES}; received {name!r}{hint}")
+
+
+def short_name(name: str) -> str:
+    """A name of `NAMES` without folders: folder:/a/b is folder:b.
+
+    Example:
+        >>> short_name("folder:/a/b"), short_name("cifar10"), short_name("tfds:a/b")
+        ('folder:b', 'cifar10', 'tfds:a/b')
+    """
+    kind, _, rest = name.partition(":")
+    return f"{kind}:{Path(rest).name}" if kind in READERS else name
+
+
+def spec_of(
     name: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int = 0,
+    eps: float | None = None,
+    step_size: float | None = None,
+    pixel_max: float | None = None,
+) -> DatasetSpec:
+    """What a data set is; one outside `SPECS` is looked into, and downloaded where that is needed.
+
+    Args:
+        name: a key of `SPECS`, tfds:<name>, folder:<path> or npz:<path>.
+        data_dir: tensorflow-datasets folder; default: its own.
+        image_size: height and width that images outside `SPECS` are resized to; 0: as they are.
+        eps: in place of the data set's own.
+        step_size: in place of the data set's own, which keeps its ratio to eps.
+        pixel_max: in place of the data set's own.
+
+    Raises:
+        UserError: an unknown name, or a data set that cannot be used.
+    """
+    name = checked_name(name)
+    kind, _, rest = name.partition(":")
+    if name in SPECS:
+        if image_size:
+            raise UserError(
+                "expected --image_size with tfds:<name>, folder:<path> or npz:<path> alone; received "
+                f"{image_size} for {name}, whose images are {list(SPECS[name].image_shape)}"
+            )
+        spec = SPECS[name]
+    elif kind == "tfds":
+        spec = _tfds_spec(rest, data_dir, image_size)
+    else:
+        spec = file_spec(kind, rest, image_size)
+    changed = {"eps": eps, "step_size": step_size, "pixel_max": pixel_max}
+    if eps and not step_size:
+        changed["step_size"] = spec.step_size / spec.eps * eps
+    return replace(spec, **{key: value for key, value in changed.items() if value})
+
+
+def load(
+    data: str | DatasetSpec,
     split: str,
     *,
     source: str = "tfds",
@@ -36,7 +110,7 @@ def load(
     """A split, in memory.
 
     Args:
-        name: a key of `SPECS`.
+        data: a name, see `spec_of`, or what `spec_of` returned.
         split: "train" or "test".
         source: "tfds", real images; "builtin", synthetic images of the same shape.
         data_dir: tensorflow-datasets folder; default: its own. Tiny-ImageNet: see `tiny_imagenet`.
@@ -47,32 +121,41 @@ def load(
         UserError: an unknown name, split or source; a data set that is neither prepared nor
             downloadable; damaged records.
     """
-    check_available(name, source=source, data_dir=data_dir)
+    check_available(data, source=source, data_dir=data_dir)
     if split not in ("train", "test"):
         raise UserError(f"expected split train or test; received {split!r}")
-    spec = SPECS[name]
+    spec = spec_of(data, data_dir=data_dir) if isinstance(data, str) else data
+    kind, _, path = spec.address.partition(":")
     if source == "builtin":
         from igam_tf.datasets import builtin
 
-        images, labels = builtin.draw(name, split, seed, num=num)
+        images, labels = builtin.draw(spec.name, split, seed, num=num)
+    elif kind in READERS:
+        arrays, _ = READERS[kind](path, spec.image_size)
+        images, labels = (array[:num] for array in arrays[split])
+        source = kind
     else:
         images, labels = (array[:num] for array in _read(spec, split, data_dir))
     return Split(images, labels, spec, source, split)
 
 
-def check_available(name: str, *, source: str = "tfds", data_dir: str | None = None) -> None:
+def check_available(
+    data: str | DatasetSpec, *, source: str = "tfds", data_dir: str | None = None
+) -> None:
     """Returns if `load` will find the data set, after downloading it where that is needed.
 
     Raises:
         UserError: as `load`.
     """
-    if name not in SPECS or source not in SOURCES:
-        raise UserError(
-            f"expected a data set of {', '.join(SPECS)} from {' or '.join(SOURCES)}; "
-            f"received {name!r} from {source!r}"
-        )
+    name = data if isinstance(data, str) else data.address or data.name
+    if source not in SOURCES:
+        raise UserError(f"expected images from {' or '.join(SOURCES)}; received {source!r}")
+    name = checked_name(name)
     if source == "tfds":
-        _prepared_builder(name, data_dir)
+        if isinstance(data, str):
+            spec_of(name, data_dir=data_dir)
+        if name in SPECS:
+            _prepared_builder(name, data_dir)
     else:
         from igam_tf.datasets import builtin
 
@@ -83,28 +166,106 @@ def check_available(name: str, *, source: str = "tfds", data_dir: str | None = N
             )
 
 
+def class_names(spec: DatasetSpec, *, source: str, data_dir: str | None = None) -> list[str]:
+    """What the classes of a data set are called, in the order of the labels.
+
+    They are the labels' numbers where nobody has names: of synthetic images, of an npz, of
+    Tiny-ImageNet, and of tensorflow-datasets' where the data are not prepared in `data_dir`.
+    """
+    if spec.class_names:
+        return list(spec.class_names)
+    if source != "tfds" or spec.name == "tiny_imagenet":
+        return [str(k) for k in range(spec.num_classes)]
+    with _quiet_tfds():
+        import tensorflow_datasets as tfds
+
+        return list(tfds.builder(spec.name, data_dir=data_dir).info.features["label"].names)
+
+
+def _tfds_spec(name: str, data_dir: str | None, image_size: int) -> DatasetSpec:
+    """Of a data set of tensorflow-datasets, prepared: shape and classes as its builder says.
+
+    Raises:
+        UserError: no such data set, or one without images and integer labels of known range.
+    """
+    builder = _prepared_builder(name, data_dir)
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    if any(not isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        has = ", ".join(f"{key} ({type(f).__name__})" for key, f in found.items())
+        raise UserError(
+            "expected an image and an integer label, features image (Image) and label (ClassLabel), in "
+            f"tfds:{name}; it has {has or type(features).__name__}"
+        )
+    image, label = found["image"], found["label"]
+    shape = tuple(image.shape)
+    if image_size:
+        shape = (image_size, image_size, shape[2])
+    if None in shape or image.np_dtype != np.uint8:
+        raise UserError(
+            f"expected uint8 images of one shape in tfds:{name}, or --image_size; its info says "
+            f"{np.dtype(image.np_dtype)} {list(image.shape)}"
+        )
+    sizes = {
+        split: builder.info.splits[_tfds_split(builder, split)].num_examples
+        for split in ("train", "test")
+    }
+    return DatasetSpec(
+        f"tfds:{name}", shape, label.num_classes,
+        train_images=sizes["train"], test_images=sizes["test"], class_names=tuple(label.names),
+        address=f"tfds:{name}", image_size=image_size,
+    )  # fmt: skip
+
+
+def _tfds_split(builder, split: str) -> str:
+    """The split of a builder that stands for "train" or "test"; in place of test also validation."""
+    splits = list(builder.info.splits)
+    if split in splits:
+        return split
+    if split == "test" and "validation" in splits:
+        return "validation"
+    raise UserError(
+        f"expected splits train and test (or validation) of tfds:{builder.name}; it has "
+        f"{', '.join(splits) or 'none'}"
+    )
+
+
 def _read(spec: DatasetSpec, split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow as tf
 
-    builder = _prepared_builder(spec.name, data_dir)
+    builder = _prepared_builder(spec.name.removeprefix("tfds:"), data_dir)
     import tensorflow_datasets as tfds
 
-    expected = builder.info.splits[split].num_examples
+    part = _tfds_split(builder, split)
+    if part != split:
+        absl_logging.info("%s has no %s split; %s is taken for it", spec.name, split, part)
+    expected = builder.info.splits[part].num_examples
+    wanted = {
+        "split": part,
+        "decoders": tfds.decode.PartialDecoding({"image": True, "label": True}),
+    }
     try:
         with _quiet_tfds():
-            everything = builder.as_dataset(
-                split=split,
-                batch_size=-1,
-                decoders=tfds.decode.PartialDecoding({"image": True, "label": True}),
-            )
+            if spec.image_size:  # images of any size
+                examples = list(builder.as_dataset(**wanted))
+                images = np.concatenate([
+                    resized(e["image"].numpy()[None], spec.image_shape[:2]) for e in examples
+                ])  # fmt: skip
+                labels = np.array([e["label"] for e in examples], np.int64)
+            else:
+                everything = builder.as_dataset(batch_size=-1, **wanted)
+                images = everything["image"].numpy()
+                labels = everything["label"].numpy().astype(np.int64)
     except (tf.errors.OpError, OSError) as error:
-        files = builder.info.splits[split].filepaths
+        files = builder.info.splits[part].filepaths
         raise _damaged(builder, _bad_records(files) or error) from error
-    images, labels = everything["image"].numpy(), everything["label"].numpy().astype(np.int64)
     if len(labels) != expected or images.shape[1:] != spec.image_shape:
         raise _damaged(
             builder,
-            f"expected {expected} images of shape {spec.image_shape} in {split}, "
+            f"expected {expected} images of shape {spec.image_shape} in {part}, "
             f"found {len(labels)} of {images.shape[1:]}",
         )
     return images, labels
@@ -133,6 +294,11 @@ def _prepared_builder(name: str, data_dir: str | None):
             return prepared_builder(data_dir)
         try:
             builder = tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError as error:
+            raise UserError(
+                "expected tfds:<name> of a data set that tensorflow-datasets knows, or that is in "
+                f"--data_dir; received tfds:{name}"
+            ) from error
         except Exception as error:  # dataset_info.json: tfds lets any parser's error through
             raise UserError(
                 f"data set {name} in {data_dir or 'the default folder'} is damaged: "
@@ -146,7 +312,7 @@ def _prepared_builder(name: str, data_dir: str | None):
 def _download(builder) -> None:
     import tensorflow_datasets as tfds
 
-    problem = _unreachable(_PROBE_URLS[builder.name])
+    problem = _unreachable(next(iter(builder.url_infos), None))
     if problem is None:
         try:
             builder.download_and_prepare(
@@ -157,15 +323,21 @@ def _download(builder) -> None:
             problem = _first_line(error)
     if problem is not None:
         root = os.path.dirname(os.path.dirname(os.fspath(builder.data_path)))
+        builtin = ", or use synthetic images with --data=builtin" if builder.name in SPECS else ""
         raise UserError(
             f"data set {builder.name} is not prepared in {root} and could not be downloaded "
-            f"({problem}): name the folder that holds it with --data_dir, or use synthetic images "
-            "with --data=builtin"
+            f"({problem}): name the folder that holds it with --data_dir{builtin}"
         )
 
 
-def _unreachable(url: str) -> str | None:
-    """Why `url` cannot be had, None if it can; in a thread, as name look-ups know no time limit."""
+def _unreachable(url: str | None) -> str | None:
+    """Why the first file of a download cannot be had; None if it can, or if there is no such file.
+
+    Without a network tensorflow-datasets tries for minutes before it gives up; this says so within
+    seconds. It takes a thread, because the look-up of a host's name knows no time limit.
+    """
+    if url is None:
+        return None
     answer = [f"no answer from {urllib.request.urlparse(url).netloc} in {_PROBE_SECONDS} s"]
 
     def probe():

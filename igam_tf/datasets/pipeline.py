@@ -1,32 +1,14 @@
-"""From a `Split` to batches: augmented and shuffled for training, plain and in order to evaluate.
+"""From a `Split` to batches for training, augmented and shuffled.
 
 A training batch is a pure function of (seed, step): a resumed run sees what an uninterrupted one
 sees, whatever the number of threads.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.datasets.registry import DatasetSpec, Split
+from igam_tf.datasets.registry import Augment, DatasetSpec, Split
 from madry_models.errors import UserError
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Random changes to a training image.
-
-    Attributes:
-        pad: zero pixels added on every side before a crop of the original size.
-        flip: whether half of the images are mirrored.
-        noise: half-width of uniform noise per pixel value, in units of 0..255, clipped to the
-            pixel range (R10 of the release: 8).
-    """
-
-    pad: int = 2
-    flip: bool = True
-    noise: float = 0.0
 
 
 def to_pixels(images, spec: DatasetSpec) -> tf.Tensor:
@@ -79,24 +61,6 @@ def train_batches(
         return to_pixels(x, split.spec), y
 
     return _batches(split, batch, range(start_step, start_step + num_steps))
-
-
-def eval_batches(split: Split, *, batch_size: int, limit: int | None = None) -> tf.data.Dataset:
-    """The first `limit` (default: all) examples in order, the last partial batch included.
-
-    Returns:
-        Batches x float32 [b, H, W, C] in [0, pixel_max], y int64 [b].
-
-    Raises:
-        UserError: an empty split or batch.
-    """
-    n = min(limit or len(split.labels), _checked_size(split, batch_size))
-
-    def batch(step, images, labels):
-        here = slice(step * batch_size, tf.minimum((step + 1) * batch_size, n))
-        return to_pixels(images[here], split.spec), labels[here]
-
-    return _batches(split, batch, range(steps_per_epoch(n, batch_size)))
 
 
 def _batches(split: Split, batch, steps: range) -> tf.data.Dataset:

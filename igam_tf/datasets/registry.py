@@ -1,7 +1,11 @@
 """What is known about each data set before any image is read, and how images are held in memory."""
 
 import hashlib
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -9,39 +13,160 @@ from madry_models.errors import UserError
 
 
 @dataclass(frozen=True)
-class DatasetSpec:
-    """A data set and its threat model.
+class Augment:
+    """Random changes to a training image.
 
     Attributes:
-        name: the tfds name.
+        pad: zero pixels added on every side before a crop of the original size.
+        flip: whether half of the images are mirrored.
+        noise: half-width of uniform noise per pixel value, in units of 0..255, clipped to the
+            pixel range (R10 of the release: 8).
+    """
+
+    pad: int = 2
+    flip: bool = True
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecipe:
+    """How a robust network of a data set is trained, with `--teacher=train`.
+
+    Attributes:
+        settings: name -> value of the settings of a run that belong to it.
+        network: name of its architecture, see `igam_tf.method.architectures`; "": that of --student.
+        optimizer: "adam" at a constant rate, or "momentum" with the steps of --lr_schedule=step.
+        weight_decay: whether --weight_decay applies to it.
+        plain: preset -> settings of the training without an attack (`--teacher_gradient=plain`),
+            where they are others.
+    """
+
+    settings: Mapping[str, Any]
+    network: str = ""
+    optimizer: str = "momentum"
+    weight_decay: bool = True
+    plain: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+# The CIFAR-10 challenge's recipe, which the paper takes for CIFAR-100 and Tiny-ImageNet as well
+# (§5.1.2, §5.3: "the same adversarial training hyperparameters"), of the student's size.
+_CIFAR = {
+    "teacher_steps": 80_000,
+    "teacher_batch_size": 128,
+    "teacher_learning_rate": 0.1,
+    "teacher_attack_steps": 7,
+}
+_CIFAR_RECIPE = TeacherRecipe(settings=_CIFAR | {"teacher": "train"})
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set, its threat model and how its teachers are trained.
+
+    The defaults are those of a data set of the user's own.
+
+    Attributes:
+        name: for people: a key of `SPECS`, or tfds:<name>, folder:<last name>, npz:<last name>.
         image_shape: (H, W, C).
         num_classes: number of labels.
         pixel_max: the models' pixel range is [0, pixel_max]; it belongs to the model/data pair.
         eps: l-inf radius of the field's threat model, as a fraction of the pixel range.
         step_size: step of the PGD that goes with it, as a fraction of the pixel range.
+        train_images, test_images: images in the split; 0: not known.
+        augment: random changes to training images.
+        teacher: the recipe of its teachers.
+        class_names: in the order of the labels; empty: tensorflow-datasets or nobody has them.
+        address: what `load` reads it from, where that is not `name`.
+        image_size: height and width that its images are resized to; 0: as they are.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int
-    pixel_max: float
-    eps: float
-    step_size: float
+    pixel_max: float = 255.0
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    train_images: int = 0
+    test_images: int = 0
+    augment: Augment = Augment()
+    teacher: TeacherRecipe = _CIFAR_RECIPE
+    class_names: tuple[str, ...] = ()
+    address: str = ""
+    image_size: int = 0
 
 
-# eps and steps: the MadryLab challenges (MNIST 40 x 0.01 in 0.3, CIFAR-10 steps of 2/255 in 8/255);
-# the paper keeps CIFAR-10's for CIFAR-100 and Tiny-ImageNet.
+# To add a data set of tensorflow-datasets, add an entry. eps and steps: the MadryLab challenges (MNIST
+# 40 x 0.01 in 0.3, CIFAR-10 steps of 2/255 in 8/255); the paper keeps CIFAR-10's for the others.
 SPECS = {
     spec.name: spec
     for spec in (
-        DatasetSpec("mnist", (28, 28, 1), 10, pixel_max=1.0, eps=0.3, step_size=0.01),
-        DatasetSpec("cifar10", (32, 32, 3), 10, pixel_max=255.0, eps=8 / 255, step_size=2 / 255),
-        DatasetSpec("cifar100", (32, 32, 3), 100, pixel_max=255.0, eps=8 / 255, step_size=2 / 255),
         DatasetSpec(
-            "tiny_imagenet", (64, 64, 3), 200, pixel_max=255.0, eps=8 / 255, step_size=2 / 255
+            "mnist", (28, 28, 1), 10, pixel_max=1.0, eps=0.3, step_size=0.01,
+            train_images=60_000, test_images=10_000,
+            augment=Augment(pad=0, flip=False),
+            teacher=TeacherRecipe(  # of the challenge
+                settings={
+                    "teacher": "load",
+                    "teacher_steps": 100_000,
+                    "teacher_batch_size": 50,
+                    "teacher_learning_rate": 1e-4,
+                    "teacher_attack_steps": 40,
+                },
+                network="mnist-cnn",
+                optimizer="adam",
+                weight_decay=False,
+                plain={  # 25 000 steps in the challenge; on two cores a shorter recipe
+                    "paper": {"teacher_steps": 25_000},
+                    "cpu": {
+                        "teacher_steps": 1500,
+                        "teacher_batch_size": 128,
+                        "teacher_learning_rate": 1e-3,
+                    },
+                },
+            ),
         ),
+        DatasetSpec(
+            "cifar10", (32, 32, 3), 10, train_images=50_000, test_images=10_000,
+            teacher=TeacherRecipe(settings=_CIFAR | {"teacher": "load"}),
+        ),
+        DatasetSpec("cifar100", (32, 32, 3), 100, train_images=50_000, test_images=10_000),
+        DatasetSpec("tiny_imagenet", (64, 64, 3), 200, train_images=100_000, test_images=10_000),
     )
-}
+}  # fmt: skip
+
+
+def data_text(source: str) -> str:
+    """A `Split.source` for people: what is synthetic says so."""
+    return "builtin (synthetic)" if source == "builtin" else source
+
+
+def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
+    """uint8 images -> float32 in 0..pixel_max; floats stay as they are, at least float32."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255 / pixel_max)  # exact for 0..255
+    return images.astype(np.result_type(images.dtype, np.float32), copy=False)
+
+
+def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float | None:
+    """A number above 0 and at most `most` out of "8/255", "0.5/255" or "0.3"; None stays None.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        top, *bottom = text.split("/")
+        value = float(Fraction(top) / (Fraction(*bottom) if bottom else 1))
+    except (ValueError, TypeError, ZeroDivisionError):
+        value = 0.0
+    if not (0 < value <= most and math.isfinite(value)):
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        raise UserError(
+            f"expected --{flag} as a fraction of the pixel range, above 0{limit}, such as 8/255 or "
+            f"0.3; received {text!r}"
+        )
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +177,7 @@ class Split:
         images: uint8 [N, H, W, C].
         labels: int64 [N].
         spec: the data set it stands for.
-        source: "tfds" or "builtin".
+        source: "tfds", "builtin", "folder" or "npz".
         name: "train", "test" or "validation".
     """
 

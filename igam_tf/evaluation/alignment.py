@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.datasets import Split
+from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import mean_interval
 
@@ -77,8 +77,7 @@ def alignment(
     parts = []
     for start in range(0, num_examples, batch_size):
         chosen = slice(start, min(start + batch_size, num_examples))
-        # Not `in_pixel_range`, which rounds differently: the figures of earlier runs stay as they are.
-        x = split.images[chosen].astype("float32") / 255 * pixel_max
+        x = in_pixel_range(split.images[chosen], pixel_max)
         parts.append(measure(tf.constant(x), tf.constant(split.labels[chosen])))
     cosine, ratio, *eq18 = (np.concatenate(values) for values in zip(*parts, strict=True))
     names = ("student_alpha", "student_rho", "teacher_alpha", "teacher_rho")

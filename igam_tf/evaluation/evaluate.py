@@ -17,9 +17,9 @@ import tensorflow as tf
 from absl import logging
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
-from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.inputs import pixel_range
-from igam_tf.evaluation.robust import LogitsFn, in_pixel_range, robust_flags
+from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import are_probabilities, reason_of
 from igam_tf.system.journal import MASK_KEY, Journal, digits
@@ -467,23 +467,13 @@ def fraction_text(value: float) -> str:
     return f"{value:g}"
 
 
-def source_text(source: str) -> str:
-    """The source of a data set as reports name it.
-
-    Example:
-        >>> source_text("builtin"), source_text("tfds")
-        ('builtin (synthetic)', 'tfds')
-    """
-    return "builtin (synthetic)" if source == "builtin" else source
-
-
 def table(report: dict) -> str:
     """A report of `model_report` as plain text."""
     results, highest = report["results"], report["pixel_max"]
     worst = results[WORST_CASE]
     losses = {row["loss"] for row in results.values() if row.get("loss")}
     lines = [
-        f"{report['dataset']} {report['split']}, data {source_text(report['data'])}: "
+        f"{report['dataset']} {report['split']}, data {data_text(report['data'])}: "
         f"first n = {worst['n']} images",
         f"{worst['eps_unit'].split(',')[0]} eps {fraction_text(worst['eps'])} of the pixel range "
         f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "

@@ -1,8 +1,6 @@
 """Loads the models, images and numbers that command-line arguments name."""
 
-import math
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from absl import flags
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
 from igam_tf.datasets import DatasetSpec, Split
+from igam_tf.datasets import parse_fraction as parse_fraction
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
 from igam_tf.system.run_folder import load_model, read_json
@@ -23,28 +22,9 @@ from madry_models.tf1_checkpoint import from_tf1_checkpoint
 flags.disclaim_key_flags()
 
 NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
-DATA_FLAGS = ("dataset", "split", "data", "data_dir", "data_seed", "from_probabilities")
-
-
-def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float | None:
-    """A number above 0 and at most `most` out of "8/255" or "0.3"; None stays None.
-
-    Raises:
-        UserError: anything else.
-    """
-    if text is None:
-        return None
-    try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        value = 0.0
-    if not (0 < value <= most and math.isfinite(value)):
-        limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise UserError(
-            f"expected --{flag} as a fraction of the pixel range, above 0{limit}, such as 8/255 or "
-            f"0.3; received {text!r}"
-        )
-    return value
+DATA_FLAGS = (
+    "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities"
+)  # fmt: skip
 
 
 def find_model(
@@ -105,8 +85,8 @@ def dataset_of(model: keras.Model) -> str:
         if isinstance(model, network) and model.num_classes == datasets.SPECS[name].num_classes:
             return name
     raise UserError(
-        f"expected --dataset, one of {', '.join(datasets.SPECS)}: this {type(model).__name__} does "
-        "not tell which it was made for"
+        f"expected --dataset={datasets.NAMES}: this {type(model).__name__} does not tell which it was "
+        "made for"
     )
 
 
@@ -115,7 +95,7 @@ def define_data_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        f"{', '.join(datasets.SPECS)}; default: the one that the model was made for",
+        f"{datasets.NAMES}; default: the one that the model was made for",
     )
     flags.DEFINE_enum("split", "test", ("train", "test"), "part of the data set")
     flags.DEFINE_enum(
@@ -126,6 +106,13 @@ def define_data_flags() -> None:
     )
     flags.DEFINE_integer(
         "data_seed", None, "seed of builtin images; default: the run's, else 0", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "height and width that tfds:, folder: and npz: images are resized to; default: the run's, else "
+        "as they are",
+        lower_bound=1,
     )
     flags.DEFINE_float(
         "pixel_max",
@@ -158,6 +145,7 @@ def model_and_images(
     data: str | None,
     data_dir: str | None,
     data_seed: int | None,
+    image_size: int | None = None,
     from_probabilities: bool = False,
 ) -> tuple[keras.Model, Split, int]:
     """(model, images, seed of builtin images): as the flags say, else the run, else the model.
@@ -165,7 +153,7 @@ def model_and_images(
     Args:
         load: loads the model, once the data set is known to be there.
         run: settings of the model's run, or none.
-        dataset, split, data, data_dir, data_seed: values of `define_data_flags`.
+        dataset, split, data, data_dir, data_seed, image_size: values of `define_data_flags`.
         from_probabilities: the model returns probabilities, of which the logarithm is taken.
 
     Raises:
@@ -175,9 +163,34 @@ def model_and_images(
     folder = data_dir or run.get("data_dir") or None
     seed = run.get("data_seed", 0) if data_seed is None else data_seed
     name = dataset or run.get("target")
-    if name:
-        datasets.check_available(name, source=source, data_dir=folder)
-    model = load()
-    name = name or dataset_of(model)
-    model = as_logits(model, from_probabilities)
-    return model, datasets.load(name, split, source=source, data_dir=folder, seed=seed), seed
+    model = None if name else load()
+    spec = data_spec(name or dataset_of(model), run, data_dir=folder, image_size=image_size)
+    datasets.check_available(spec, source=source, data_dir=folder)
+    model = as_logits(model or load(), from_probabilities)
+    return model, datasets.load(spec, split, source=source, data_dir=folder, seed=seed), seed
+
+
+def data_spec(
+    name: str, run: dict, *, data_dir: str | None = None, image_size: int | None = None
+) -> DatasetSpec:
+    """What a data set is, with the size, threat model and pixel range of a run, where there is one.
+
+    Args:
+        name: see `igam_tf.datasets.spec_of`.
+        run: settings of the model's run, or none.
+        data_dir: tensorflow-datasets folder.
+        image_size: in place of the run's.
+
+    Raises:
+        UserError: as `igam_tf.datasets.spec_of`.
+    """
+    if image_size is None:
+        image_size = 0 if name in datasets.SPECS else run.get("image_size", 0)
+    return datasets.spec_of(
+        name,
+        data_dir=data_dir,
+        image_size=image_size,
+        eps=parse_fraction("eps", run.get("eps") or None),
+        step_size=parse_fraction("step_size", run.get("step_size") or None),
+        pixel_max=run.get("pixel_max") or None,
+    )

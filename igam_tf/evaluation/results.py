@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from igam_tf.evaluation.evaluate import fraction_text, source_text
+from igam_tf.datasets import data_text
+from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError
 
@@ -38,7 +39,7 @@ def settings_text(r: dict) -> str:
     )
     return (
         f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "
-        f"data {source_text(r['data'])}, n = {worst['n']}, "
+        f"data {data_text(r['data'])}, n = {worst['n']}, "
         f"l-inf eps {fraction_text(worst['eps'])} of the pixel range, {attacks}, "
         f"batch norm {worst['batch_norm']}, seed {worst['seed']}"
     )

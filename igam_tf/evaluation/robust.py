@@ -8,19 +8,13 @@ from tqdm import tqdm
 
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
 from igam_tf.attacks.losses import class_of_rank
+from igam_tf.datasets import in_pixel_range
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 _NOT_FINITE = -1  # predicted class where a logit is NaN or infinite
-
-
-def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
-    """uint8 images -> float32 in 0..pixel_max; floats stay as they are, at least float32."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255 / pixel_max)  # exact for 0..255
-    return images.astype(np.result_type(images.dtype, np.float32), copy=False)
 
 
 def robust_flags(

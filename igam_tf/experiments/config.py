@@ -3,9 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from igam_tf.datasets import SPECS
+from igam_tf.datasets import NAMES, checked_name, parse_fraction
 from igam_tf.method.settings import ONE_OR_MORE, POSITIVE, Settings, setting
-from igam_tf.method.transforms import MAPS, SAMPLINGS
+from igam_tf.method.transforms import AUTO, MAPS, SAMPLINGS
 
 # Headings of the help text, in its order, and what stands below each.
 GROUPS = {
@@ -29,8 +29,8 @@ class Config(Settings):
     # Settings of earlier versions -> the values with which a run of theirs can go on.
     retired: ClassVar[dict[str, tuple]] = {"jit": ("auto", "off")}
 
-    source: str = setting("mnist", "Task of the teacher.", "experiment", choices=tuple(SPECS))
-    target: str = setting("cifar10", "Task of the student.", "experiment", choices=tuple(SPECS))
+    source: str = setting("mnist", f"Task of the teacher: {NAMES}.", "experiment")
+    target: str = setting("cifar10", f"Task of the student: {NAMES}.", "experiment")
     fidelity: str = setting(
         "paper",
         "The objective of the paper's text, or that of its released code (R1 to R12).",
@@ -76,9 +76,10 @@ class Config(Settings):
     teacher_attack_steps: int = setting(40, "With --teacher=train: steps of PGD.", "teacher")
     transform: str = setting(
         "grey_crop",
-        "Map from a target image to the teacher's input (§4.3).",
+        "Map from a target image to the teacher's input (§4.3); auto: channels averaged or repeated, "
+        "then cropped and padded where sides differ by a quarter at most, else resized.",
         "teacher",
-        choices=tuple(MAPS),
+        choices=(*MAPS, AUTO),
     )
     up_resize: str = setting(
         "half_pixel", "Where a map that resizes up samples (R12).", "teacher", choices=SAMPLINGS
@@ -189,6 +190,30 @@ class Config(Settings):
         "clean,fgsm,pgd20", "Attacks with commas between, as --attacks of eval_pgd.", "evaluation"
     )
 
+    image_size: int = setting(
+        0,
+        "Height and width that tfds:, folder: and npz: images are resized to; 0: as they are, which "
+        "has to be alike.",
+        "run",
+    )
+    eps: str = setting(
+        "",
+        "Radius of the target's l-inf attacks, a fraction of the pixel range such as 8/255; empty: the "
+        "data set's own, 8/255 for tfds:, folder: and npz:.",
+        "run",
+    )
+    step_size: str = setting(
+        "",
+        "Step of the target's PGD, a fraction of the pixel range; empty: the data set's own, 2/255 for "
+        "tfds:, folder: and npz:, in its ratio to --eps.",
+        "run",
+    )
+    pixel_max: float = setting(
+        0.0,
+        "Highest pixel value of the student's input, and of the teacher's where its source is tfds:, "
+        "folder: or npz:; 0: the data set's own, 255 for these three.",
+        "run",
+    )
     data_dir: str = setting("", "Folder of tensorflow-datasets; empty: its own default.", "run")
     train_examples: int = setting(
         0, "Training images, from the beginning of the split; 0: all.", "run"
@@ -203,3 +228,10 @@ class Config(Settings):
         500, "Steps between validations and pictures of J.", "run", within=ONE_OR_MORE
     )
     checkpoint_every: int = setting(250, "Steps between checkpoints.", "run", within=ONE_OR_MORE)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("source", "target"):
+            checked_name(getattr(self, name), name)
+        for name in ("eps", "step_size"):
+            parse_fraction(name, getattr(self, name) or None)

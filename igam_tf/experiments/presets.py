@@ -57,14 +57,6 @@ CPU_BUDGETS: dict[str, dict[str, Any]] = {
     "ard": {"train_steps": 500},
 }
 
-# --teacher_gradient=plain: MNIST's natural training takes 25 000 steps in the challenge; on two cores
-# a shorter recipe. Other sources keep the steps of their robust teachers.
-PLAIN_MNIST: dict[str, dict[str, Any]] = {
-    "paper": {"teacher_steps": 25_000},
-    "cpu": {"teacher_steps": 1500, "teacher_batch_size": 128, "teacher_learning_rate": 1e-3},
-    "smoke": {},
-}
-
 # The cpu preset's objective, chosen on validation images; weights in the unit of each fidelity's J.
 CPU_OBJECTIVE: dict[str, dict[str, Any]] = {
     "paper": {

@@ -3,31 +3,98 @@
 import dataclasses
 from typing import Any
 
-from igam_tf.datasets import SPECS
+from igam_tf.datasets import SPECS, DatasetSpec, checked_name, parse_fraction, spec_of
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.paper import TEACHERS, TRANSFERS
+from igam_tf.experiments.paper import TRANSFERS, few_images, without_a_row
 from igam_tf.experiments.presets import (
     CPU_BUDGETS,
     CPU_OBJECTIVE,
     METHOD_SETTINGS,
-    PLAIN_MNIST,
     PRESETS,
 )
 from igam_tf.method.objectives import METHODS
-from igam_tf.method.transforms import MAPS, Compose, Identity, Scale
+from igam_tf.method.transforms import AUTO, MAPS, Compose, Identity, Scale, map_between
 from madry_models.errors import UserError
 
 # (where settings come from, settings)
 Layer = tuple[str, dict[str, Any]]
 
 
-def transform(config: Config) -> Identity:
-    """The map of a run: the layers of `--transform`, then the change of pixel unit if there is one."""
-    source, target = SPECS[config.source], SPECS[config.target]
-    maps = MAPS[config.transform](source.image_shape[0], config.up_resize)
-    if source.pixel_max != target.pixel_max:
-        maps.append(Scale(source.pixel_max / target.pixel_max))
-    return Compose(maps)
+def target_spec(config: Config) -> DatasetSpec:
+    """The target's data set, with the run's eps, step size and pixel range.
+
+    Raises:
+        UserError: as `igam_tf.datasets.spec_of`.
+    """
+    return spec_of(
+        config.target,
+        data_dir=config.data_dir or None,
+        image_size=0 if config.target in SPECS else config.image_size,
+        eps=parse_fraction("eps", config.eps or None),
+        step_size=parse_fraction("step_size", config.step_size or None),
+        pixel_max=config.pixel_max or None,
+    )
+
+
+def source_spec(config: Config) -> DatasetSpec:
+    """The source's data set; outside `SPECS`, or where it is the target, with the run's settings.
+
+    Raises:
+        UserError: as `igam_tf.datasets.spec_of`.
+    """
+    if config.source == config.target:
+        return target_spec(config)
+    if config.source in SPECS:
+        return SPECS[config.source]
+    return spec_of(
+        config.source,
+        data_dir=config.data_dir or None,
+        image_size=config.image_size,
+        pixel_max=config.pixel_max or None,
+    )
+
+
+def transform(config: Config, source_pixel_max: float | None = None) -> Identity:
+    """The map of a run: the layers of `--transform`, then the change of pixel unit if there is one.
+
+    Args:
+        config: settings.
+        source_pixel_max: of the teacher's input; None: of the source's data set.
+    """
+    return described_transform(config, source_pixel_max)[1]
+
+
+def described_transform(
+    config: Config, source_pixel_max: float | None = None
+) -> tuple[str, Identity]:
+    """(the map in words, the map), as `transform`.
+
+    Raises:
+        UserError: the map does not lead from the target's images to the teacher's.
+    """
+    source, target = source_spec(config), target_spec(config)
+    source_pixel_max = source_pixel_max or source.pixel_max
+    wanted = source.image_shape
+    if config.transform == AUTO:
+        words, chosen = map_between(target.image_shape, wanted, up_resize=config.up_resize)
+        maps = chosen.maps
+    else:
+        size = wanted[0] if wanted[0] == wanted[1] else wanted[:2]
+        words, maps = config.transform, MAPS[config.transform](size, config.up_resize)
+    try:
+        shape = Compose(maps).compute_output_shape((None, *target.image_shape))[1:]
+    except ValueError as error:
+        shape = str(error)
+    if shape != wanted:
+        raise UserError(
+            f"expected a map from images {list(target.image_shape)} of {target.name} to "
+            f"{list(wanted)} of {source.name}, such as --transform=auto; --transform="
+            f"{config.transform} gives {shape if isinstance(shape, str) else list(shape)}"
+        )
+    if source_pixel_max != target.pixel_max:
+        maps = [*maps, Scale(source_pixel_max / target.pixel_max)]
+        words += f", pixels in 0..{target.pixel_max:g} scaled to 0..{source_pixel_max:g}"
+    return words, Compose(maps)
 
 
 def layers(chosen: dict[str, Any]) -> list[Layer]:
@@ -37,25 +104,29 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         chosen: what the user says.
 
     Raises:
-        UserError: no such row of the paper.
+        UserError: data that cannot be used.
     """
     base = Config(**chosen)
     source, target, fidelity, preset = base.source, base.target, base.fidelity, base.preset
+    of_source, of_target, cpu = source_spec(base), target_spec(base), preset == "cpu"
     key = _transfer(base, chosen)
-    row, cpu = TRANSFERS[key], preset == "cpu"
+    if key is None:
+        place, transform = "defaults without a row", chosen.get("transform", AUTO)
+        row, sizes = without_a_row(of_source, of_target), few_images(of_target)
+    else:
+        place, transform = f"row {source} to {target}", key[2]
+        row, sizes = TRANSFERS[key], {}
+    published = row.as_published(of_target.train_images, base.method)
     released = row.as_released(base.method) if fidelity == "release" else {}
     sized = PRESETS[preset] | (CPU_OBJECTIVE[fidelity] if cpu else {})
     own = METHOD_SETTINGS.get(base.method, {}) | (CPU_BUDGETS.get(base.method, {}) if cpu else {})
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":
-        control = {"teacher": "train"} | (PLAIN_MNIST[preset] if source == "mnist" else {})
+        control = {"teacher": "train"} | dict(of_source.teacher.plain.get(preset, {}))
     return [
         ("default", {f.name: f.default for f in dataclasses.fields(Config)}),
-        (f"teacher of {source}", TEACHERS[source]),
-        (
-            f"row {source} to {target}",
-            {"transform": key[2]} | row.as_published(target, base.method),
-        ),
+        (f"teacher of {source}", dict(of_source.teacher.settings)),
+        (place, {"transform": transform} | published | sizes),
         (f"fidelity {fidelity}", released),
         (f"preset {preset}", sized),
         (f"method {base.method}", own),
@@ -64,18 +135,10 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     ]
 
 
-def _transfer(base: Config, chosen: dict[str, Any]) -> tuple[str, str, str]:
-    """Key of the paper's row."""
+def _transfer(base: Config, chosen: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Key of the paper's row; None where it has none of these data sets and this map."""
     pair = {key[2]: key for key in TRANSFERS if key[:2] == (base.source, base.target)}
-    key = pair.get(chosen.get("transform", next(iter(pair), None)))
-    if key is None:
-        known = ", ".join(f"--source={s} --target={t} --transform={m}" for s, t, m in TRANSFERS)
-        asked = f" --transform={base.transform}" if "transform" in chosen else ""
-        raise UserError(
-            f"expected one of the transfers {known}; received --source={base.source} "
-            f"--target={base.target}{asked}"
-        )
-    return key
+    return pair.get(chosen.get("transform", next(iter(pair), None)))
 
 
 def explained(chosen: dict[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -92,18 +155,24 @@ def explained(chosen: dict[str, Any]) -> dict[str, tuple[Any, str]]:
 
 
 def resolve(chosen: dict[str, Any]) -> Config:
-    """All settings of a run from those the user chose (None: not chosen).
+    """All settings of a run from those the user chose (None: not chosen); paths of data are absolute.
 
     Raises:
-        UserError: no such row of the paper, or settings that contradict each other.
+        UserError: data that cannot be used, or settings that contradict each other.
     """
-    config = Config(**{name: value for name, (value, _) in explained(chosen).items()})
+    names = {n: checked_name(chosen[n], n) for n in ("source", "target") if chosen.get(n)}
+    config = Config(**{name: value for name, (value, _) in explained(chosen | names).items()})
     _check(config)
     return config
 
 
 def _check(config: Config) -> None:
     """Raises a UserError where settings contradict each other."""
+    if config.image_size and {config.source, config.target} <= SPECS.keys():
+        raise UserError(
+            "expected --image_size with tfds:, folder: or npz: images alone; received "
+            f"{config.image_size} for {config.source} and {config.target}"
+        )
     method = METHODS[config.method]
     if method.matched_to and config.igam_start > config.train_steps:
         raise UserError(
@@ -122,3 +191,14 @@ def _check(config: Config) -> None:
             "expected --teacher=train with --teacher_gradient=plain, whose teacher is trained here "
             f"without an attack; received --teacher={config.teacher}"
         )
+    if method.teacher:
+        described_transform(config)
+    if config.target not in SPECS:
+        spec = target_spec(config)
+        train = min(config.train_examples or spec.train_images, spec.train_images)
+        for name, most in (("num_validation", train - 1), ("eval_examples", spec.test_images)):
+            if getattr(config, name) > most:
+                raise UserError(
+                    f"expected --{name} of at most {most}, for {spec.name} has {train} images to train "
+                    f"on and {spec.test_images} to test; received {getattr(config, name)}"
+                )

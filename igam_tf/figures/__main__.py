@@ -18,8 +18,7 @@ import tensorflow as tf
 from absl import flags
 from matplotlib.figure import Figure
 
-from igam_tf.datasets import DatasetSpec, Split
-from igam_tf.datasets.names import class_names
+from igam_tf.datasets import DatasetSpec, Split, class_names
 from igam_tf.evaluation.evaluate import check_fits, eps_unit
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
@@ -144,7 +143,12 @@ def settings(spec: DatasetSpec, eps: float | None, available: int) -> FigureSett
 
 def check_same_data(runs: dict[str, dict]) -> None:
     """Raises a UserError where runs are of different data and no flag says which to draw on."""
-    asked = {"target": FLAGS.dataset, "data": FLAGS.data, "data_seed": FLAGS.data_seed}
+    asked = {
+        "target": FLAGS.dataset,
+        "data": FLAGS.data,
+        "data_seed": FLAGS.data_seed,
+        "image_size": FLAGS.image_size,
+    }
     for name, flag in asked.items():
         values = {
             run[name]
@@ -224,7 +228,7 @@ def main(argv: list[str]) -> None:
             drawn[next(iter(teacher))] if teacher else None,
             split,
             class_names(
-                split.spec.name, source=split.source, data_dir=FLAGS.data_dir or run.get("data_dir")
+                split.spec, source=split.source, data_dir=FLAGS.data_dir or run.get("data_dir")
             ),
             chosen,
         )

@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
-from igam_tf.datasets import Split
+from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.alignment import linearised
-from igam_tf.evaluation.robust import in_pixel_range
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import mean_interval
 from madry_models.errors import UserError

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 
 from igam_tf.method.networks import reason_of
-from madry_models import WideResNet
+from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
 
 Shape = tuple[int, int, int]
@@ -45,6 +45,13 @@ def wide_resnet(
         depth, width, num_classes=num_classes, input_layer=input_layer,
         synchronized=synchronized, dtype=keras.config.dtype_policy(),
     )  # fmt: skip
+    network.build((None, *shape))
+    return network
+
+
+def mnist_cnn(name: str, shape: Shape, num_classes: int, **_) -> keras.Model:
+    """The MNIST challenge's network; pixels in 0..1."""
+    network = MnistCNN(num_classes)
     network.build((None, *shape))
     return network
 
@@ -126,10 +133,11 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
 # Pattern of a name -> what builds the network; the first that fits. To add one, add a line.
 ARCHITECTURES: dict[str, Callable[..., keras.Model]] = {
     r"wrn-\d+-\d+": wide_resnet,
+    "mnist-cnn": mnist_cnn,
     r"keras:\w+": keras_application,
     r"[\w.]+:\w+": from_function,
 }
-NAMES = "wrn-<depth>-<width>, keras:<name of keras.applications> or module:function"
+NAMES = "wrn-<depth>-<width>, mnist-cnn, keras:<name of keras.applications> or module:function"
 
 
 def build_network(

@@ -15,8 +15,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from madry_models.errors import UserError
+
 _PACKAGE = "igam_tf"
 SAMPLINGS = ("half_pixel", "legacy")  # where bilinear resizing samples
+AUTO = "auto"  # name of `map_between`'s choice
+Size = int | tuple[int, int]  # of a square image, or (height, width)
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -36,6 +44,14 @@ class Identity(keras.layers.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] -> [B,H,W,C]."""
         return x
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """Shape [B,H,W,C] of an image after the map.
+
+        Raises:
+            ValueError: the map is not for images of this shape.
+        """
+        return tuple(input_shape)
 
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """The part of J [B,H,W,C] that the teacher can see."""
@@ -80,14 +96,51 @@ class ChannelMean(Identity):
         """[B,H,W,C] -> [B,H,W,1]."""
         return tf.reduce_mean(x, axis=-1, keepdims=True)
 
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,C] -> [B,H,W,1]."""
+        return (*input_shape[:3], 1)
+
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """The sum over the channels: the derivative along the grey direction, [B,H,W,1]."""
         return tf.reduce_sum(j, axis=-1, keepdims=True)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
+class ChannelRepeat(Identity):
+    """One channel as C equal ones: A holds C ones for each pixel; J_t is the sum over the copies.
+
+    Example:
+        >>> ChannelRepeat(3)(np.ones((1, 2, 2, 1), "float32")).shape.as_list()
+        [1, 2, 2, 3]
+    """
+
+    def __init__(self, channels: int, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B,H,W,1] -> [B,H,W,channels]."""
+        return tf.repeat(x, self.compute_output_shape(x.shape)[-1], axis=-1)
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,1] -> [B,H,W,channels]."""
+        if input_shape[-1] != 1:
+            raise ValueError(
+                f"ChannelRepeat needs images of one channel. Received: {input_shape[-1]} channels"
+            )
+        return (*input_shape[:3], self.channels)
+
+    def get_config(self) -> dict:
+        """Keras configuration."""
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
 class CenterCrop(Identity):
-    """The central size x size pixels (§4.3.2): A is the identity without the rows cut away.
+    """The central `size` pixels (§4.3.2): A is the identity without the rows cut away.
+
+    Args:
+        size: side of the square that is left, or (height, width).
 
     Example:
         >>> CenterCrop(2)(np.arange(16, dtype="float32").reshape(1, 4, 4, 1))[0, :, :, 0].numpy()
@@ -95,20 +148,25 @@ class CenterCrop(Identity):
                [ 9., 10.]], dtype=float32)
     """
 
-    def __init__(self, size: int, **kwargs):
+    def __init__(self, size: Size, **kwargs):
         super().__init__(**kwargs)
         self.size = size
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B,H,W,C] -> [B,size,size,C]."""
-        height, width = x.shape[1], x.shape[2]
-        if height < self.size or width < self.size:
+        """[B,H,W,C] -> [B,*size,C]."""
+        (height, width), (rows, columns) = x.shape[1:3], self.compute_output_shape(x.shape)[1:3]
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return x[:, top : top + rows, left : left + columns]
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,C] -> [B,*size,C]."""
+        (height, width), (rows, columns) = input_shape[1:3], _sides(self.size)
+        if height < rows or width < columns:
             raise ValueError(
-                f"CenterCrop needs images of at least {self.size}x{self.size} pixels. "
+                f"CenterCrop needs images of at least {rows}x{columns} pixels. "
                 f"Received: {height}x{width}"
             )
-        top, left = (height - self.size) // 2, (width - self.size) // 2
-        return x[:, top : top + self.size, left : left + self.size]
+        return (input_shape[0], rows, columns, input_shape[3])
 
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """J cropped likewise."""
@@ -121,9 +179,12 @@ class CenterCrop(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class CenterPad(Identity):
-    """Zeros around the image up to size x size pixels (§4.3.3): A is the identity between zero rows.
+    """Zeros around the image up to `size` pixels (§4.3.3): A is the identity between zero rows.
 
     An odd number of rows or columns has the larger half below or on the right.
+
+    Args:
+        size: side of the square that results, or (height, width).
 
     Example:
         >>> CenterPad(3)(np.ones((1, 1, 1, 1), "float32"))[0, :, :, 0].numpy()
@@ -132,22 +193,27 @@ class CenterPad(Identity):
                [0., 0., 0.]], dtype=float32)
     """
 
-    def __init__(self, size: int, **kwargs):
+    def __init__(self, size: Size, **kwargs):
         super().__init__(**kwargs)
         self.size = size
 
-    def _room(self, x: tf.Tensor) -> tuple[int, int]:
-        """Rows and columns to add."""
-        height, width = x.shape[1], x.shape[2]
-        if height > self.size or width > self.size:
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,C] -> [B,*size,C]."""
+        (height, width), (rows, columns) = input_shape[1:3], _sides(self.size)
+        if height > rows or width > columns:
             raise ValueError(
-                f"{type(self).__name__} needs images of at most {self.size}x{self.size} pixels. "
+                f"{type(self).__name__} needs images of at most {rows}x{columns} pixels. "
                 f"Received: {height}x{width}"
             )
-        return self.size - height, self.size - width
+        return (input_shape[0], rows, columns, input_shape[3])
+
+    def _room(self, x: tf.Tensor) -> tuple[int, int]:
+        """Rows and columns to add."""
+        _, rows, columns, _ = self.compute_output_shape(x.shape)
+        return rows - x.shape[1], columns - x.shape[2]
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B,H,W,C] -> [B,size,size,C]."""
+        """[B,H,W,C] -> [B,*size,C]."""
         rows, columns = self._room(x)
         top, left = rows // 2, columns // 2
         return tf.pad(x, [[0, 0], [top, rows - top], [left, columns - left], [0, 0]])
@@ -179,16 +245,16 @@ class RandomPad(CenterPad):
         self._key = key
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B,H,W,C] -> [B,size,size,C]."""
+        """[B,H,W,C] -> [B,*size,C]."""
         if self._key is None:
             return super().call(x)
         rows, columns = self._room(x)
         top, left = self.offsets(self._key(), tf.shape(x)[0], rows, columns)
         # Between `rows` rows of zeros on either side, the window that begins `rows - top` below.
         x = tf.pad(x, [[0, 0], [rows, rows], [columns, columns], [0, 0]])
-        window = np.arange(self.size)
-        x = tf.gather(x, (rows - top)[:, None] + window, axis=1, batch_dims=1)
-        return tf.gather(x, (columns - left)[:, None] + window, axis=2, batch_dims=1)
+        down, across = map(np.arange, _sides(self.size))
+        x = tf.gather(x, (rows - top)[:, None] + down, axis=1, batch_dims=1)
+        return tf.gather(x, (columns - left)[:, None] + across, axis=2, batch_dims=1)
 
     @staticmethod
     def offsets(key: tf.Tensor, batch_size: int, rows: int, columns: int) -> list[tf.Tensor]:
@@ -223,10 +289,10 @@ def resize_matrix(size: int, new_size: int, sampling: str = "half_pixel") -> np.
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Resize(Identity):
-    """To size x size pixels (§4.3.1): bilinear, and the mean of blocks to a whole fraction.
+    """To `size` pixels (§4.3.1): bilinear, and the mean of blocks to a whole fraction.
 
     Args:
-        size: of the result.
+        size: side of the square that results, or (height, width).
         sampling: "half_pixel", or "legacy", TensorFlow 1's bilinear (R12); see `resize_matrix`.
 
     Example:
@@ -234,18 +300,23 @@ class Resize(Identity):
         3.0
     """
 
-    def __init__(self, size: int, sampling: str = "half_pixel", **kwargs):
+    def __init__(self, size: Size, sampling: str = "half_pixel", **kwargs):
         if sampling not in SAMPLINGS:
             raise ValueError(f"expected sampling of {', '.join(SAMPLINGS)}. Received: {sampling!r}")
         super().__init__(**kwargs)
         self.size, self.sampling = size, sampling
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B,H,W,C] -> [B,size,size,C]."""
+        """[B,H,W,C] -> [B,*size,C]."""
         rows, columns = (
-            tf.constant(resize_matrix(n, self.size, self.sampling), x.dtype) for n in x.shape[1:3]
+            tf.constant(resize_matrix(n, new, self.sampling), x.dtype)
+            for n, new in zip(x.shape[1:3], _sides(self.size), strict=True)
         )
         return tf.einsum("sh,bhwc,tw->bstc", rows, x, columns)
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,C] -> [B,*size,C]."""
+        return (input_shape[0], *_sides(self.size), input_shape[3])
 
     def get_config(self) -> dict:
         """Keras configuration."""
@@ -281,6 +352,11 @@ class TransposeConvolution(Identity):
         y = tf.nn.conv2d_transpose(x, kernel, shape, strides=2)
         return tf.ensure_shape(y, [None, 2 * height, 2 * width, channels]) + bias
 
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,C] -> [B,2H,2W,C]."""
+        b, height, width, channels = input_shape
+        return (b, 2 * height, 2 * width, channels)
+
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Compose(Identity):
@@ -314,6 +390,12 @@ class Compose(Identity):
             x = m(x)
         return x
 
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """Of every map in turn."""
+        for m in self.maps:
+            input_shape = m.compute_output_shape(input_shape)
+        return tuple(input_shape)
+
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """Every map's field of view in turn."""
         for m in self.maps:
@@ -333,7 +415,7 @@ class Compose(Identity):
 
 
 # Maps to the teacher's input (§4.3): name -> layers, of the teacher's image size and `up_resize`.
-MAPS: dict[str, Callable[[int, str], list[Identity]]] = {
+MAPS: dict[str, Callable[[Size, str], list[Identity]]] = {
     "identity": lambda size, up_resize: [],
     "grey_crop": lambda size, up_resize: [ChannelMean(), CenterCrop(size)],
     "crop": lambda size, up_resize: [CenterCrop(size)],
@@ -342,3 +424,69 @@ MAPS: dict[str, Callable[[int, str], list[Identity]]] = {
     "random_pad": lambda size, up_resize: [RandomPad(size)],
     "transpose_conv": lambda size, up_resize: [TransposeConvolution()],
 }
+
+_NEAR = 5 / 4  # sides that differ by no more are cropped or padded, which blurs nothing
+
+
+def map_between(
+    target_shape: Sequence[int], source_shape: Sequence[int], *, up_resize: str = "half_pixel"
+) -> tuple[str, Compose]:
+    """A map from any target images to any teacher's input, and what it does in words.
+
+    Channels first: as they are where there are as many, averaged to one, or one repeated. Then the
+    size: where each side is at most a quarter longer than its counterpart, longer ones are cropped and
+    shorter ones padded with zeros; else the image is resized.
+
+    Args:
+        target_shape: (H, W, C) of the target's images.
+        source_shape: (H, W, C) of the teacher's input.
+        up_resize: where a resize samples, see `resize_matrix`.
+
+    Raises:
+        UserError: several channels on either side, and not as many.
+
+    Example:
+        >>> map_between((32, 32, 3), (28, 28, 1))[0]
+        'mean of 3 channels, 28x28 of 32x32 pixels cropped from the centre'
+        >>> map_between((28, 28, 1), (64, 64, 3))[0]
+        'channel repeated 3 times, 28x28 pixels resized to 64x64'
+        >>> map_between((32, 32, 3), (32, 32, 3))[0]
+        'as it is'
+    """
+    (*size, channels), (*wanted, source_channels) = target_shape, source_shape
+    maps: list[Identity] = []
+    words: list[str] = []
+    if channels != source_channels:
+        if source_channels == 1:
+            maps.append(ChannelMean())
+            words.append(f"mean of {channels} channels")
+        elif channels == 1:
+            maps.append(ChannelRepeat(source_channels))
+            words.append(f"channel repeated {source_channels} times")
+        else:
+            raise UserError(
+                "expected as many channels in target images as in the teacher's, or one on either side; "
+                f"received {channels} and {source_channels}"
+            )
+    pairs = list(zip(size, wanted, strict=True))
+    if any(max(n, new) > _NEAR * min(n, new) for n, new in pairs):
+        maps.append(Resize(_size(wanted), up_resize))
+        words.append(f"{_text(size)} pixels resized to {_text(wanted)}")
+    elif size != wanted:
+        kept = [min(pair) for pair in pairs]
+        if kept != size:
+            maps.append(CenterCrop(_size(kept)))
+            words.append(f"{_text(kept)} of {_text(size)} pixels cropped from the centre")
+        if kept != wanted:
+            maps.append(CenterPad(_size(wanted)))
+            words.append(f"{_text(kept)} pixels padded with zeros to {_text(wanted)}")
+    return ", ".join(words) or "as it is", Compose(maps)
+
+
+def _size(sides: Sequence[int]) -> Size:
+    height, width = sides
+    return height if height == width else (height, width)
+
+
+def _text(sides: Sequence[int]) -> str:
+    return f"{sides[0]}x{sides[1]}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from igam_tf.experiments.paper import TEACHERS
+from igam_tf.datasets import SPECS
 from igam_tf.experiments.presets import PRESETS
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
@@ -78,10 +78,10 @@ def teacher_checkpoints() -> dict[str, str]:
     """
     pairs = [item.split("=", 1) for item in FLAGS.teacher_checkpoints]
     for pair in pairs:
-        if len(pair) != 2 or pair[0] not in TEACHERS:
+        if len(pair) != 2 or pair[0] not in SPECS:
             raise UserError(
                 "expected --teacher_checkpoints=<source>=<folder>, source one of "
-                f"{', '.join(TEACHERS)}; received {'='.join(pair)!r}"
+                f"{', '.join(SPECS)}; received {'='.join(pair)!r}"
             )
     return dict(map(tuple, pairs))
 

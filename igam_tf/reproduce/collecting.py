@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from igam_tf.datasets import steps_per_epoch
-from igam_tf.evaluation.evaluate import source_text
+from igam_tf.datasets import SPECS, data_text, steps_per_epoch
 from igam_tf.evaluation.results import read_results, settings_text
-from igam_tf.experiments.paper import TRAIN_IMAGES
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import PAPER_SECONDS, Table, TableRow
@@ -107,7 +105,7 @@ def _budget(config: dict) -> str:
     if config["preset"] != "paper":
         text += f": {config['student']}, not the paper's budget"
     if config["data"] == "builtin":
-        text += f"; data {source_text(config['data'])}"
+        text += f"; data {data_text(config['data'])}"
     return text + ("; fidelity release" if config["fidelity"] == "release" else "")
 
 
@@ -155,5 +153,5 @@ def _epoch(config: dict, lines: list[dict], teacher_minutes: float) -> float | N
         return None
     a_step = (lines[-1]["train_minutes"] - lines[0]["train_minutes"]) / steps
     a_step += teacher_minutes / config["train_steps"]
-    images = config["train_examples"] or TRAIN_IMAGES[config["target"]]
+    images = config["train_examples"] or SPECS[config["target"]].train_images
     return 60 * a_step * steps_per_epoch(images, config["batch_size"])

@@ -6,8 +6,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from igam_tf.datasets import SPECS, DatasetSpec
+from igam_tf.datasets import DatasetSpec
 from igam_tf.experiments.config import Config
+from igam_tf.experiments.resolve import source_spec, target_spec
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
@@ -18,7 +19,6 @@ from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import load_model
-from madry_models import MnistCNN
 from madry_models.errors import UserError
 
 
@@ -28,11 +28,12 @@ def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
     Raises:
         UserError: neither of them, or a network of other images.
     """
-    if not path.endswith(".keras"):
+    if path.endswith(".keras"):
+        network = load_model(Path(path))
+    else:
         from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
-        return from_tf1_checkpoint(path)
-    network = load_model(Path(path))
+        network = from_tf1_checkpoint(path)
     try:
         logits_of(network, np.zeros((1, *spec.image_shape), "float32"), "network")
     except UserError as error:
@@ -45,19 +46,18 @@ def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
 
 def new_source_network(config: Config, *, synchronized: bool = False) -> keras.Model:
     """The teacher's network before it is trained on the source task."""
-    spec = SPECS[config.source]
-    if spec.name == "mnist":
-        network = MnistCNN(spec.num_classes)
-        network.build((None, *spec.image_shape))
-        return network
+    spec = source_spec(config)
     return build_network(
-        config.student, spec.image_shape, spec.num_classes, synchronized=synchronized
+        spec.teacher.network or config.student,
+        spec.image_shape,
+        spec.num_classes,
+        synchronized=synchronized,
     )
 
 
 def new_student(config: Config, precision: str, *, synchronized: bool = False) -> keras.Model:
     """The student before it is trained, its layers in the given `--precision`."""
-    spec = SPECS[config.target]
+    spec = target_spec(config)
     return build_network(
         config.student,
         spec.image_shape,
@@ -74,9 +74,16 @@ def check_student(config: Config) -> None:
     Raises:
         UserError: it is not, or returns another number of logits than the target has classes.
     """
-    spec = SPECS[config.target]
+    spec = target_spec(config)
     x = np.full((2, *spec.image_shape), spec.pixel_max / 2, np.float32)
-    z = logits_of(new_student(config, "float32"), x, f"student {config.student}")
+    student = new_student(config, "float32")
+    own = getattr(student, "pixel_max", None)
+    if own not in (None, spec.pixel_max):
+        raise UserError(
+            f"expected --pixel_max={own:g}, of the pixels that {config.student} takes, for {spec.name}; "
+            f"received {spec.pixel_max:g}"
+        )
+    z = logits_of(student, x, f"student {config.student}")
     if z.shape[1] != spec.num_classes:
         raise UserError(
             f"expected {spec.num_classes} logits of --student={config.student} for {spec.name}; "
@@ -108,7 +115,7 @@ def new_trainer(
     synchronized: bool = False,
 ) -> ClassifierTrainer:
     """What trains the student by `--method`, not compiled; all its players have their variables."""
-    c, method, spec = config, METHODS[config.method], SPECS[config.target]
+    c, method, spec = config, METHODS[config.method], target_spec(config)
     if method.adversarial:
         eps, one = spec.eps * spec.pixel_max, method.one_step
         return PGDTraining(

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from igam_tf.attacks import pgd
-from igam_tf.datasets import Split
+from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.formulas import losses
 from igam_tf.method.igam import IGAM
 from igam_tf.system.run_folder import read_metrics
@@ -52,7 +52,7 @@ class Monitor:
     ):
         self.network, self.igam = network, igam
         spec, self.pixel_max = split.spec, split.spec.pixel_max
-        images = split.images[:num_examples].astype("float32") / 255 * self.pixel_max
+        images = in_pixel_range(split.images[:num_examples], self.pixel_max)
         self.x, self.y = tf.constant(images), tf.constant(split.labels[:num_examples])
         sizes = {"eps": spec.eps * self.pixel_max, "step_size": spec.step_size * self.pixel_max}
         self._attack = sizes | {"steps": VALIDATION_STEPS, "loss": losses.xent}

@@ -17,7 +17,7 @@ from igam_tf.attacks import attack_names
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import transform
+from igam_tf.experiments.resolve import described_transform, source_spec, target_spec
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import import_classes
 from igam_tf.method.igam import IGAM
@@ -25,7 +25,14 @@ from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.system.run_folder import RunFolder, load_model, read_json, save_model, write_json
+from igam_tf.system.run_folder import (
+    RunFolder,
+    load_model,
+    read_json,
+    save_model,
+    write_json,
+    write_text,
+)
 from igam_tf.training.building import (
     load_source_network,
     new_optimizers,
@@ -58,12 +65,12 @@ class Run:
 
     # --- data ---------------------------------------------------------------------------------
 
-    def load(self, name: str, split: str) -> datasets.Split:
+    def load(self, spec: datasets.DatasetSpec, split: str) -> datasets.Split:
         """A split of a data set of this run."""
         c = self.config
         num = c.train_examples if split == "train" else 0
         return datasets.load(
-            name,
+            spec,
             split,
             source=c.data,
             data_dir=c.data_dir or None,
@@ -75,7 +82,7 @@ class Run:
     def target(self) -> tuple[datasets.Split, datasets.Split]:
         """(training, validation) images of the target task, read once."""
         if self._target is None:
-            everything = self.load(self.config.target, "train")
+            everything = self.load(target_spec(self.config), "train")
             self._target = datasets.hold_out(
                 everything, self.config.num_validation, self.config.seed
             )
@@ -85,21 +92,20 @@ class Run:
 
     def source_network(self) -> Network:
         """Stage 0: the network of the source task, robust but for `--teacher_gradient=plain`."""
-        c, spec = self.config, datasets.SPECS[self.config.source]
+        c, spec = self.config, source_spec(self.config)
         if self.teacher_checkpoint:
             return load_source_network(self.teacher_checkpoint, spec)
         path = self.folder / "teacher_source.keras"
         if path.exists():
             return load_model(path)
         network = new_source_network(c, synchronized=self.synchronized)
-        # The recipes of the two challenges: MNIST's, and CIFAR-10's for all else (§5.1.2).
-        if spec.name == "mnist":
-            optimizer, decay = keras.optimizers.Adam(c.teacher_learning_rate), 0.0
-            augment = datasets.Augment(pad=0, flip=False)
+        recipe = spec.teacher
+        if recipe.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(c.teacher_learning_rate)
         else:
             rate = schedule("step", c.teacher_learning_rate, c.teacher_steps)
-            optimizer, decay = Momentum(rate, momentum=c.momentum), c.weight_decay
-            augment = datasets.Augment()
+            optimizer = Momentum(rate, momentum=c.momentum)
+        decay = c.weight_decay if recipe.weight_decay else 0.0
         if c.teacher_gradient == "plain":
             trainer = ClassifierTrainer(network, weight_decay=decay)
         else:
@@ -115,11 +121,11 @@ class Run:
         self._fit(
             trainer,
             [optimizer],
-            self.load(c.source, "train"),
+            self.load(spec, "train"),
             stage="teacher_source",
             steps=c.teacher_steps,
             batch_size=c.teacher_batch_size,
-            augment=augment,
+            augment=spec.augment,
         )
         self._save(network, path)
         return network
@@ -129,8 +135,13 @@ class Run:
         path = self.folder / "teacher.keras"
         if path.exists():
             return load_model(path)
-        c, spec = self.config, datasets.SPECS[self.config.target]
-        teacher = Teacher(self.source_network(), transform(c), num_classes=spec.num_classes)
+        c, spec = self.config, target_spec(self.config)
+        network = self.source_network()
+        words, between = described_transform(c, getattr(network, "pixel_max", None))
+        logging.info("map to the teacher's input, --transform=%s: %s", c.transform, words)
+        if self.folder.chief:
+            write_text(self.folder / "transform.txt", f"{words}\n")
+        teacher = Teacher(network, between, num_classes=spec.num_classes)
         teacher.build((None, *spec.image_shape))
         optimizer = keras.optimizers.Adam(c.finetune_learning_rate)
         with teacher.offsets_of(optimizer, c.seed):
@@ -141,7 +152,7 @@ class Run:
                 stage="teacher",
                 steps=c.finetune_steps,
                 batch_size=c.batch_size,
-                augment=datasets.Augment(),
+                augment=spec.augment,
                 monitor=self._monitor(teacher) if c.method == "finetune" else None,
             )
         self._save(teacher, path)
@@ -175,7 +186,7 @@ class Run:
                 stage="student",
                 steps=c.train_steps,
                 batch_size=c.batch_size,
-                augment=datasets.Augment(noise=c.pixel_noise),
+                augment=dataclasses.replace(target_spec(c).augment, noise=c.pixel_noise),
                 monitor=monitor,
             )
         # Attacks need every bit of the gradient: what is kept and scored computes in float32.
@@ -195,7 +206,7 @@ class Run:
         if path.exists():
             return read_json(path)
         c = self.config
-        test = self.load(c.target, "test")
+        test = self.load(target_spec(c), "test")
         models = {c.method: self.student()}
         if self.method.teacher and c.method != "finetune":
             models["teacher"] = self.teacher()
