@@ -112,6 +112,19 @@ def test_control_masked(standard, digits, name, failing, passing):
     assert report["verdict"].startswith("Not to be trusted")
 
 
+def test_too_few_images_that_are_right_are_no_pass(standard, digits):
+    """Labels of which two are the network's; an eps at which nothing changes."""
+    predicted = tf.argmax(standard(digits.images / np.float32(255), training=False), 1).numpy()
+    labels = np.where(np.arange(40) < 2, predicted, (predicted + 1) % 10)
+    few = dataclasses.replace(digits, labels=labels)
+    names = ["iterative", "restarts", "step_size", "losses", "square", "noise"]
+    report = audit(_audited(standard, few, eps=1e-6, budget=SMALL), names=names)
+    assert set(_statuses(report).values()) == {NOT_APPLICABLE}, report["lines"]
+    found = report["lines"]["iterative"]["figure"]
+    assert found == "2 of 40 images left by pgd3, nothing can be told"
+    assert report["verdict"].startswith("Nothing can be told of robustness: clean accuracy is not")
+
+
 def test_a_weak_attack_misses_planted_boundaries(pgd_trained, digits):
     weak = _audited(pgd_trained, digits, step_size=1e-6)
     assert _statuses(audit(weak, names=["planted"])) == {"planted": FAIL}

@@ -16,6 +16,7 @@ from igam_tf.audit.audited import AttackResult, AuditedModel, attached, joint
 from igam_tf.audit.checks import (
     FAIL,
     LEAST_EXAMPLES,
+    NOT_APPLICABLE,
     PASS,
     WARN,
     Check,
@@ -283,6 +284,8 @@ def noise(s: AuditedModel) -> Finding:
     near = PASS
     if by_noise >= LEAST_EXAMPLES:
         near = FAIL if share >= NOISE_FAIL else WARN if share >= NOISE_WARN else PASS
+    if found.status == NOT_APPLICABLE and near == PASS:
+        return found
     return Finding(
         status=worst([found.status, near]),
         figure=f"noise breaks {by_noise}, pgd{s.budget.steps[0]} {by_attack} of {clean} examples "

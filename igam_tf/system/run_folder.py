@@ -243,6 +243,6 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Lets another process in."""
+        """Releases the lock, so that another process can work in the folder."""
         if self._lock:
             self._lock.close()
