@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import ClassVar
 
 from absl import app, flags
 from absl import logging as absl_logging
+from tqdm import tqdm
 
 from madry_models.errors import UserError, disk_errors
 
@@ -111,11 +113,12 @@ def version_text() -> str:
 
 
 class _Verbosity(flags.IntegerParser):
-    """absl's number of a level, or its name."""
+    """A level of absl by name, or by its number."""
+
+    levels: ClassVar = {"debug": 1, "info": 0, "warning": -1, "error": -2}
 
     def parse(self, argument: str | int) -> int:
-        level = absl_logging.converter.ABSL_NAMES_TO_LEVEL.get(f"{argument}".upper())
-        return super().parse(argument if level is None else level)
+        return super().parse(self.levels.get(argument, argument))
 
 
 def _error(sentence: object) -> int:
@@ -145,6 +148,13 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+class _AboveBars(logging.Handler):
+    """Writes to standard error, above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 class _Sentences(logging.Formatter):
     """A message without time and place; its level in front from warnings on."""
 
@@ -163,14 +173,18 @@ def _told(record: logging.LogRecord) -> bool:
     )
 
 
+_SCREEN = _AboveBars()
+_SCREEN.setFormatter(_Sentences())
+_SCREEN.addFilter(_told)
+
+
 def _talk_plainly() -> None:
     """Log lines as sentences, from info on; with --verbosity=debug all of them, as absl has them."""
     if flags.FLAGS["verbosity"].using_default_value:
         absl_logging.set_verbosity(absl_logging.INFO)
     if absl_logging.get_verbosity() < absl_logging.DEBUG:
-        handler = absl_logging.get_absl_handler()
-        handler.setFormatter(_Sentences())
-        handler.python_handler.filters[:] = [_told]
+        logging.root.removeHandler(absl_logging.get_absl_handler())
+        logging.root.addHandler(_SCREEN)
 
 
 def run_entry_point(main: Callable[[list[str]], int | None]) -> None:

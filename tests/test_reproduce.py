@@ -1,6 +1,7 @@
 """Tables of the paper: their rows, what is collected from run folders, and the program itself."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -286,19 +287,29 @@ def test_mistakes(arguments, message, command):
         command(*arguments)
 
 
-def test_sigterm_is_handed_on(tmp_path):
-    """The row gets it, saves, and this program ends with its status."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_row_first(tmp_path, number):
+    """The row is told to stop, saves, and this program ends in one line, without a traceback."""
     row = (
         "import signal, sys, time;"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(143))); time.sleep(60)"
     )
     here = (
-        "from igam_tf.reproduce.__main__ import run; import os, signal, sys, threading;"
-        "threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start();"
-        f"run([sys.executable, '-c', {row!r}])"
+        "from igam_tf.reproduce.__main__ import run, run_entry_point; import os, sys, threading;"
+        f"threading.Timer(2, os.kill, (os.getpid(), {int(number)})).start();"
+        f"run_entry_point(lambda _: run([sys.executable, '-c', {row!r}]))"
     )
-    process = subprocess.run([sys.executable, "-c", here], timeout=50, check=False)
-    assert process.returncode == 128 + signal.SIGTERM
+    process = subprocess.run(
+        [sys.executable, "-c", here],
+        timeout=50,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+    )
+    assert process.returncode == 128 + number
+    assert process.stdout == "saved\n"
+    assert process.stderr == ("stopped by Ctrl-C\n" if number == signal.SIGINT else "")
 
 
 def test_the_package_says_where_what_is():

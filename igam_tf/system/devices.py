@@ -17,12 +17,12 @@ from madry_models.errors import UserError
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker")
 TF_CONFIG = "TF_CONFIG"
-# What operations across workers end in where one is gone; an InternalError may be anything else.
+# The errors of an operation across workers, one of which is gone. InternalError has other causes too.
 _GONE = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
 def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
-    """The strategy of a command line; to be called before any tensor is made.
+    """The strategy of a command line. Call it before any tensor is made.
 
     Args:
         name: "default", one device; "mirrored", see `here`; "multiworker", all devices of every
@@ -69,7 +69,7 @@ def here(replicas: int) -> tf.distribute.Strategy:
 
 
 def alone(chosen: tf.distribute.Strategy) -> tf.distribute.Strategy:
-    """`chosen`, or where that needs other workers the default strategy: for the chief by itself."""
+    """The strategy for work of the chief alone: `chosen`, or the default one if that needs workers."""
     return tf.distribute.get_strategy() if chosen.cluster_resolver else chosen
 
 
@@ -119,7 +119,7 @@ def is_chief(chosen: tf.distribute.Strategy) -> bool:
 
 
 def same_everywhere(chosen: tf.distribute.Strategy, value: float) -> bool:
-    """Whether all workers come here with the same value; those that are here wait for the others."""
+    """Whether all workers call this with the same value. It waits until every worker has called it."""
     per_replica = chosen.experimental_distribute_values_from_function(
         lambda _: tf.constant(value, tf.float64)
     )
@@ -128,10 +128,10 @@ def same_everywhere(chosen: tf.distribute.Strategy, value: float) -> bool:
 
 @contextmanager
 def lost_workers(chosen: tf.distribute.Strategy) -> Iterator[None]:
-    """Says so in one sentence when another worker is gone.
+    """Context that turns the errors of a lost worker into one sentence.
 
     Raises:
-        UserError: one was.
+        UserError: another worker is gone.
     """
     try:
         yield
@@ -165,7 +165,8 @@ def shares(batches: tf.data.Dataset) -> Iterator:
                 lambda i: tuple(share(tensor, i, replicas) for tensor in batch)
             )
 
-        # Whoever takes one batch too many is told; without a known end no worker asks the others.
+        # The data set is declared infinite, so that workers need not agree on its end at each batch;
+        # a batch beyond its real end is an error.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return batches.flat_map(parts).apply(endless).prefetch(2 * local)
 

@@ -1,9 +1,9 @@
-"""The run folder: what a run is (`config.json`), where it stands (checkpoints), what came out.
+"""The run folder: a run's settings, checkpoints, metrics, models and results.
 
     config.json        every setting, versions, git commit
     teacher_source.keras, teacher.keras, student.keras   products of the stages, each written once
-    checkpoints/<stage>/    the state of a stage under way
-    metrics.jsonl, tensorboard/    what was logged
+    checkpoints/<stage>/    the state of a stage that is being trained
+    metrics.jsonl, tensorboard/    scalars and pictures, logged during training
     results.json       the evaluation
 
 Every file appears whole or not at all: it is written beside its place and renamed.
@@ -148,7 +148,7 @@ def load_model(path: Path) -> keras.Model:
 
 
 def _as_json(value: Any) -> Any:
-    """What comes back when the value is written as JSON and read again."""
+    """The value after a round trip through JSON."""
     return json.loads(json.dumps(value))
 
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training run beside its losses: validation and pictures of J."""
+"""Validation during training: accuracy, pictures of J in TensorBoard, catastrophic overfitting."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -87,15 +87,17 @@ class Monitor:
 
 
 class OverfittingWatch:
-    """A validation that says so when one-step training has come to defend against one step alone.
+    """Wraps a validation, and warns of catastrophic overfitting.
 
-    Catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994, §5.4): accuracy under PGD falls to
-    near zero within a few hundred steps, while that under the training's own attack rises.
+    Students of one-step attacks may suffer it (Wong et al. 2020, arXiv 2001.03994, §5.4): accuracy
+    under PGD falls to near zero within a few hundred steps, while accuracy under the training's own
+    attack rises.
 
     Args:
         validate: (step, log) -> scalars, among them `robust`.
         robust: name of the accuracy under PGD, in percent.
-        metrics: the run's metrics.jsonl, which remembers the best so far, a resumed run's too.
+        metrics: the run's metrics.jsonl, from which the best accuracy so far is read, so that a
+            resumed run knows it too.
     """
 
     def __init__(self, validate: Callable[..., dict[str, float]], robust: str, metrics: Path):

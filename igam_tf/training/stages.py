@@ -1,6 +1,6 @@
 """The stages of a run: (0) robust teacher, (1) its new logits, (2) student, (3) evaluation.
 
-Each stage leaves one product in the run folder; a product that is there is not made again.
+Each stage writes one product to the run folder. A stage whose product is there is not run again.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from igam_tf.training.building import (
     new_trainer,
 )
 from igam_tf.training.loop import train
-from igam_tf.training.monitor import ROBUST, Monitor, OverfittingWatch
+from igam_tf.training.monitor import CLEAN, ROBUST, Monitor, OverfittingWatch
 from madry_models.errors import UserError
 from madry_models.network import Network
 
@@ -234,7 +234,13 @@ class Run:
                 f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}"
             )
         write_json(path, reports)
+        with self._tensorboard().as_default(step=c.train_steps):
+            for attack, row in reports[c.method]["results"].items():
+                tf.summary.scalar(f"test/{attack}_percent", row["accuracy"])
         return reports
+
+    def _tensorboard(self) -> tf.summary.SummaryWriter:
+        return tf.summary.create_file_writer(str(self.folder / "tensorboard" / "student"))
 
     def _save(self, model: keras.Model, path: Path) -> None:
         if self.folder.chief:
@@ -271,9 +277,15 @@ class Run:
         if not optimizers[0].built:
             optimizers[0].build(trainer.trained_variables)
         if stage == "student" and self.folder.chief:
-            writer = tf.summary.create_file_writer(str(self.folder / "tensorboard" / stage))
-            with writer.as_default():
-                hparams.hparams({k: _plain(v) for k, v in dataclasses.asdict(c).items()})
+            settings = {k: _plain(v) for k, v in dataclasses.asdict(c).items()}
+            with self._tensorboard().as_default():
+                hparams.hparams_config(
+                    hparams=[hparams.HParam(name) for name in settings],
+                    metrics=[
+                        hparams.Metric(name) for name in (CLEAN, ROBUST, "test/worst_case_percent")
+                    ],
+                )
+                hparams.hparams(settings)
         logging.info(
             "stage %s: %d steps of %d images of %s (%s, %d images)",
             stage, steps, batch_size, split.spec.name, split.source, len(split.labels),

@@ -1,0 +1,166 @@
+"""What all programs share: a quiet start, --help, --version, wrong flags, Ctrl-C, plain log lines."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from igam_tf import __version__
+from igam_tf import train as program
+from igam_tf.experiments.config import GROUPS
+from madry_models.errors import UserError
+from madry_models.program import _Sentences, _told, default_and_range, run_entry_point
+
+# Program -> flags that its help text must show, of those that another module defines among them.
+PROGRAMS = {
+    "igam_tf.train": ["--source=<mnist|cifar10|", "--workdir=", "--disc_r1=", "--[no]print_config"],
+    "igam_tf.eval_pgd": ["--model=", "--dataset=", "--pixel_max=", "--attacks=", "--json="],
+    "igam_tf.audit": ["--budget=<quick|", "--data_dir=", "--split=<train|test>"],
+    "igam_tf.figures": ["--runs=", "--data_seed=", "--points="],
+    "igam_tf.reproduce": ["--table=<1|2|", "--[no]collect"],
+    "igam_tf.export": ["--run=", "--output="],
+    "igam_tf.report": [],
+    "madry_models.fetch": ["--model=<mnist|cifar10>", "--dest="],
+    "madry_models.convert": ["--checkpoint=", "--output="],
+}
+# As on a user's screen, and nobody asks for silence.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_is_what_it_does_an_example_and_every_flag(name):
+    done = python("-m", name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith((".", "?"))
+    assert lines[2].startswith(f"python -m {name} ")
+    for flag in (*PROGRAMS[name], "--flagfile=", "--verbosity=", "--version", "--help"):
+        assert f"\n  {flag}" in done.stdout
+    assert max(map(len, lines)) <= 105
+
+
+def test_help_of_train_is_grouped_and_says_default_and_range():
+    text = python("-m", "igam_tf.train", "-h").stdout
+    places = [text.index(f"\n\n{group}: {meaning}\n") for group, meaning in GROUPS.items()]
+    assert places == sorted(places)
+    assert "(default: 128; at least 1)" in text
+    assert text.index("--target=") < text.index("--teacher=")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((100, 1, None), " (default: 100; at least 1)"),
+        ((0.9, 0, 1), " (default: 0.9; 0 to 1)"),
+        ((None, 0.5, float("inf")), " (at least 0.5)"),
+        ((True, None, None), " (default: true)"),
+        (((4, 8), None, None), " (default: 4,8)"),
+        (("", None, None), ""),
+    ],
+)
+def test_default_and_range(arguments, text):
+    assert default_and_range(*arguments) == text
+
+
+def test_versions():
+    import keras
+    import tensorflow as tf
+
+    done = python("-m", "madry_models.fetch", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    ours, theirs = f"igam_tf {__version__}", f"TensorFlow {tf.__version__}"
+    assert done.stdout == f"{ours}, {theirs}, Keras {keras.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        (
+            "--modle=mnist",
+            "expected a flag that --help lists; received --modle; did you mean --model?",
+        ),
+        ("--xyzxyz", "expected a flag that --help lists; received --xyzxyz"),
+        ("--model=svhn", "flag --model=svhn: value should be one of <mnist|cifar10>"),
+        (
+            "--verbosity=loud",
+            "flag --verbosity=loud: invalid literal for int() with base 10: 'loud'",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(flag, sentence):
+    done = python("-m", "madry_models.fetch", flag)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {sentence}\n")
+
+
+def test_tensorflow_talks_when_asked_to():
+    done = python("-m", "igam_tf.report", "--verbosity=debug", "/nowhere")
+    assert done.returncode == 1
+    assert "oneDNN" in done.stderr
+
+
+def test_a_library_leaves_the_environment_alone():
+    code = (
+        "import os; before = dict(os.environ); import igam_tf, madry_models.fetch; igam_tf.load_madry;"
+        "print(os.environ == before)"
+    )
+    assert python("-c", code).stdout == "True\n"
+
+
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch, capsys):
+    def main(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["eval_pgd"])
+    with pytest.raises(SystemExit) as end:
+        run_entry_point(main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+def test_ctrl_c_while_tensorflow_is_loaded_is_one_line_too():
+    done = python("-c", "import madry_models.quiet; raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (-2, "stopped by Ctrl-C\n")
+
+
+def test_log_lines_are_sentences_of_these_packages():
+    def record(level: int, path: str) -> logging.LogRecord:
+        return logging.LogRecord("absl", level, path, 7, "step %d", (3,), None)
+
+    here, there = program.__file__, logging.__file__
+    assert _Sentences().format(record(logging.INFO, here)) == "step 3"
+    assert _Sentences().format(record(logging.WARNING, here)) == "warning: step 3"
+    assert _told(record(logging.INFO, here))
+    assert not _told(record(logging.INFO, there))
+    assert _told(record(logging.WARNING, there))
+
+
+def test_print_config_says_where_each_setting_comes_from(command_of, capsys, tmp_path):
+    run = command_of(program)
+    run(
+        "--print_config",
+        "--preset=cpu",
+        "--seed=3",
+        "--data_dir=/nowhere",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    text = capsys.readouterr().out
+    origin = {
+        line.split()[0]: line.split(maxsplit=1)[1] for line in text.splitlines() if " --" in line
+    }
+    assert origin["--seed=3"] == "flag"
+    assert origin["--student=wrn-8-2"] == "preset cpu"
+    assert origin["--transform=grey_crop"] == "row mnist to cifar10"
+    assert origin["--disc_channels=16,32,64,128,256"] == "row mnist to cifar10"
+    assert origin["--sync_batch_norm=true"] == "default"
+    assert text.splitlines()[0] == "experiment"
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="expected --igam_start within the 1700 training steps"):
+        run("--print_config", "--preset=cpu", "--igam_start=5000")
