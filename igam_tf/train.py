@@ -182,6 +182,8 @@ def main(argv: list[str]) -> None:
         )
     chosen = devices.strategy(FLAGS.strategy, FLAGS.replicas)
     chief = devices.is_chief(chosen)
+    with chosen.scope():
+        check_student(config)
     with devices.lost_workers(chosen):
         if not chief:
             devices.same_everywhere(chosen, 0)  # wait for the chief, who makes the folder
@@ -189,7 +191,6 @@ def main(argv: list[str]) -> None:
             if chief:
                 devices.same_everywhere(chosen, 0)
             with chosen.scope():
-                check_student(config)
                 keras.utils.set_random_seed(config.seed)
                 run = Run(config, folder, checkpoint)
                 run.student()

@@ -171,7 +171,7 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     """Nor does TensorFlow say a word. The rest of the run: test_reliability.py."""
     stderr = stopped(tmp_path / "run", signal.SIGINT, "--method=standard", "--train_steps=400")
     first, *others = [line for line in stderr.splitlines() if line.strip() and "/400 [" not in line]
-    assert first == "warning: data: builtin (synthetic, seed 0): no real images"
+    assert first == "warning: data: builtin (synthetic), seed 0: no real images"
     assert re.fullmatch(r"stage student: 400 steps of \d+ images of cifar10 .*", others[0])
     saved = r"warning: Ctrl-C: student saved at step \d+ of 400; the same command goes on"
     assert re.fullmatch(saved, others[1])
@@ -231,7 +231,7 @@ def test_a_mistake_is_one_sentence_and_status_1(tmp_path):
         (["--teacher=load", "--teacher_checkpoint=/nowhere"], "/nowhere"),
         (
             ["--source=cifar10", "--target=mnist"],
-            "expected --pixel_max=255, of the pixels that wrn-8-1 takes",
+            "expected --pixel_max=255, of the pixels that wrn-8-1",
         ),
         (["--data=tfds", "--data_dir=/nowhere"], "--data=builtin"),
         (["--workdir=/proc/none"], "expected a folder to write to in --workdir=/proc/none"),
