@@ -3,7 +3,8 @@
     IGAM, FineTune, PGDTraining     trainers: `compile()` and `fit()` as of any Keras model
     Teacher, Discriminator          the two networks beside the student
     Settings                        hyperparameters of the objective (eq. 14)
-    Identity, Scale, ...            maps from a target image to the teacher's input (§4.3)
+    Identity, Scale, ...            maps from a target image to the teacher's input (§4.3); map_between
+                                    chooses one
     RobustAccuracy                  a Keras callback: accuracy under attack while training
     evaluate, audit_model           accuracy under attack, and whether it can be trusted
     attacks                         fgsm, pgd, apgd, fab, square: pure functions
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MAPS = (
-    "Identity", "Scale", "ChannelMean", "CenterCrop", "CenterPad", "RandomPad", "Resize",
-    "TransposeConvolution", "Compose",
+    "Identity", "Scale", "ChannelMean", "ChannelRepeat", "CenterCrop", "CenterPad", "RandomPad",
+    "Resize", "TransposeConvolution", "Compose", "map_between",
 )  # fmt: skip
 # Public name -> (module, its name there).
 _PUBLIC: dict[str, tuple[str, str]] = {
@@ -70,12 +71,14 @@ if TYPE_CHECKING:
     from igam_tf.method.transforms import CenterCrop as CenterCrop
     from igam_tf.method.transforms import CenterPad as CenterPad
     from igam_tf.method.transforms import ChannelMean as ChannelMean
+    from igam_tf.method.transforms import ChannelRepeat as ChannelRepeat
     from igam_tf.method.transforms import Compose as Compose
     from igam_tf.method.transforms import Identity as Identity
     from igam_tf.method.transforms import RandomPad as RandomPad
     from igam_tf.method.transforms import Resize as Resize
     from igam_tf.method.transforms import Scale as Scale
     from igam_tf.method.transforms import TransposeConvolution as TransposeConvolution
+    from igam_tf.method.transforms import map_between as map_between
     from igam_tf.training.callbacks import RobustAccuracy as RobustAccuracy
     from madry_models.errors import UserError as UserError
     from madry_models.tf1_checkpoint import from_tf1_checkpoint as load_madry  # noqa: F401
