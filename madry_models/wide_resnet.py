@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from madry_models.batch_norm import BatchNormalization
 from madry_models.errors import UserError
-from madry_models.network import Network, leaky_relu, wide_dtype
+from madry_models.network import ACTIVATIONS, Network, wide_dtype
 
 INPUT_LAYERS = ("standardize", "unit_norm")
 
@@ -41,10 +41,11 @@ def _convolution(filters: int, stride: int, dtype) -> keras.layers.Conv2D:
 
 
 class NormReLU(keras.layers.Layer):
-    """Batch norm, then leaky ReLU of slope 0.1."""
+    """Batch norm, then an activation of `ACTIVATIONS`."""
 
-    def __init__(self, synchronized: bool, **kwargs):
+    def __init__(self, synchronized: bool, activation: str, **kwargs):
         super().__init__(**kwargs)
+        self.activation = ACTIVATIONS[activation]
         self.norm = BatchNormalization(
             momentum=0.9, epsilon=1e-3, synchronized=synchronized, dtype=self.dtype_policy
         )
@@ -56,7 +57,7 @@ class NormReLU(keras.layers.Layer):
 
     def call(self, h: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B,H,W,C] -> the same shape; batch statistics if `training`."""
-        return leaky_relu(self.norm(h, training=training))
+        return self.activation(self.norm(h, training=training))
 
 
 class ResidualUnit(keras.layers.Layer):
@@ -66,17 +67,25 @@ class ResidualUnit(keras.layers.Layer):
         filters: output channels.
         stride: of the first convolution and of the shortcut's average pooling.
         shared_activation: the shortcut, too, starts from the activated h.
+        synchronized, activation: as of `WideResNet`.
     """
 
     def __init__(
-        self, filters: int, stride: int, *, shared_activation: bool, synchronized: bool, **kwargs
+        self,
+        filters: int,
+        stride: int,
+        *,
+        shared_activation: bool,
+        synchronized: bool,
+        activation: str,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.filters, self.stride, self.shared_activation = filters, stride, shared_activation
         dtype = self.dtype_policy
-        self.activation1 = NormReLU(synchronized, dtype=dtype)
+        self.activation1 = NormReLU(synchronized, activation, dtype=dtype)
         self.convolution1 = _convolution(filters, stride, dtype)
-        self.activation2 = NormReLU(synchronized, dtype=dtype)
+        self.activation2 = NormReLU(synchronized, activation, dtype=dtype)
         self.convolution2 = _convolution(filters, 1, dtype)
 
     def build(self, input_shape: tuple):
@@ -115,6 +124,7 @@ class WideResNet(Network):
         num_classes: outputs.
         input_layer: "standardize" (the challenge), or "unit_norm" (the IGAM release, R5).
         synchronized: batch statistics over all replicas of a distribution strategy.
+        activation: name in `madry_models.network.ACTIVATIONS`; the challenge has leaky ReLU.
     """
 
     pixel_max = 255.0
@@ -127,8 +137,13 @@ class WideResNet(Network):
         num_classes: int = 10,
         input_layer: str = "standardize",
         synchronized: bool = False,
+        activation: str = "leaky_relu",
         **kwargs,
     ):
+        if activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
+            )
         if depth < 8 or depth % 6 != 2:
             raise UserError(f"depth must be 6n+2 with n >= 1: 8, 14, 20, ... Received: {depth}.")
         if width < 1:
@@ -140,6 +155,7 @@ class WideResNet(Network):
         super().__init__(num_classes, **kwargs)
         self.depth, self.width = depth, width
         self.input_layer, self.synchronized = input_layer, synchronized
+        self.activation = activation
         dtype = self.dtype_policy
         self.first_convolution = _convolution(16, 1, dtype)
         self.units = [
@@ -148,12 +164,13 @@ class WideResNet(Network):
                 stride if i == 0 else 1,
                 shared_activation=(filters == 16 and i == 0),
                 synchronized=synchronized,
+                activation=activation,
                 dtype=dtype,
             )
             for filters, stride in ((16, 1), (32, 2), (64, 2))
             for i in range((depth - 2) // 6)
         ]
-        self.last_activation = NormReLU(synchronized, dtype=dtype)
+        self.last_activation = NormReLU(synchronized, activation, dtype=dtype)
         self.logits_layer = keras.layers.Dense(
             num_classes,
             kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "uniform"),
@@ -191,8 +208,9 @@ class WideResNet(Network):
         return tf.reduce_mean(tf.cast(h, wide_dtype(self.compute_dtype)), (1, 2))
 
     def get_config(self) -> dict:
-        """The constructor's arguments."""
-        return {
+        """The constructor's arguments; the challenge's activation goes without saying."""
+        own = {} if self.activation == "leaky_relu" else {"activation": self.activation}
+        return own | {
             **super().get_config(),
             "depth": self.depth,
             "width": self.width,

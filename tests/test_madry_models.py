@@ -1,6 +1,7 @@
 """The challenges' networks: parity with the originals, derivatives, dtypes, saving."""
 
 import json
+import math
 
 import keras
 import numpy as np
@@ -325,3 +326,25 @@ def test_shortcut_pools_and_pads_channels_on_both_sides():
 def test_wrong_arguments(wrong, message):
     with pytest.raises(UserError, match=message):
         WideResNet(**wrong)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "silu", "gelu"])
+def test_activation_by_name(name):
+    wide = WideResNet(8, 1, activation=name)
+    wide.build((None, 8, 8, 3))
+    h = np.linspace(-3, 3, 7, dtype="float32").reshape(1, 1, 1, 7)
+    expected = {
+        "leaky_relu": np.maximum(h, 0.1 * h),
+        "silu": h / (1 + np.exp(-h)),
+        "gelu": h * (1 + np.vectorize(math.erf)(h / 2**0.5)) / 2,
+    }[name]
+    activations = {u.activation1.activation for u in wide.units} | {wide.last_activation.activation}
+    (activation,) = activations
+    np.testing.assert_allclose(activation(tf.constant(h)), expected, atol=1e-6)
+    again = WideResNet.from_config(wide.get_config())
+    assert again.activation == name
+    assert ("activation" in wide.get_config()) == (name != "leaky_relu")
+    with pytest.raises(
+        UserError, match=r"activation must be one of leaky_relu, silu, gelu. Received: 'r"
+    ):
+        WideResNet(8, 1, activation="relu")

@@ -6,6 +6,7 @@ from typing import ClassVar
 from igam_tf.datasets import NAMES, checked_name, parse_fraction
 from igam_tf.method.settings import ONE_OR_MORE, POSITIVE, Settings, setting
 from igam_tf.method.transforms import AUTO, MAPS, SAMPLINGS
+from madry_models.network import ACTIVATIONS
 
 # Headings of the help text, in its order, and what stands below each.
 GROUPS = {
@@ -102,6 +103,12 @@ class Config(Settings):
         "Input layer of a wrn student: per-image standardisation, or zero mean and unit l2 norm (R5).",
         "student",
         choices=("standardize", "unit_norm"),
+    )
+    activation: str = setting(
+        "leaky_relu",
+        "Activation of a wrn student; the challenge's is leaky ReLU of slope 0.1.",
+        "student",
+        choices=tuple(ACTIVATIONS),
     )
     precision: str = setting(
         "float32",

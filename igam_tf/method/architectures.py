@@ -33,7 +33,13 @@ def wrn_size(name: str) -> tuple[int, int]:
 
 
 def wide_resnet(
-    name: str, shape: Shape, num_classes: int, *, input_layer: str, synchronized: bool
+    name: str,
+    shape: Shape,
+    num_classes: int,
+    *,
+    input_layer: str,
+    synchronized: bool,
+    activation: str,
 ) -> keras.Model:
     """The CIFAR-10 challenge's network, wrn-<depth>-<width>; pixels in 0..255.
 
@@ -43,7 +49,7 @@ def wide_resnet(
     depth, width = wrn_size(name)
     network = WideResNet(
         depth, width, num_classes=num_classes, input_layer=input_layer,
-        synchronized=synchronized, dtype=keras.config.dtype_policy(),
+        synchronized=synchronized, activation=activation, dtype=keras.config.dtype_policy(),
     )  # fmt: skip
     network.build((None, *shape))
     return network
@@ -148,6 +154,7 @@ def build_network(
     precision: str = "float32",
     input_layer: str = "standardize",
     synchronized: bool = False,
+    activation: str = "leaky_relu",
 ) -> keras.Model:
     """A new network for images [H,W,C] in 0..pixel_max, with new weights.
 
@@ -156,14 +163,17 @@ def build_network(
         shape: of an image, (H, W, C).
         num_classes: of its logits.
         precision: dtype policy of its layers.
-        input_layer, synchronized: of wrn networks, see `madry_models.WideResNet`.
+        input_layer, synchronized, activation: of wrn networks, see `madry_models.WideResNet`.
 
     Raises:
         UserError: an unknown name, or a network that is not for such images.
     """
     build = builder_of(name)
     with _dtype_policy(precision):
-        return build(name, shape, num_classes, input_layer=input_layer, synchronized=synchronized)
+        return build(
+            name, shape, num_classes,
+            input_layer=input_layer, synchronized=synchronized, activation=activation,
+        )  # fmt: skip
 
 
 def builder_of(name: str) -> Callable[..., keras.Model]:

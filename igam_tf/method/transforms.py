@@ -328,7 +328,8 @@ class TransposeConvolution(Identity):
     """One 3x3 transpose convolution of stride 2, with a bias: twice the height and width (§5.1.2).
 
     Trained together with the new logits in stage 1, frozen afterwards; A and b of eq. 15 are then
-    its kernel [3,3,C,C] and its bias [C].
+    its kernel [3,3,C,C] and its bias [C]. Like every map, and unlike Keras's Conv2DTranspose, it keeps
+    the dtype of x and has a `teacher_view`.
 
     Example:
         >>> TransposeConvolution()(np.ones((1, 32, 32, 3), "float32")).shape.as_list()

@@ -64,6 +64,7 @@ def new_student(config: Config, precision: str, *, synchronized: bool = False) -
         spec.num_classes,
         precision=precision,
         input_layer=config.student_input,
+        activation=config.activation,
         synchronized=synchronized,
     )
 
