@@ -443,7 +443,7 @@ def every_program(folder: Path, name: str, *how: str, teacher: bool = False) -> 
         audit, f"--model={run}", "--lines=logits,linearity", "--num_examples=8",
         f"--workdir={folder / 'audit'}",
     )  # fmt: skip
-    assert read_json(folder / "audit" / "report.json")["dataset"] == short_name(name)
+    assert read_json(folder / "audit" / "config.json")["dataset"] == short_name(name)
     command(
         figures, f"--runs={run}", "--figures=gradients", "--num_drawn=2", "--num_examples=8",
         f"--output={folder / 'figures'}",
