@@ -95,35 +95,38 @@ def define_data_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        f"{datasets.NAMES}; default: the one that the model was made for",
+        f"Data set: {datasets.NAMES}; the one that the model was made for by default.",
     )
-    flags.DEFINE_enum("split", "test", ("train", "test"), "part of the data set")
+    flags.DEFINE_enum("split", "test", ("train", "test"), "Part of the data set.")
     flags.DEFINE_enum(
-        "data", None, ("tfds", "builtin"), "real or synthetic images; default: the run's, else tfds"
-    )
+        "data", None, ("tfds", "builtin"),
+        "Real images, or built-in synthetic ones; as in the model's run by default, else real.",
+    )  # fmt: skip
     flags.DEFINE_string(
-        "data_dir", None, "tensorflow-datasets folder; default: the run's, else its own"
-    )
+        "data_dir", None,
+        "Folder of tensorflow-datasets; that of the model's run by default, else its own.",
+    )  # fmt: skip
     flags.DEFINE_integer(
-        "data_seed", None, "seed of builtin images; default: the run's, else 0", lower_bound=0
-    )
+        "data_seed", None,
+        "Seed from which built-in images are drawn; that of the model's run by default, else 0.",
+        lower_bound=0,
+    )  # fmt: skip
     flags.DEFINE_integer(
-        "image_size",
-        None,
-        "height and width that tfds:, folder: and npz: images are resized to; default: the run's, else "
-        "as they are",
+        "image_size", None,
+        "Height and width in pixels to which tfds:, folder: and npz: images are resized; as in the "
+        "model's run by default, else as they are.",
         lower_bound=1,
-    )
+    )  # fmt: skip
     flags.DEFINE_float(
-        "pixel_max",
-        None,
-        "highest pixel value of the models' input, such as 1 or 255; default: the model's own where "
-        "it is one of this project, else the data set's",
+        "pixel_max", None,
+        "Highest pixel value of the model's input, such as 1 or 255; by default as a network of this "
+        "project says itself, else the data set's.",
         lower_bound=1e-6,
-    )
+    )  # fmt: skip
     flags.DEFINE_bool(
-        "from_probabilities", False, "the models return probabilities: their logarithm is attacked"
-    )
+        "from_probabilities", False,
+        "The model returns probabilities, whose logarithm is attacked.",
+    )  # fmt: skip
 
 
 def data_settings(values: flags.FlagValues) -> dict[str, Any]:
