@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from igam_tf import datasets, eval_pgd
-from igam_tf.datasets import SPECS, Split
+from igam_tf.datasets import Split
 from igam_tf.evaluation import inputs
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -31,10 +31,9 @@ def loaded(monkeypatch) -> list:
     """Twelve random images instead of every data set; what was asked for."""
     calls = []
 
-    def load(name, split, *, source, data_dir, seed):
-        calls.append({"name": name, "split": split, "source": source, "data_dir": data_dir})
+    def load(spec, split, *, source, data_dir, seed):
+        calls.append({"name": spec.name, "split": split, "source": source, "data_dir": data_dir})
         calls[-1]["seed"] = seed
-        spec = SPECS[name]
         images = RNG.integers(0, 256, (12, *spec.image_shape), np.uint8)
         return Split(images, np.arange(12) % spec.num_classes, spec, source, split)
 
@@ -201,7 +200,7 @@ def test_flags_out_of_range(command, argument):
 
 
 def test_data_set_that_is_none(command, saved):
-    with pytest.raises(UserError, match=r"expected a data set.*received 'svhn'"):
+    with pytest.raises(UserError, match=r"expected --dataset=mnist, .*'svhn': tfds:svhn is its name"):
         command(f"--model={saved / 'mnist.keras'}", "--dataset=svhn")
 
 
@@ -218,10 +217,10 @@ def _ten_colours(scale=1.0, softmax=False) -> keras.Model:
 
 @pytest.fixture
 def greys(monkeypatch):
-    def load(name, split, *, source, data_dir, seed):
+    def load(spec, split, *, source, data_dir, seed):
         labels = np.arange(40) % 10
         images = np.broadcast_to(np.uint8(labels * 255 / 9)[:, None, None, None], (40, 28, 28, 1))
-        spec = dataclasses.replace(SPECS["mnist"], name=name, pixel_max=255.0)
+        spec = dataclasses.replace(spec, pixel_max=255.0)
         return Split(np.ascontiguousarray(images), labels, spec, source, split)
 
     monkeypatch.setattr(datasets, "load", load)
@@ -289,8 +288,8 @@ def test_more_examples_than_there_are(command, loaded, saved):
 
 
 def test_data_set_that_is_not_there(command, saved, monkeypatch):
-    def missing(name, *, source, data_dir):
-        raise UserError(f"no {name} in {data_dir}")
+    def missing(spec, *, source, data_dir):
+        raise UserError(f"no {spec.name} in {data_dir}")
 
     monkeypatch.setattr(datasets, "check_available", missing)
     monkeypatch.setattr(inputs, "load_model", lambda _: pytest.fail("loaded before the check"))
