@@ -268,7 +268,7 @@ def test_help_shows_the_data_flags(command):
 
 @pytest.mark.parametrize("name", ["foreign", "cifar100"])
 def test_data_set_unknown(command, loaded, saved, name):
-    with pytest.raises(UserError, match=r"expected --dataset, one of mnist, cifar10, .* not tell"):
+    with pytest.raises(UserError, match=r"expected --dataset=mnist, cifar10, .* not tell"):
         command(f"--model={saved / name}.keras")
 
 
