@@ -200,7 +200,9 @@ def test_flags_out_of_range(command, argument):
 
 
 def test_data_set_that_is_none(command, saved):
-    with pytest.raises(UserError, match=r"expected --dataset=mnist, .*'svhn': tfds:svhn is its name"):
+    with pytest.raises(
+        UserError, match=r"expected --dataset=mnist, .*'svhn': tfds:svhn is its name"
+    ):
         command(f"--model={saved / 'mnist.keras'}", "--dataset=svhn")
 
 
