@@ -194,7 +194,7 @@ def test_a_mistake_is_one_sentence_and_status_1(tmp_path):
         (["--validate_every=0"], "expected --validate_every of at least 1; received 0"),
         (["--disc_channels=4,x"], "expected --disc_channels as whole numbers"),
         (["--teacher=load", "--teacher_checkpoint=/nowhere"], "/nowhere"),
-        (["--source=cifar10", "--target=mnist"], "expected --pixel_max=255, of the pixels that"),
+        (["--source=cifar10", "--target=mnist", "--transform=crop"], "expected a map from images"),
         (["--data=tfds", "--data_dir=/nowhere"], "--data=builtin"),
         (["--workdir=/proc/none"], "expected a folder to write to in --workdir=/proc/none"),
     ],
