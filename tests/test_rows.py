@@ -47,8 +47,7 @@ SMALL = {
 def generated(monkeypatch) -> None:
     """Random images instead of every data set."""
 
-    def load(name, split, *, source, data_dir, seed, num):
-        spec = datasets.SPECS[name]
+    def load(spec, split, *, source, data_dir, seed, num):
         rng = np.random.default_rng([len(split), *spec.image_shape, spec.num_classes])
         images = rng.integers(0, 256, (12, *spec.image_shape), np.uint8)
         labels = rng.integers(0, spec.num_classes, 12)

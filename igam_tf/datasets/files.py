@@ -207,7 +207,7 @@ def _npz(path: str) -> dict[str, np.ndarray]:
             names = {name.removesuffix(".npy") for name in bundle.namelist()}
             if missing := [name for name in ARRAYS if name not in names]:
                 raise UserError(f"it has no {', '.join(missing)}")
-            with np.load(path, allow_pickle=False) as content:
+            with np.load(path) as content:  # pickled arrays are refused by default
                 return {name: content[name] for name in ARRAYS}
     except (UserError, ValueError, OSError) as error:
         raise UserError(
