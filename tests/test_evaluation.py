@@ -483,7 +483,7 @@ _X, _Y = SPLIT.images, SPLIT.labels
         (_X.astype(int), _Y, {}, r"uint8 in 0\.\.255 or float in 0\.\.255; received int64"),
         (_X / 1.0, _Y, {"pixel_max": 1.0}, r"float pixels in 0\.\.1; received 0"),
         (_X[0], _Y, {}, r"images \[n,H,W,C\]; received the shape \[\d+, \d+, 3\]"),
-        (_X[..., :1], _Y, {}, "this one fails on them"),
+        (_X[..., :1], _Y, {}, "expected a model for images .*; this WideResNet fails on them"),
         (_X, _Y, {"eps": -0.1}, "eps above 0, .*; received -0.1"),
         (_X, _Y, {"pixel_max": 0}, "pixel_max above 0, such as 1 or 255; received 0"),
         (_X, _Y, {"attacks": "bim"}, "received 'bim'"),

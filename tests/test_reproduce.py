@@ -295,7 +295,10 @@ def test_a_signal_ends_the_row_first(tmp_path, number):
         "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(143))); time.sleep(60)"
     )
     here = (
-        "from igam_tf.reproduce.__main__ import run, run_entry_point; import os, sys, threading;"
+        "import os, signal, sys, threading;"
+        # A background job of a shell begins with Ctrl-C ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from igam_tf.reproduce.__main__ import run, run_entry_point;"
         f"threading.Timer(2, os.kill, (os.getpid(), {int(number)})).start();"
         f"run_entry_point(lambda _: run([sys.executable, '-c', {row!r}]))"
     )

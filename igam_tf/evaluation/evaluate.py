@@ -21,7 +21,7 @@ from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.networks import are_probabilities, reason_of
+from igam_tf.method.networks import are_probabilities, logits_of, reason_of
 from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
 
@@ -346,19 +346,7 @@ def split_of_arrays(
         raise UserError(
             f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
         )
-    try:
-        outputs = logits_function(model, "inference")(
-            tf.constant(in_pixel_range(images[:1], pixel_max))
-        )
-    except Exception as error:  # a model may fail in any way on images it was not made for
-        raise UserError(
-            f"expected a model for images {list(images.shape[1:])}; this one fails on them: "
-            f"{reason_of(error)}"
-        ) from error
-    shape = getattr(outputs, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != 1:
-        received = type(outputs).__name__ if shape is None else f"the shape {list(shape)}"
-        raise UserError(f"expected one row of logits, [1,K], for one image; received {received}")
+    shape = logits_of(model, in_pixel_range(images[:1], pixel_max), "model").shape
     if not 0 <= labels.min() <= labels.max() < shape[1]:
         raise UserError(
             f"expected labels in 0..{shape[1] - 1}, the model's classes; received "
