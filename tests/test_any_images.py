@@ -445,7 +445,7 @@ def every_program(folder: Path, name: str, *how: str, teacher: bool = False) -> 
     )  # fmt: skip
     assert read_json(folder / "audit" / "config.json")["dataset"] == short_name(name)
     command(
-        figures, f"--runs={run}", "--figures=gradients", "--num_drawn=2", "--num_examples=8",
+        figures, f"--runs={run}", "--figures=gradients", "--num_drawn=2",
         f"--output={folder / 'figures'}",
     )  # fmt: skip
     assert (folder / "figures" / "gradients.png").stat().st_size > 1000

@@ -42,6 +42,7 @@ from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 DPI = 200
+DEFAULT_EXAMPLES = 500  # of the alignment, where there are as many
 
 
 def define_flags() -> None:
@@ -66,8 +67,9 @@ def define_flags() -> None:
         )
         flags.DEFINE_integer(
             "num_examples",
-            500,
-            "Of alignment: images, from the beginning of the split.",
+            None,
+            "Of alignment: images, from the beginning of the split; by default "
+            f"{DEFAULT_EXAMPLES}, or all where there are fewer.",
             lower_bound=1,
         )
         flags.DEFINE_integer(
@@ -132,7 +134,8 @@ def settings(spec: DatasetSpec, eps: float | None, available: int) -> FigureSett
     """
     names = [field.name for field in dataclasses.fields(FigureSettings)]
     chosen = {name: FLAGS[name].value for name in names} | {"eps": eps or spec.eps}
-    largest = max(FLAGS.num_examples, FLAGS.num_drawn, FLAGS.image + 1)
+    chosen["num_examples"] = n = FLAGS.num_examples or min(DEFAULT_EXAMPLES, available)
+    largest = max(n, FLAGS.num_drawn, FLAGS.image + 1)
     if largest > available:
         raise UserError(
             f"expected --num_examples, --num_drawn and --image within the {available} images of "
