@@ -1,17 +1,26 @@
 """Packaging of igam_tf; `pip install -e .[dev]` is all a contributor needs."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "igam_tf" / "__init__.py").read_text("utf-8"))
+
 setup(
     name="igam_tf",
-    version="0.1.0",
+    version=VERSION[1],
+    license="Apache-2.0",
     description="Input gradient adversarial matching (IGAM, CVPR 2020) in TensorFlow 2 / Keras 3",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["igam_tf*", "madry_models*"]),
-    package_data={"igam_tf.audit": ["README.md"]},
+    package_data={
+        "igam_tf": ["py.typed"],
+        "igam_tf.audit": ["README.md"],
+        "madry_models": ["py.typed"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         # The ranges are those the test suite has run with.

@@ -1,9 +1,12 @@
 """The house: which room may import which, and flags in programs alone."""
 
 import ast
+import importlib.metadata
 from pathlib import Path
 
 import pytest
+
+import igam_tf
 
 ROOT = Path(__file__).parents[1]
 # A program is run, and imported by nobody.
@@ -87,3 +90,9 @@ def test_flags_stay_in_programs(module):
         n.id for n in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(n, ast.Name)
     }
     assert "FLAGS" not in names
+
+
+def test_one_version():
+    version = igam_tf.__version__
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert version in importlib.metadata.version("igam_tf")
