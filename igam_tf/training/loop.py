@@ -8,7 +8,6 @@ without the interruption, bit for bit.
 
 import json
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from absl import logging
 from tqdm import tqdm
 
 from igam_tf.formulas import losses
-from igam_tf.method.trainer import ClassifierTrainer
+from igam_tf.method.trainer import ClassifierTrainer, not_finite
 from igam_tf.system import devices
 from igam_tf.system.checkpoints import Checkpoints
 from igam_tf.system.run_folder import RunFolder, read_metrics, write_text
@@ -153,12 +152,12 @@ def train(
             try:
                 train_function(data)
             except tf.errors.InvalidArgumentError as error:
-                term = re.search(r"(\w+) : Tensor had", error.message)
+                term = not_finite(error)
                 if not term:
                     raise
                 kept = checkpoints.latest or "none yet"
                 raise UserError(
-                    f"stage {stage}, step {step}: {term[1]} is not finite (NaN or infinite); "
+                    f"stage {stage}, step {step}: {term} is not finite (NaN or infinite); "
                     f"training stopped, last good checkpoint: {kept}"
                 ) from error
             bar.update()
