@@ -1,5 +1,6 @@
 """The pages and the README: their examples run, their commands and links are there, they are short."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 SECTIONS = {text.splitlines()[0]: text for text in EXTEND.split("\n## ")[1:] if "```python" in text}
 PRINTED = {
@@ -57,6 +59,26 @@ def test_the_commands_of_extending_run(name, tmp_path):
     _run(sys.executable, *command.split(), cwd=tmp_path)
 
 
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda p: p.stem)
+def test_a_notebook_is_its_script_and_was_run(tutorial):
+    cells = json.loads(tutorial.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    parts = re.split(r"^# %%", tutorial.read_text(encoding="utf-8"), flags=re.M)[1:]
+    assert code == [part.strip() for part in parts if not part.startswith(" [markdown]")]
+    runs = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+    assert runs == [*range(1, len(code) + 1)]
+    outputs = [o["output_type"] for cell in cells for o in cell.get("outputs", ())]
+    assert outputs
+    assert "error" not in outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda p: p.stem)
+def test_a_tutorial_runs(tutorial, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    assert "robust accuracy" in _run(sys.executable, str(tutorial), cwd=tmp_path)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
@@ -72,7 +94,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
 def test_flags_that_are_named_exist(page):
-    """`--name` in a page is a flag of ours, or one of absl, TensorBoard, Slurm or a command beside them."""
+    """`--name` in a page is a flag of ours, or one of absl, TensorBoard or Slurm."""
     folders = (ROOT / name for name in ("igam_tf", "madry_models", "bench"))
     files = [path for folder in folders for path in folder.rglob("*.py")]
     known = set(re.findall(r"\w+", "".join(path.read_text(encoding="utf-8") for path in files)))

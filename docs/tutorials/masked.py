@@ -61,9 +61,9 @@ honest = pgd_trained()  # for comparison: trained on adversarial examples of thi
 
 
 # %%
-def accuracy(model: keras.Model, attacks: str) -> dict[str, float]:
+def accuracy(model: keras.Model, attacks: str, eps: float = EPS) -> dict[str, float]:
     """Attack -> accuracy in %."""
-    report = igam_tf.evaluate(model, x, y, attacks, eps=EPS, pixel_max=PIXEL_MAX)
+    report = igam_tf.evaluate(model, x, y, attacks, eps=eps, pixel_max=PIXEL_MAX)
     return {name: row["accuracy"] for name, row in report["results"].items()}
 
 
@@ -79,7 +79,12 @@ for name, model in {"plain": base, "rounded": defence, "PGD-trained": honest}.it
 
 # %%
 report = igam_tf.audit_model(
-    defence, x, y, eps=EPS, pixel_max=PIXEL_MAX, checks="logits,deterministic,gradients,iterative,eps,square"
+    defence,
+    x,
+    y,
+    eps=EPS,
+    pixel_max=PIXEL_MAX,
+    checks="logits,deterministic,gradients,iterative,eps,square",
 )
 print(report["verdict"])
 print(report["headline"]["text"])
@@ -119,17 +124,24 @@ print("rounded, attacked through a stand-in:", accuracy(StandIn(base), "clean,fg
 
 # %%
 radii = [0.025, 0.05, 0.1, 0.2, 0.3, 0.5]
-models = {"plain": base, "rounded, PGD": defence, "rounded, stand-in": StandIn(base), "PGD-trained": honest}
+models = {
+    "plain": base,
+    "rounded, PGD": defence,
+    "rounded, stand-in": StandIn(base),
+    "PGD-trained": honest,
+}
 figure, panel = plt.subplots(figsize=(6, 3.4))
 for (name, model), marker in zip(models.items(), "osD^", strict=True):
-    curve = [
-        igam_tf.evaluate(model, x, y, "pgd20", eps=eps, pixel_max=PIXEL_MAX)["results"]["pgd20"]["accuracy"]
-        for eps in radii
-    ]
+    curve = [accuracy(model, "pgd20", eps)["pgd20"] for eps in radii]
     panel.plot(radii, curve, marker=marker, label=name)
 panel.axhline(10, color="grey", linestyle=":", label="chance")
-panel.set(xlabel="l-inf eps, fraction of the pixel range", ylabel="accuracy under PGD-20, %", ylim=(-3, 103))
-panel.legend();
+panel.set(
+    xlabel="l-inf eps, fraction of the pixel range",
+    ylabel="accuracy under PGD-20, %",
+    ylim=(-3, 103),
+)
+panel.legend()
+figure.tight_layout()
 
 # %% [markdown]
 # The whole audit, with all of its checks and as a page, is one command:

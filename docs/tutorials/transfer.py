@@ -28,10 +28,13 @@ import time
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 
 import igam_tf
 from igam_tf.audit.controls import pgd_trained
 from igam_tf.datasets import load
+from igam_tf.formulas.gradients import input_gradient
+from igam_tf.formulas.losses import xent
 
 keras.utils.set_random_seed(0)
 PIXEL_MAX, EPS = 255.0, 8 / 255  # images are in 0..255; eps is a fraction of that range
@@ -66,7 +69,8 @@ teacher = igam_tf.Teacher(pgd_trained(), to_digits, num_classes=10)
 tuner = igam_tf.FineTune(teacher)
 tuner.compile("adam")
 history = tuner.fit(x_train, y_train, epochs=5, batch_size=64, verbose=0).history
-print(f"the teacher's new logits are right on {100 * history['accuracy'][-1]:.0f} % of the training images")
+right = 100 * history["accuracy"][-1]
+print(f"the teacher with its new logits is right on {right:.0f} % of the training images")
 
 
 # %% [markdown]
@@ -78,15 +82,17 @@ print(f"the teacher's new logits are right on {100 * history['accuracy'][-1]:.0f
 # %%
 def student() -> keras.Model:
     keras.utils.set_random_seed(1)
-    return keras.Sequential([
-        keras.Input((32, 32, 3)),
-        keras.layers.Rescaling(1 / 127.5, offset=-1.0),
-        keras.layers.Conv2D(16, 3, 2, activation="silu"),
-        keras.layers.Conv2D(32, 3, 2, activation="silu"),
-        keras.layers.Conv2D(64, 3, 2, activation="silu"),
-        keras.layers.Flatten(),
-        keras.layers.Dense(10),
-    ])
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Rescaling(1 / 127.5, offset=-1.0),
+            keras.layers.Conv2D(16, 3, 2, activation="silu"),
+            keras.layers.Conv2D(32, 3, 2, activation="silu"),
+            keras.layers.Conv2D(64, 3, 2, activation="silu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
 
 
 # %% [markdown]
@@ -109,7 +115,10 @@ trainers = {
         net, teacher, settings=igam_tf.Settings(**weights), pixel_max=PIXEL_MAX
     ),
     "IGAM, J_t = 0": lambda net: igam_tf.IGAM(
-        net, teacher, settings=igam_tf.Settings(teacher_gradient="zero", **weights), pixel_max=PIXEL_MAX
+        net,
+        teacher,
+        settings=igam_tf.Settings(teacher_gradient="zero", **weights),
+        pixel_max=PIXEL_MAX,
     ),
     "gradient penalty": lambda net: igam_tf.IGAM(
         net, settings=igam_tf.Settings(method="gradient_penalty", **weights), pixel_max=PIXEL_MAX
@@ -134,11 +143,12 @@ for name, trainer in trainers.items():
 
 # %%
 reports = {
-    name: igam_tf.evaluate(net, x_test, y_test, "clean,pgd20", eps=EPS, pixel_max=PIXEL_MAX)["results"]
+    name: igam_tf.evaluate(net, x_test, y_test, "clean,pgd20", eps=EPS, pixel_max=PIXEL_MAX)
     for name, net in students.items()
 }
 print(f"{'':18} {'clean':>18} {'PGD-20':>18} {'seconds':>8}")
-for name, rows in reports.items():
+for name, report in reports.items():
+    rows = report["results"]
     cells = [
         f"{rows[a]['accuracy']:.1f} ({rows[a]['ci95'][0]:.1f}-{rows[a]['ci95'][1]:.1f})"
         for a in ("clean", "pgd20")
@@ -155,13 +165,8 @@ for name, rows in reports.items():
 #
 # A robust network's gradients are shorter and follow the image.
 
+
 # %%
-import tensorflow as tf
-
-from igam_tf.formulas.gradients import input_gradient
-from igam_tf.formulas.losses import xent
-
-
 def gradient(net: keras.Model) -> np.ndarray:
     """J of the first test images, [6,H,W,C]."""
 
@@ -177,7 +182,8 @@ for panel, image in zip(axes[0], test.images, strict=False):
     panel.imshow(image)
 for row, (name, net) in zip(axes[1:], students.items(), strict=True):
     for panel, j in zip(row, gradient(net), strict=True):
-        panel.imshow(np.clip(0.5 + j / (6 * j.std() + 1e-12), 0, 1))  # each scaled by its own deviation
+        # Each is scaled by its own deviation.
+        panel.imshow(np.clip(0.5 + j / (6 * j.std() + 1e-12), 0, 1))
     row[0].set_title(name, loc="left", fontsize=9)
 for panel in axes.flat:
     panel.axis("off")
@@ -189,7 +195,11 @@ for panel in axes.flat:
 
 # %%
 report = igam_tf.audit_model(
-    students["IGAM"], x_test[:100], y_test[:100], eps=EPS, pixel_max=PIXEL_MAX,
+    students["IGAM"],
+    x_test[:100],
+    y_test[:100],
+    eps=EPS,
+    pixel_max=PIXEL_MAX,
     checks="gradients,iterative,eps",
 )
 for check in report["lines"].values():
