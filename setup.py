@@ -41,6 +41,16 @@ setup(
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
         ],
+        # The site and its tutorials: `make docs`, `make tutorials`.
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.8,<10",
+            "mkdocstrings[python]>=1,<2",
+            "mkdocs-jupyter>=0.26,<0.27",
+            "jupytext>=1.19,<2",
+            "nbconvert>=7.17,<8",
+            "ipykernel>=7.4,<8",
+        ],
         # Other people's attacks, to check ours against.
         # multiprocess: imported by ART's AutoAttack, which does not declare it.
         "crosscheck": [

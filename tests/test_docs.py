@@ -1,0 +1,114 @@
+"""The pages and the README: their examples run, their commands and links are there, they are short."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+SECTIONS = {text.splitlines()[0]: text for text in EXTEND.split("\n## ")[1:] if "```python" in text}
+PRINTED = {
+    "A method": r"\{'L_xent': [\d.]+, 'L_diff': [\d.]+, 'cosine': -?[\d.]+\}",
+    "An attack": r"\{'clean': 100.0, 'corner20': 100.0, 'pgd5': 0.0, 'worst_case': 0.0\}",
+    "A data set": r"\(16, 16, 3\) 4 100",
+    "A student": r"plain-8 \(None, 10\)\nown_nets:flower_net \(None, 10\)",
+}
+
+
+def _run(*command: str, cwd: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def _write_files(text: str, folder: Path) -> str:
+    """Writes the blocks that name a file, and returns the other Python, in order."""
+    for name, code in re.findall(r'```python title="(.+?)"\n(.*?)```', text, re.S):
+        (folder / name).write_text(code, encoding="utf-8")
+    return "".join(re.findall(r"```python\n(.*?)```", text, re.S))
+
+
+def test_every_kind_of_extension_has_an_example():
+    assert SECTIONS.keys() == PRINTED.keys()
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_examples_of_extending_run(name, tmp_path):
+    """Each in a process of its own, for it changes registries."""
+    code = _write_files(SECTIONS[name], tmp_path)
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    printed = _run(sys.executable, "example.py", cwd=tmp_path)
+    assert re.fullmatch(PRINTED[name] + r"\s*", printed), printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["A data set", "A student"])
+def test_the_commands_of_extending_run(name, tmp_path):
+    code = _write_files(SECTIONS[name], tmp_path)
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    _run(sys.executable, "example.py", cwd=tmp_path)
+    (command,) = re.findall(r"```\npython (-m igam_tf.*?)\n```", SECTIONS[name], re.S)
+    _run(sys.executable, *command.split(), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda p: p.stem)
+def test_a_notebook_is_its_script_and_was_run(tutorial):
+    cells = json.loads(tutorial.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    parts = re.split(r"^# %%", tutorial.read_text(encoding="utf-8"), flags=re.M)[1:]
+    assert code == [part.strip() for part in parts if not part.startswith(" [markdown]")]
+    runs = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+    assert runs == [*range(1, len(code) + 1)]
+    outputs = [o["output_type"] for cell in cells for o in cell.get("outputs", ())]
+    assert outputs
+    assert "error" not in outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda p: p.stem)
+def test_a_tutorial_runs(tutorial, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    assert "robust accuracy" in _run(sys.executable, str(tutorial), cwd=tmp_path)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    """Files by their paths beside the page; the site's build checks headings as well."""
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
+def test_flags_that_are_named_exist(page):
+    """`--name` in a page is a flag of ours, or one of absl, TensorBoard or Slurm."""
+    folders = (ROOT / name for name in ("igam_tf", "madry_models", "bench"))
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    known = set(re.findall(r"\w+", "".join(path.read_text(encoding="utf-8") for path in files)))
+    known |= {"logdir", "help", "version", "flagfile", "verbosity"}
+    text = re.sub(r"#SBATCH.*|srun .*|pip .*", "", page.read_text(encoding="utf-8"))
+    text = text.replace("--kill-on-bad-exit", "")
+    named = set(re.findall(r"(?<![\w-])--(\w[\w-]*)", text))
+    assert not {flag for flag in named if not {flag, flag.removeprefix("no")} & known}
+
+
+def test_pictures_are_small():
+    sizes = [
+        path.stat().st_size
+        for path in (ROOT / "docs").rglob("*")
+        if path.suffix in (".png", ".svg")
+    ]
+    assert sum(sizes) < 2_000_000
