@@ -21,6 +21,7 @@ SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"
 _KINDS = ("tfds", *READERS)
 _PROBE_SECONDS = 5
+_MAGIC = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG"}  # what a file begins with
 
 
 def checked_name(name: str, flag: str = "dataset") -> str:
@@ -187,6 +188,23 @@ def class_names(spec: DatasetSpec, *, source: str, data_dir: str | None = None) 
 
         names = tfds.builder(spec.name, data_dir=data_dir).info.features["label"].names
     return list(names)[: spec.num_classes]
+
+
+def stored_as(spec: DatasetSpec, *, source: str, data_dir: str | None = None) -> str:
+    """How the training images are stored in tensorflow-datasets' records: JPEG, PNG, or "".
+
+    "" stands for images from elsewhere, and for other formats.
+    """
+    if source != "tfds":
+        return ""
+    builder = _prepared_builder(spec.name.removeprefix("tfds:"), data_dir)
+    with _quiet_tfds():
+        import tensorflow_datasets as tfds
+
+        wanted = tfds.decode.PartialDecoding({"image": True}, {"image": tfds.decode.SkipDecoding()})
+        first = next(iter(builder.as_dataset(split="train", decoders=wanted).take(1)))
+    begins = first["image"].numpy()[:4]
+    return next((name for name, magic in _MAGIC.items() if begins.startswith(magic)), "")
 
 
 def _tfds_spec(name: str, data_dir: str | None, image_size: int) -> DatasetSpec:

@@ -302,11 +302,25 @@ class Run:
                 f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
                 f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}"
             )
+        write_json(self.folder / "data.json", self._data(test))
         write_json(path, reports)
         with self._tensorboard().as_default(step=c.train_steps):
             for attack, row in reports[c.method]["results"].items():
                 tf.summary.scalar(f"test/{attack}_percent", row["accuracy"])
         return reports
+
+    def _data(self, test: datasets.Split) -> dict[str, str | int]:
+        """Which images of the target this run used, and how many there are of the classes."""
+        c, spec = self.config, test.spec
+        train, validation = self.target
+        return {
+            "data": spec.title,
+            "stored_as": datasets.stored_as(spec, source=c.data, data_dir=c.data_dir or None),
+            "train_images": len(train.labels),
+            "validation_images": len(validation.labels),
+            "test_images": len(test.labels),
+            "published_train_images": spec.train_images,
+        }
 
     def _tensorboard(self) -> tf.summary.SummaryWriter:
         return tf.summary.create_file_writer(str(self.folder / "tensorboard" / "student"))
