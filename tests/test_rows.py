@@ -90,7 +90,15 @@ def weights(path: Path) -> list[np.ndarray]:
     return [v.numpy() for v in keras.saving.load_model(path, compile=False).variables]
 
 
-@pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
+# One of each pair of data sets by default.
+QUICK = ("tiny_imagenet_to_cifar10_pad_cpu", "cifar10_to_tiny_imagenet_crop_cpu")
+ROWS = [
+    *FLAGFILES,
+    *(p if p.stem in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in ON_TWO_CORES),
+]
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
 def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     drawn, offsets = [], RandomPad.offsets
 
@@ -103,7 +111,14 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     key = (config["source"], config["target"], config["transform"])
     assert key in TRANSFERS
-    assert json.loads((folder / "results.json").read_text()).keys() == {"igam", "teacher"}
+    results = json.loads((folder / "results.json").read_text())
+    assert results.keys() == {"igam", "teacher"}
+    if path in ON_TWO_CORES:
+        part = " (first 20 classes)"
+        expected = [name + part * (name == "tiny_imagenet") for name in key[:2]]
+        record = json.loads((folder / "teacher_source.json").read_text())
+        assert [record["data"], results["igam"]["dataset"]] == expected
+        assert record["settings"]["attack_steps"] == 1
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if line["stage"] == "student" and "L_diff" in line]
     assert [line["step"] for line in losses] == [1, 2]
