@@ -94,11 +94,10 @@ class Config(Settings):
         within=(0, 1),
     )
     teacher_eval_examples: int = setting(
-        1000,
+        0,
         "With --teacher=train: test images of --source that the teacher itself is tested on, from the "
-        "beginning of the split, or all where there are fewer.",
+        "beginning of the split, or all where there are fewer; 0: as many as --eval_examples.",
         "teacher",
-        within=ONE_OR_MORE,
     )
     transform: str = setting(
         "grey_crop",

@@ -26,7 +26,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher_steps": 4,
         "teacher_batch_size": 8,
         "teacher_attack_steps": 2,
-        "teacher_eval_examples": 32,
         "finetune_steps": 4,
         "train_steps": 8,
         "igam_start": 2,
@@ -86,6 +85,7 @@ CPU_TARGETS: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "num_validation": 100,
         "eval_examples": 200,
+        "teacher_eval_examples": 1000,
     },
 }
 

@@ -190,7 +190,7 @@ class Run:
                     load_model(self.folder / f"{STAGE}.keras"),
                     test,
                     attacks=attack_names(spec.teacher.attacks),
-                    num_examples=min(c.teacher_eval_examples, len(test.labels)),
+                    num_examples=min(c.teacher_eval_examples or c.eval_examples, len(test.labels)),
                     seed=c.seed,
                 )
                 write_json(results, {"teacher": report})
