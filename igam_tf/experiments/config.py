@@ -81,7 +81,9 @@ class Config(Settings):
         "teacher",
         choices=("auto", "constant", "step", "cosine"),
     )
-    teacher_attack_steps: int = setting(40, "With --teacher=train: steps of PGD.", "teacher")
+    teacher_attack_steps: int = setting(
+        40, "With --teacher=train: steps of PGD; 0: trained without an attack.", "teacher"
+    )
     teacher_step_size: float = setting(
         0.0,
         "With --teacher=train: step of PGD in multiples of the source's eps; 0: the source's own step.",

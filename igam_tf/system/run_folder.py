@@ -4,6 +4,8 @@
     teacher_source.keras, teacher.keras, student.keras   products of the stages, each written once
     checkpoints/<stage>/    the state of a stage that is being trained
     metrics.jsonl, tensorboard/    scalars and pictures, logged during training
+    teacher_source.json    where a teacher that was trained comes from, and its own accuracy
+    data.json          how many images of the target there were
     results.json       the evaluation
 
 Every file appears whole or not at all: it is written beside its place and renamed.

@@ -315,7 +315,7 @@ class Run:
         train, validation = self.target
         return {
             "data": spec.title,
-            "stored_as": datasets.stored_as(spec, source=c.data, data_dir=c.data_dir or None),
+            "stored_as": datasets.stored_as(spec, source=test.source, data_dir=c.data_dir or None),
             "train_images": len(train.labels),
             "validation_images": len(validation.labels),
             "test_images": len(test.labels),
