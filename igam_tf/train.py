@@ -73,6 +73,11 @@ def _define_flags_of_this_process() -> None:
     flags.DEFINE_string(
         "workdir", None, "The run folder; runs/<source>-<target>-<method>-<preset> by default."
     )
+    flags.DEFINE_string(
+        "teachers", None,
+        "Folder of the teachers that --teacher=train trains, each once for all runs with the same "
+        "settings of it; teachers, beside the run folder, by default.",
+    )  # fmt: skip
     flags.DEFINE_enum(
         "strategy",
         "auto",
@@ -192,7 +197,8 @@ def main(argv: list[str]) -> None:
                 devices.same_everywhere(chosen, 0)
             with chosen.scope():
                 keras.utils.set_random_seed(config.seed)
-                run = Run(config, folder, checkpoint)
+                run = Run(config, folder, checkpoint, FLAGS.teachers)
+                run.check_sizes()
                 run.student()
             if chief:
                 with devices.alone(chosen).scope():

@@ -271,6 +271,8 @@ def test_every_row_has_its_flagfile():
         names.add(f"{source}_to_{target}" + (f"_{transform}" if several else ""))
     ours = {p.stem for p in FLAGFILES if flags_of(p).get("preset") == "paper"}
     assert ours == names
+    on_two_cores = {p.stem for p in FLAGFILES if p.stem.endswith("_cpu")}
+    assert on_two_cores == {f"{name}_cpu" for name in names} - {"cifar10_to_cifar10_cpu"}
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
@@ -279,10 +281,14 @@ def test_flagfiles_name_settings_and_rows(path):
     assert chosen.keys() <= FIELDS.keys()
     text = path.read_text(encoding="utf-8")
     assert "python -m igam_tf.train --flagfile=flags/" + path.name in text
+    config = resolve(
+        {k: v for k, v in chosen.items() if not isinstance(FIELDS[k].default, (int, float))}
+    )
     if chosen["preset"] != "paper":
-        assert any(key[:2] == (chosen["source"], chosen["target"]) for key in TRANSFERS)
+        key = (config.source, config.target, config.transform)
+        assert key in TRANSFERS
+        assert path.stem == "demo" or path.stem.startswith(f"{key[0]}_to_{key[1]}")
         return
-    config = resolve(chosen)
     assert "Cost: estimated" in text
     key = (config.source, config.target, config.transform)
     assert path.stem in (f"{key[0]}_to_{key[1]}", "{}_to_{}_{}".format(*key))
@@ -318,7 +324,7 @@ def parse():
 def test_every_flag_reaches_its_setting(parse):
     for name, field in FIELDS.items():
         before, choices = getattr(resolve({}), name), field.metadata["choices"]
-        if name in ("source", "target", "transform", "image_size"):
+        if name in ("source", "target", "transform", "image_size") or name.endswith("_classes"):
             continue
         if choices:
             value = text = next(c for c in choices if c != before)
@@ -333,6 +339,8 @@ def test_every_flag_reaches_its_setting(parse):
         else:
             value, text = ((3, 4), "3,4") if name == "disc_channels" else ("other", "other")
         assert getattr(parse(f"--{name}={text}"), name) == value != before
+    parsed = parse("--source_classes=4", "--target_classes=3")
+    assert (parsed.source_classes, parsed.target_classes) == (4, 3)
     config = parse("--source=cifar100", "--target=tiny_imagenet", "--transform=crop")
     assert (config.source, config.target, config.transform) == (
         "cifar100", "tiny_imagenet", "crop",

@@ -119,7 +119,58 @@ def test_rows_that_were_not_run_are_blank(output):
     assert "| PGD7-trained |  | 45.0 / 5.0 | 45.0 / 5.0 | 50.0 / 10.0 | 10.0 min |" in text
     nothing = collect(SMALL, output / "elsewhere")
     assert nothing["title"] == "Table 0 (nothing run)"
+    assert (nothing["data"], nothing["teachers"]) == ([], [])
     assert "No row was run" in markdown(nothing)
+
+
+def test_data_teacher_and_classes_are_said(tmp_path):
+    classes = {"source": "tiny_imagenet", "source_classes": 20, "teacher": "train"}
+    finish(tmp_path / "igam", "1110000000", **classes)
+    finish(
+        tmp_path / "zero", "1100000000", teacher="load", teacher_checkpoint="/a/b", source="mnist"
+    )
+    images = {
+        "data": "cifar10", "stored_as": "JPEG", "train_images": 40, "validation_images": 10,
+        "test_images": 20, "published_train_images": 50_000,
+    }  # fmt: skip
+    (tmp_path / "igam" / "data.json").write_text(json.dumps(images))
+    found = {"clean": {"accuracy": 40.0, "ci95": [30.0, 50.04], "n": 200}, "worst_case": {}}
+    settings = {
+        "network": "wrn-8-2", "steps": 5, "batch_size": 32, "attack_steps": 1, "step_size": 10.0,
+        "eps": 8.0,
+    }  # fmt: skip
+    record = {
+        "data": "tiny_imagenet (first 20 classes)", "train_images": 1000, "minutes": 21.04,
+        "settings": settings, "report": {"results": found},
+    }  # fmt: skip
+    (tmp_path / "igam" / "teacher_source.json").write_text(json.dumps(record))
+    content = collect(SMALL, tmp_path)
+    assert "; source tiny_imagenet: first 20 classes" in content["title"]
+    text = markdown(content)
+    assert (
+        "Data, cifar10: 40 images to train on, 10 to validate, 20 to test; a subset, of 50000 to train "
+        "on; stored as JPEG." in text
+    )
+    assert (
+        "Teacher, tiny_imagenet (first 20 classes): wrn-8-2, 5 steps of 32 images of 1000, 1 attack "
+        "step(s) of 1.25 eps, 21.0 minutes; on its own task clean 40.0 (30.0 to 50.0), n = 200."
+        in text
+    )
+    assert "Teacher, mnist: b, loaded." in text
+
+
+def test_every_igam_row_has_its_controls():
+    for name in ("2", "3", "4", "5", "figure5"):
+        whole = TABLES[name]
+        rows = {row.name: row for row in whole.rows}
+        igam = [row for row in whole.rows if row.method == "igam" and not row.part]
+        assert igam
+        for row in igam:
+            for kind in ("zero", "shuffled"):
+                control = rows[f"{row.name}-{kind}"]
+                assert control.flags == row.flags | {"teacher_gradient": kind}
+                assert (row.name, control.name) in whole.gains
+        assert len(whole.rows) == sum(row.method != "igam" for row in whole.rows) + 3 * len(igam)
 
 
 def test_every_form_is_written(output):
@@ -254,6 +305,42 @@ def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeyp
     assert not any("teacher_checkpoint" in a for a in standard)
     assert {"--teacher_gradient=zero", "--teacher_checkpoint=/there", "--preset=cpu"} < set(zero)
     assert {"--eval_attacks=clean,fgsm,pgd5,pgd10,pgd20", "--seed=0"} < set(zero)
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "expected"),
+    [
+        ("cpu", (), "--teacher=train"),
+        ("paper", (), None),
+        ("paper", ("--teacher=train",), "--teacher=train"),
+        ("cpu", ("--teacher_checkpoints=cifar10=/there",), "--teacher=load"),
+    ],
+)
+def test_teachers_of_a_table(command, tmp_path, monkeypatch, preset, given, expected):
+    ran = []
+    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or 0)
+    names = ("standard", "cifar10-resize")
+    command(
+        "--table=figure5", f"--preset={preset}", f"--output={tmp_path / 'table'}",
+        f"--rows={','.join(names)}", *given,
+    )  # fmt: skip
+    standard, igam = ([a for a in arguments if "--teacher" in a] for arguments in ran)
+    shared = f"--teachers={tmp_path / 'teachers'}"
+    assert standard == [shared]
+    assert igam[0] == shared
+    assert igam[1:2] == ([expected] if expected else [])
+
+
+def test_another_target_has_no_published_figures(command, tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or 0)
+    monkeypatch.chdir(tmp_path)
+    command("--table=4", "--preset=cpu", "--target=tiny_imagenet", "--rows=adv2-diff10")
+    assert "--target=tiny_imagenet" in ran[0]
+    assert "--workdir=runs/table4-tiny_imagenet-cpu/adv2-diff10" in ran[0]
+    out = capsys.readouterr().out
+    assert "varying lambda_diff, target tiny_imagenet (nothing run)" in out
+    assert "21.7" not in out
 
 
 def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):

@@ -18,17 +18,15 @@ from igam_tf.method.objectives import METHODS
 from igam_tf.method.transforms import RandomPad
 from igam_tf.training.loop import Log
 
-FLAGFILES = [
-    path
-    for path in sorted((Path(__file__).parents[1] / "flags").glob("*.flags"))
-    if "--preset=paper" in path.read_text(encoding="utf-8").splitlines()
-]
+ALL = sorted((Path(__file__).parents[1] / "flags").glob("*_to_*.flags"))
+FLAGFILES = [path for path in ALL if not path.stem.endswith("_cpu")]
+ON_TWO_CORES = [path for path in ALL if path.stem.endswith("_cpu")]
 SMALL = {
-    "preset": "smoke",
     "teacher": "train",
     "teacher_steps": 2,
     "teacher_batch_size": 4,
     "teacher_attack_steps": 1,
+    "teacher_eval_examples": 4,
     "finetune_steps": 2,
     "train_steps": 2,
     "igam_start": 0,
@@ -41,6 +39,9 @@ SMALL = {
     "validate_every": 2,
     "checkpoint_every": 1,
 }
+
+# Of the cpu preset, everything else: classes, the teacher's attack, the objective.
+CPU = {"student": "wrn-8-1", "disc_channels": "4,8", "match_every": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +56,25 @@ def generated(monkeypatch) -> None:
 
     monkeypatch.setattr(datasets, "load", load)
     monkeypatch.setattr(datasets, "check_available", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "stored_as", lambda *_, **__: "")
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> Path:
+    """The teachers that the runs of this module share."""
+    return tmp_path_factory.mktemp("teachers")
 
 
 @pytest.fixture
-def command(command_of):
+def command(command_of, teachers):
     """Runs `main` on a flagfile, small, in a folder."""
-    run, small = command_of(train), [f"--{name}={value}" for name, value in SMALL.items()]
+    run = command_of(train)
 
     def command(path: Path, folder: Path, *more: str) -> Path:
-        run(f"--flagfile={path}", *small, f"--workdir={folder}", "--replicas=1", *more)
+        small = SMALL | (CPU if path in ON_TWO_CORES else {"preset": "smoke"})
+        arguments = [f"--{name}={value}" for name, value in small.items()]
+        places = (f"--workdir={folder}", f"--teachers={teachers}", "--replicas=1")
+        run(f"--flagfile={path}", *arguments, *places, *more)
         return folder
 
     return command
@@ -79,7 +90,15 @@ def weights(path: Path) -> list[np.ndarray]:
     return [v.numpy() for v in keras.saving.load_model(path, compile=False).variables]
 
 
-@pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
+# One of each pair of data sets by default.
+QUICK = ("tiny_imagenet_to_cifar10_pad_cpu", "cifar10_to_tiny_imagenet_crop_cpu")
+ROWS = [
+    *FLAGFILES,
+    *(p if p.stem in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in ON_TWO_CORES),
+]
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
 def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     drawn, offsets = [], RandomPad.offsets
 
@@ -92,7 +111,14 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     key = (config["source"], config["target"], config["transform"])
     assert key in TRANSFERS
-    assert json.loads((folder / "results.json").read_text()).keys() == {"igam", "teacher"}
+    results = json.loads((folder / "results.json").read_text())
+    assert results.keys() == {"igam", "teacher"}
+    if path in ON_TWO_CORES:
+        part = " (first 20 classes)"
+        expected = [name + part * (name == "tiny_imagenet") for name in key[:2]]
+        record = json.loads((folder / "teacher_source.json").read_text())
+        assert [record["data"], results["igam"]["dataset"]] == expected
+        assert record["settings"]["attack_steps"] == 1
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if line["stage"] == "student" and "L_diff" in line]
     assert [line["step"] for line in losses] == [1, 2]
@@ -182,11 +208,14 @@ def test_two_steps_of_every_control(kind, command, tmp_path, monkeypatch):
     monkeypatch.setattr(
         PGDTraining, "attack", lambda self, *batch: (attacked.append(self), attack(self, *batch))[1]
     )
-    folder = command(MNIST, tmp_path / "run", f"--teacher_gradient={kind}")
+    own = f"--teachers={tmp_path}"  # the teacher is trained here
+    folder = command(MNIST, tmp_path / "run", f"--teacher_gradient={kind}", own)
     assert bool(attacked) == (
         kind != "plain"
     )  # of all stages the teacher's training alone may attack
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
-    assert stages == ["teacher_source", "teacher", "student"]
+    assert stages == ["teacher", "student"]
+    attacks = json.loads((folder / "teacher_source.json").read_text())["settings"]["attack_steps"]
+    assert attacks == (0 if kind == "plain" else 1)
     assert "alignment" in json.loads((folder / "results.json").read_text())["igam"]

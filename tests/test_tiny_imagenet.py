@@ -56,6 +56,10 @@ def test_images_and_labels(data_dir_of_ours):
     assert sorted(train.labels) == [0, 0, 7, 7, 199, 199]
     for split in (train, test):  # every image is as bright as its label
         np.testing.assert_allclose(split.images.mean((1, 2, 3)), split.labels, atol=2)
+    where = {"source": "tfds", "data_dir": str(data_dir_of_ours)}
+    assert datasets.stored_as(train.spec, **where) == "JPEG"
+    eight = datasets.spec_of("tiny_imagenet", classes=8)
+    assert sorted(datasets.load(eight, "train", data_dir=where["data_dir"]).labels) == [0, 0, 7, 7]
 
 
 def test_the_subset(data_dir, tmp_path):

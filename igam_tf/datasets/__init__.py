@@ -7,6 +7,7 @@ from igam_tf.datasets.loading import class_names as class_names
 from igam_tf.datasets.loading import load as load
 from igam_tf.datasets.loading import short_name as short_name
 from igam_tf.datasets.loading import spec_of as spec_of
+from igam_tf.datasets.loading import stored_as as stored_as
 from igam_tf.datasets.pipeline import steps_per_epoch as steps_per_epoch
 from igam_tf.datasets.pipeline import to_pixels as to_pixels
 from igam_tf.datasets.pipeline import train_batches as train_batches

@@ -21,6 +21,7 @@ SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"
 _KINDS = ("tfds", *READERS)
 _PROBE_SECONDS = 5
+_MAGIC = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG"}  # what a file begins with
 
 
 def checked_name(name: str, flag: str = "dataset") -> str:
@@ -65,6 +66,7 @@ def spec_of(
     eps: float | None = None,
     step_size: float | None = None,
     pixel_max: float | None = None,
+    classes: int = 0,
 ) -> DatasetSpec:
     """What a data set is; one outside `SPECS` is looked into, and downloaded where that is needed.
 
@@ -75,9 +77,10 @@ def spec_of(
         eps: in place of the data set's own.
         step_size: in place of the data set's own, which keeps its ratio to eps.
         pixel_max: in place of the data set's own.
+        classes: the first so many classes alone; 0: all.
 
     Raises:
-        UserError: an unknown name, or a data set that cannot be used.
+        UserError: an unknown name, a data set that cannot be used, or more classes than it has.
     """
     name = checked_name(name)
     kind, _, rest = name.partition(":")
@@ -95,7 +98,8 @@ def spec_of(
     changed = {"eps": eps, "step_size": step_size, "pixel_max": pixel_max}
     if eps and not step_size:
         changed["step_size"] = spec.step_size / spec.eps * eps
-    return replace(spec, **{key: value for key, value in changed.items() if value})
+    changed = {key: value for key, value in changed.items() if value}
+    return replace(spec, **changed).first_classes(classes)
 
 
 def load(
@@ -115,7 +119,7 @@ def load(
         source: "tfds", real images; "builtin", synthetic images of the same shape.
         data_dir: tensorflow-datasets folder; default: its own. Tiny-ImageNet: see `tiny_imagenet`.
         seed: of the synthetic images.
-        num: images, from the beginning of the split; default: all.
+        num: images, from the beginning of the split, of the classes of `data` alone; default: all.
 
     Raises:
         UserError: an unknown name, split or source; a data set that is neither prepared nor
@@ -129,13 +133,16 @@ def load(
     if source == "builtin":
         from igam_tf.datasets import builtin
 
-        images, labels = builtin.draw(spec.name, split, seed, num=num)
+        images, labels = builtin.draw(spec.name, split, seed, num=None if spec.classes else num)
     elif kind in READERS:
         arrays, _ = READERS[kind](path, spec.image_size)
-        images, labels = (array[:num] for array in arrays[split])
+        images, labels = arrays[split]
         source = kind
     else:
-        images, labels = (array[:num] for array in _read(spec, split, data_dir))
+        images, labels = _read(spec, split, data_dir)
+    if spec.classes:
+        images, labels = (array[labels < spec.classes] for array in (images, labels))
+    images, labels = images[:num], labels[:num]
     return Split(images, labels, spec, source, split)
 
 
@@ -179,7 +186,25 @@ def class_names(spec: DatasetSpec, *, source: str, data_dir: str | None = None) 
     with _quiet_tfds():
         import tensorflow_datasets as tfds
 
-        return list(tfds.builder(spec.name, data_dir=data_dir).info.features["label"].names)
+        names = tfds.builder(spec.name, data_dir=data_dir).info.features["label"].names
+    return list(names)[: spec.num_classes]
+
+
+def stored_as(spec: DatasetSpec, *, source: str, data_dir: str | None = None) -> str:
+    """How the training images are stored in tensorflow-datasets' records: JPEG, PNG, or "".
+
+    "" stands for images from elsewhere, and for other formats.
+    """
+    if source != "tfds":
+        return ""
+    builder = _prepared_builder(spec.name.removeprefix("tfds:"), data_dir)
+    with _quiet_tfds():
+        import tensorflow_datasets as tfds
+
+        wanted = tfds.decode.PartialDecoding({"image": True}, {"image": tfds.decode.SkipDecoding()})
+        first = next(iter(builder.as_dataset(split="train", decoders=wanted).take(1)))
+    begins = first["image"].numpy()[:4]
+    return next((name for name, magic in _MAGIC.items() if begins.startswith(magic)), "")
 
 
 def _tfds_spec(name: str, data_dir: str | None, image_size: int) -> DatasetSpec:

@@ -37,6 +37,7 @@ class TeacherRecipe:
         network: name of its architecture, see `igam_tf.method.architectures`; "": that of --student.
         optimizer: "adam" at a constant rate, or "momentum" with the steps of --lr_schedule=step.
         weight_decay: whether --weight_decay applies to it.
+        attacks: under which it is tested on its own task.
         plain: preset -> settings of the training without an attack (`--teacher_gradient=plain`),
             where they are others.
     """
@@ -45,6 +46,7 @@ class TeacherRecipe:
     network: str = ""
     optimizer: str = "momentum"
     weight_decay: bool = True
+    attacks: str = "clean,pgd20"
     plain: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -78,6 +80,7 @@ class DatasetSpec:
         class_names: in the order of the labels; empty: tensorflow-datasets or nobody has them.
         address: what `load` reads it from, where that is not `name`.
         image_size: height and width that its images are resized to; 0: as they are.
+        classes: the images are those of so many classes, the first by label; 0: of all.
     """
 
     name: str
@@ -93,6 +96,35 @@ class DatasetSpec:
     class_names: tuple[str, ...] = ()
     address: str = ""
     image_size: int = 0
+    classes: int = 0
+
+    def first_classes(self, n: int) -> "DatasetSpec":
+        """The images of the first `n` classes, in the order of the labels; 0: all.
+
+        `train_images` and `test_images` shrink as if every class had as many.
+
+        Raises:
+            UserError: one class alone, or more than there are.
+        """
+        if not n:
+            return self
+        if not 2 <= n <= self.num_classes:
+            raise UserError(
+                f"expected between 2 and {self.num_classes} classes of {self.name}; received {n}"
+            )
+        return replace(
+            self,
+            num_classes=n,
+            classes=n,
+            class_names=self.class_names[:n],
+            train_images=self.train_images * n // self.num_classes,
+            test_images=self.test_images * n // self.num_classes,
+        )
+
+    @property
+    def title(self) -> str:
+        """The name for people; a subset of the classes says so."""
+        return f"{self.name} (first {self.classes} classes)" if self.classes else self.name
 
 
 # To add a data set of tensorflow-datasets, add an entry. eps and steps: the MadryLab challenges (MNIST
@@ -115,6 +147,7 @@ SPECS = {
                 network="mnist-cnn",
                 optimizer="adam",
                 weight_decay=False,
+                attacks="clean,pgd40",
                 plain={  # 25 000 steps in the challenge; on two cores a shorter recipe
                     "paper": {"teacher_steps": 25_000},
                     "cpu": {

@@ -181,7 +181,7 @@ def plan(
     )  # fmt: skip
     common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     settings = {
-        "dataset": spec.name,
+        "dataset": spec.title,
         "split": split.name,
         "data": split.source,
         "pixel_max": pixel_max,

@@ -176,7 +176,7 @@ def model_and_images(
 def data_spec(
     name: str, run: dict, *, data_dir: str | None = None, image_size: int | None = None
 ) -> DatasetSpec:
-    """What a data set is, with the size, threat model and pixel range of a run, where there is one.
+    """What a data set is, with the size, threat model, pixel range and classes of a run, if any.
 
     Args:
         name: see `igam_tf.datasets.spec_of`.
@@ -196,4 +196,5 @@ def data_spec(
         eps=parse_fraction("eps", run.get("eps") or None),
         step_size=parse_fraction("step_size", run.get("step_size") or None),
         pixel_max=run.get("pixel_max") or None,
+        classes=run.get("target_classes", 0) if name == run.get("target") else 0,
     )

@@ -74,7 +74,33 @@ class Config(Settings):
         "With --teacher=train: learning rate, of Adam for mnist, else of momentum at its highest.",
         "teacher",
     )
-    teacher_attack_steps: int = setting(40, "With --teacher=train: steps of PGD.", "teacher")
+    teacher_lr_schedule: str = setting(
+        "auto",
+        "With --teacher=train: learning rate over the steps, as --lr_schedule; auto: constant for "
+        "mnist, else step.",
+        "teacher",
+        choices=("auto", "constant", "step", "cosine"),
+    )
+    teacher_attack_steps: int = setting(
+        40, "With --teacher=train: steps of PGD; 0: trained without an attack.", "teacher"
+    )
+    teacher_step_size: float = setting(
+        0.0,
+        "With --teacher=train: step of PGD in multiples of the source's eps; 0: the source's own step.",
+        "teacher",
+    )
+    teacher_eps_warmup: float = setting(
+        0.0,
+        "With --teacher=train: share of the steps over which the attack's eps and step grow from 0.",
+        "teacher",
+        within=(0, 1),
+    )
+    teacher_eval_examples: int = setting(
+        0,
+        "With --teacher=train: test images of --source that the teacher itself is tested on, from the "
+        "beginning of the split, or all where there are fewer; 0: as many as --eval_examples.",
+        "teacher",
+    )
     transform: str = setting(
         "grey_crop",
         "Map from a target image to the teacher's input (§4.3); auto: channels averaged or repeated, "
@@ -219,6 +245,17 @@ class Config(Settings):
         0.0,
         "Highest pixel value of the student's input, and of the teacher's where its source is tfds:, "
         "folder: or npz:; 0: the data set's own, 255 for these three.",
+        "run",
+    )
+    source_classes: int = setting(
+        0,
+        "With --teacher=train: the teacher learns the first so many classes of --source alone, in the "
+        "order of the labels; 0: all.",
+        "run",
+    )
+    target_classes: int = setting(
+        0,
+        "The student learns, and is tested on, the first so many classes of --target alone; 0: all.",
         "run",
     )
     data_dir: str = setting("", "Folder of tensorflow-datasets; empty: its own default.", "run")

@@ -9,6 +9,8 @@ from igam_tf.experiments.paper import TRANSFERS, few_images, without_a_row
 from igam_tf.experiments.presets import (
     CPU_BUDGETS,
     CPU_OBJECTIVE,
+    CPU_TARGETS,
+    CPU_TEACHERS,
     METHOD_SETTINGS,
     PRESETS,
 )
@@ -33,6 +35,7 @@ def target_spec(config: Config) -> DatasetSpec:
         eps=parse_fraction("eps", config.eps or None),
         step_size=parse_fraction("step_size", config.step_size or None),
         pixel_max=config.pixel_max or None,
+        classes=config.target_classes,
     )
 
 
@@ -43,14 +46,15 @@ def source_spec(config: Config) -> DatasetSpec:
         UserError: as `igam_tf.datasets.spec_of`.
     """
     if config.source == config.target:
-        return target_spec(config)
+        return target_spec(dataclasses.replace(config, target_classes=config.source_classes))
     if config.source in SPECS:
-        return SPECS[config.source]
+        return SPECS[config.source].first_classes(config.source_classes)
     return spec_of(
         config.source,
         data_dir=config.data_dir or None,
         image_size=config.image_size,
         pixel_max=config.pixel_max or None,
+        classes=config.source_classes,
     )
 
 
@@ -118,7 +122,10 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         row, sizes = TRANSFERS[key], {}
     published = row.as_published(of_target.train_images, base.method)
     released = row.as_released(base.method) if fidelity == "release" else {}
-    sized = PRESETS[preset] | (CPU_OBJECTIVE[fidelity] if cpu else {})
+    sized = PRESETS[preset]
+    if cpu:
+        sized = sized | CPU_OBJECTIVE[fidelity] | CPU_TARGETS.get(target, {})
+        sized |= _cpu_teacher(base, of_source, chosen)
     own = METHOD_SETTINGS.get(base.method, {}) | (CPU_BUDGETS.get(base.method, {}) if cpu else {})
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":
@@ -133,6 +140,15 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         (f"control {base.teacher_gradient}", control),
         ("flag", chosen),
     ]
+
+
+def _cpu_teacher(base: Config, source: DatasetSpec, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The cpu preset's budget of a teacher that is trained by the recipe of robust ones."""
+    plain = base.teacher_gradient == "plain"
+    trained = plain or chosen.get("teacher", source.teacher.settings["teacher"]) == "train"
+    if not trained or (plain and "cpu" in source.teacher.plain):
+        return {}
+    return CPU_TEACHERS.get(base.source, CPU_TEACHERS["cifar10"])
 
 
 def _transfer(base: Config, chosen: dict[str, Any]) -> tuple[str, str, str] | None:

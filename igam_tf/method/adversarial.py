@@ -84,3 +84,28 @@ class PGDTraining(ClassifierTrainer):
         x_adv = self.attack(x, y)
         f = functools.partial(self.network, training=True)
         return self.descend(lambda: self.objective(f, x, x_adv, y), y)
+
+
+class WarmedUpPGDTraining(PGDTraining):
+    """`PGDTraining` whose eps and step size grow linearly from 0 to their values.
+
+    Without it a network in l-inf 0.3 may stay at the same logits for every image.
+
+    Args:
+        warmup_steps: training steps until the full eps.
+        **kwargs: as in `PGDTraining`.
+    """
+
+    def __init__(self, network: keras.Model, *, warmup_steps: int, **kwargs):
+        super().__init__(network, **kwargs)
+        self.full, self.warmup_steps = (self.eps, self.step_size), warmup_steps
+
+    def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """x_adv [B,H,W,C] of this step and replica, within the eps of the step."""
+        done = tf.cast(self.optimizer.iterations, x.dtype)
+        share = tf.minimum((done + 1) / self.warmup_steps, 1)
+        self.eps, self.step_size = (share * value for value in self.full)
+        try:
+            return super().attack(x, y)
+        finally:
+            self.eps, self.step_size = self.full

@@ -1,9 +1,10 @@
 """Run folders -> the figures of a table; the cells of a row that was not run are None."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from igam_tf.datasets import SPECS, data_text, steps_per_epoch
+from igam_tf.datasets import SPECS, data_text, short_name, steps_per_epoch
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.objectives import METHODS
@@ -11,6 +12,7 @@ from igam_tf.reproduce.tables import PAPER_SECONDS, Table, TableRow
 from igam_tf.system.journal import MASK_KEY, undigits
 from igam_tf.system.run_folder import read_json, read_metrics
 from igam_tf.training.monitor import CLEAN, ROBUST
+from igam_tf.training.teachers import STAGE as TEACHER
 from madry_models.errors import UserError
 
 ALIGNMENT = "alignment.json"  # in the folder of a row without a teacher, see `aligning`
@@ -30,7 +32,8 @@ def collect(table: Table, output: Path) -> dict[str, Any]:
 
     Returns:
         title, with the budget of the rows that stand for the paper's; attacks; the evaluation's
-        settings in words; rows, see `_row`; gains, see `_gains`; seconds an epoch.
+        settings in words; data and teachers, a sentence each; rows, see `_row`; gains, see `_gains`;
+        seconds an epoch.
 
     Raises:
         UserError: rows that were evaluated differently, or a folder whose results are not a row's.
@@ -45,10 +48,16 @@ def collect(table: Table, output: Path) -> dict[str, Any]:
         "title": f"{table.title} ({'; '.join(budgets) or 'nothing run'})",
         "attacks": list(table.attacks),
         "settings": next(iter(settings), ""),
+        "data": _distinct(run["data"] for run in done),
+        "teachers": _distinct(run["teacher"] for run in done),
         "rows": rows,
         "gains": _gains(table, rows),
         "epoch_seconds": _epoch_seconds(rows),
     }
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 def _row(row: TableRow, table: Table, folder: Path) -> dict[str, Any]:
@@ -80,17 +89,23 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
     stages: dict[str, list[dict]] = {}
     for line in read_metrics(folder / "metrics.jsonl"):
         stages.setdefault(line["stage"], []).append(line)
-    minutes = {stage: of_stage[-1]["train_minutes"] for stage, of_stage in stages.items()}
+    minutes = {
+        stage: of_stage[-1]["train_minutes"]
+        for stage, of_stage in stages.items()
+        if stage != TEACHER
+    }
     last = stages[list(stages)[-1]]
     before = sum(minutes.values()) - last[-1]["train_minutes"]
     run = {
         "settings": settings_text(report),
         "budget": _budget(config),
+        "data": _data(folder),
+        "teacher": _teacher(config, folder),
         "method": config["method"],
         "steps": last[-1]["step"],
         "minutes": minutes,
         "alignment": read_json(aligned) if aligned.exists() else report.get("alignment"),
-        "epoch_seconds": _epoch(config, last, minutes.get("teacher", 0.0)),
+        "epoch_seconds": _epoch(config, last, minutes.get("teacher", 0.0), folder),
         "curve": [
             {"minutes": before + line["train_minutes"], "clean": line[CLEAN], "pgd20": line[ROBUST]}
             for line in last
@@ -104,9 +119,53 @@ def _budget(config: dict) -> str:
     text = f"preset {config['preset']}"
     if config["preset"] != "paper":
         text += f": {config['student']}, not the paper's budget"
+    for role in ("source", "target"):
+        if n := config.get(f"{role}_classes"):
+            text += f"; {role} {config[role]}: first {n} classes"
     if config["data"] == "builtin":
         text += f"; data {data_text(config['data'])}"
     return text + ("; fidelity release" if config["fidelity"] == "release" else "")
+
+
+def _data(folder: Path) -> str:
+    """The target's images in words; "" for a run of an earlier version, which did not count them."""
+    path = folder / "data.json"
+    if not path.exists():
+        return ""
+    d = read_json(path)
+    here, published = d["train_images"] + d["validation_images"], d["published_train_images"]
+    text = (
+        f"{d['data']}: {d['train_images']} images to train on, {d['validation_images']} to validate"
+    )
+    text += f", {d['test_images']} to test"
+    text += f"; a subset, of {published} to train on" if here < published else ""
+    return text + (f"; stored as {d['stored_as']}" if d["stored_as"] else "")
+
+
+def _teacher(config: dict, folder: Path) -> str:
+    """The teacher in words, its own accuracy where it was trained here; "" without a teacher."""
+    if not METHODS[config["method"]].teacher:
+        return ""
+    path = folder / f"{TEACHER}.json"
+    if not path.exists():
+        name = Path(config.get("teacher_checkpoint", "")).name
+        loaded = config.get("teacher") == "load"
+        return f"{short_name(config['source'])}: {name}, loaded" if loaded and name else ""
+    t = read_json(path)
+    s, report = t["settings"], t.get("report")
+    attack = "no attack"
+    if s["attack_steps"]:
+        attack = f"{s['attack_steps']} attack step(s) of {s['step_size'] / s['eps']:.3g} eps"
+    text = f"{t['data']}: {s['network']}, {s['steps']} steps of {s['batch_size']} images of "
+    text += f"{t['train_images']}, {attack}, {t['minutes']:.1f} minutes"
+    if report:
+        found = {k: v for k, v in report["results"].items() if k != "worst_case"}
+        text += "; on its own task " + ", ".join(
+            f"{name} {r['accuracy']:.1f} ({r['ci95'][0]:.1f} to {r['ci95'][1]:.1f})"
+            for name, r in found.items()
+        )
+        text += f", n = {next(iter(found.values()))['n']}"
+    return text
 
 
 def _gains(table: Table, rows: list[dict]) -> list[dict[str, Any]]:
@@ -141,7 +200,7 @@ def _epoch_seconds(rows: list[dict]) -> dict[str, float]:
     return seconds
 
 
-def _epoch(config: dict, lines: list[dict], teacher_minutes: float) -> float | None:
+def _epoch(config: dict, lines: list[dict], teacher_minutes: float, folder: Path) -> float | None:
     """Seconds that an epoch takes, over the steps that match J_s where a method has such steps.
 
     The minutes of stage 1 are spread over the steps, as in §5.2.
@@ -154,4 +213,6 @@ def _epoch(config: dict, lines: list[dict], teacher_minutes: float) -> float | N
     a_step = (lines[-1]["train_minutes"] - lines[0]["train_minutes"]) / steps
     a_step += teacher_minutes / config["train_steps"]
     images = config["train_examples"] or SPECS[config["target"]].train_images
+    if config.get("target_classes"):
+        images = read_json(folder / "data.json")["train_images"]
     return 60 * a_step * steps_per_epoch(images, config["batch_size"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
@@ -49,6 +50,14 @@ class Table:
     attacks: tuple[str, ...]
     rows: tuple[TableRow, ...]
     gains: tuple[tuple[str, str], ...] = ()
+
+    def with_target(self, target: str) -> "Table":
+        """The same rows, trained for another task, of which the paper has no figures."""
+        rows = tuple(
+            dataclasses.replace(row, flags=row.flags | {"target": target}, paper=())
+            for row in self.rows
+        )
+        return dataclasses.replace(self, title=f"{self.title}, target {target}", rows=rows)
 
     @property
     def first_igam(self) -> TableRow:
@@ -132,6 +141,25 @@ def _tiny_imagenet(name: str, label: str, source: str, **flags: str) -> TableRow
     return TableRow(name=name, label=label, flags=_transfer(source, "tiny_imagenet", **flags))
 
 
+def _with_controls(*rows: TableRow) -> dict[str, Any]:
+    """`rows` and `gains` of a table: each IGAM row also with J_t = 0 and with another image's."""
+    controls, gains = [], []
+    for row in rows:
+        if row.method != "igam":
+            continue
+        own = [
+            TableRow(
+                name=f"{row.name}-{kind}", label=f"{row.label}, {text}", part=_CONTROLS,
+                flags=row.flags | {"teacher_gradient": kind},
+            )
+            for kind, text in (("zero", "J_t = 0"), ("shuffled", "J_t of another image"))
+        ]  # fmt: skip
+        others = [other for other in rows if other.method != "igam"]
+        gains += [(row.name, other.name) for other in (*others, *own)]
+        controls += own
+    return {"rows": (*rows, *controls), "gains": tuple(gains)}
+
+
 def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> TableRow:
     """IGAM-CIFAR10 with weights as published, in the release's unit."""
     flags = {
@@ -155,7 +183,7 @@ TABLES: dict[str, Table] = {
     "2": Table(
         title="Table 2: CIFAR-10, downwards transfer",
         attacks=PGD_100,
-        rows=(
+        **_with_controls(
             _downwards("standard", "Standard", (95.0, 13.4, 0, 0, 0, 0, 0), method="standard"),
             _downwards(
                 "ft-tiny-imagenet", "FT-TinyImagenet", (77.2, 37.7, 33.9, 28.0, 24.9, 23.0, 22.5),
@@ -183,7 +211,7 @@ TABLES: dict[str, Table] = {
     "3": Table(
         title="Table 3: CIFAR-100",
         attacks=PGD_20,
-        rows=(
+        **_with_controls(
             _cifar100("standard", "Standard", "mnist", (78.7, 7.95, 0.13, 0.03, 0), method="standard"),
             _cifar100(
                 "ft-cifar10", "FT-CIFAR10", "cifar10", (49.3, 17.2, 15.3, 11.7, 10.5), method="finetune"
@@ -196,7 +224,7 @@ TABLES: dict[str, Table] = {
     "4": Table(
         title="Table 4: IGAM-CIFAR10 with varying lambda_diff",
         attacks=("clean", "pgd20"),
-        rows=(
+        **_with_controls(
             _weights(2, 0, 58.9, 16.0),
             _weights(2, 2.5, 61.8, 16.3),
             _weights(2, 5, 62.9, 21.7),
@@ -206,7 +234,7 @@ TABLES: dict[str, Table] = {
     "5": Table(
         title="Table 5: IGAM-CIFAR10 with varying lambda_adv",
         attacks=("clean", "pgd20"),
-        rows=(
+        **_with_controls(
             _weights(0, 10, 78.4, 3.9),
             _weights(0.5, 10, 77.4, 4.34),
             _weights(1, 10, 74.3, 7.37),
@@ -216,7 +244,7 @@ TABLES: dict[str, Table] = {
     "figure5": Table(
         title="Figure 5: Tiny-ImageNet (the figure gives no numbers)",
         attacks=PGD_20,
-        rows=(
+        **_with_controls(
             _tiny_imagenet("standard", "Standard", "cifar10", method="standard"),
             _tiny_imagenet("ft-cifar10", "FT-CIFAR10", "cifar10", method="finetune"),
             _tiny_imagenet("ft-cifar100", "FT-CIFAR100", "cifar100", method="finetune"),

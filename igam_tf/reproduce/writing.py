@@ -40,6 +40,8 @@ def write(content: dict[str, Any], output: Path, name: str) -> str:
 def markdown(content: dict[str, Any]) -> str:
     """The table with its notes, paired differences and times; rows that were not run are blank."""
     lines = [f"# {content['title']}", "", content["settings"] or "No row was run.", ""]
+    for heading, texts in (("Data", content["data"]), ("Teacher", content["teachers"])):
+        lines += [f"{heading}, {text}." for text in texts] + ([""] if texts else [])
     for part, rows in _parts(content):
         lines += [f"## {part}", ""] if part else []
         lines += _pipes([_head(content), *(_cells(row, content["attacks"]) for row in rows)])
@@ -47,7 +49,8 @@ def markdown(content: dict[str, Any]) -> str:
         "Cells: paper / ours (95 % interval) / difference; a blank was not published or not run."
     ]
     lines += [
-        "Minutes: training on this machine, the teacher's fine-tuning included, evaluation not."
+        "Minutes: training on this machine, the teacher's fine-tuning included; not its own training "
+        "on the source, nor evaluation."
     ]
     lines += [_cosine_note(content), ""]
     for title, table in (("Paired differences", _gain_rows(content)), *_time_tables(content)):

@@ -4,6 +4,8 @@
     teacher_source.keras, teacher.keras, student.keras   products of the stages, each written once
     checkpoints/<stage>/    the state of a stage that is being trained
     metrics.jsonl, tensorboard/    scalars and pictures, logged during training
+    teacher_source.json    where a teacher that was trained comes from, and its own accuracy
+    data.json          how many images of the target there were
     results.json       the evaluation
 
 Every file appears whole or not at all: it is written beside its place and renamed.
@@ -15,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
 from madry_models.archives import archive_errors, open_zip
@@ -77,6 +81,12 @@ def write_text(path: Path, content: str) -> None:
     """Writes `path` atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies a file to `path`, which appears whole."""
+    with whole_file(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -160,23 +170,26 @@ class RunFolder:
         config: dataclass of settings; an existing folder must hold the same.
         chief: whether this process writes; the other workers of a cluster only read what their
             chief, which has made the folder, writes.
+        wait: whether to wait while another process works in it.
 
     Raises:
         UserError: other settings than those in the folder, another process in it, or not writable;
             of a worker that is not the chief: no run folder there.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Any, *, chief: bool = True):
+    def __init__(
+        self, path: str | os.PathLike, config: Any, *, chief: bool = True, wait: bool = False
+    ):
         self.path, self.chief, self._lock = Path(path), chief, None
         if chief:
-            self._take()
+            self._take(wait)
         try:
             self._settle(config)
         except UserError:
             self.close()
             raise
 
-    def _take(self) -> None:
+    def _take(self, wait: bool) -> None:
         path = self.path
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -188,6 +201,10 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if wait:
+                logging.info("waiting for the process that works in %s", path)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                return
             self.close()
             raise UserError(
                 f"another process is working in --workdir={path}; wait for it or name another folder"

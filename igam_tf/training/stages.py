@@ -18,15 +18,14 @@ from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import described_transform, source_spec, target_spec
-from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import import_classes
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
-from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import (
     RunFolder,
+    copy_file,
     load_model,
     read_json,
     save_model,
@@ -42,6 +41,14 @@ from igam_tf.training.building import (
 )
 from igam_tf.training.loop import train
 from igam_tf.training.monitor import CLEAN, ROBUST, Monitor, OverfittingWatch
+from igam_tf.training.teachers import (
+    STAGE,
+    TeacherSettings,
+    minutes,
+    shared_folder,
+    teacher_settings,
+    teacher_trainer,
+)
 from madry_models.errors import UserError
 from madry_models.network import Network
 
@@ -52,14 +59,23 @@ class Run:
     Args:
         config: all settings.
         folder: the run folder, already this process's own.
+        teachers: folder of the teachers that runs share; None: `teachers` beside the run folder.
         teacher_checkpoint: folder of a MadryLab checkpoint; None with `--teacher=train` or where
             the method has no teacher.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, teacher_checkpoint: str | None = None):
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        teacher_checkpoint: str | None = None,
+        teachers: str | None = None,
+    ):
         self.config, self.folder, self.teacher_checkpoint = config, folder, teacher_checkpoint
+        self.teachers = Path(teachers or folder.path.absolute().parent / "teachers").absolute()
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
         self.synchronized = several and config.sync_batch_norm
+        self.own_statistics = several and not config.sync_batch_norm
         self.method = METHODS[config.method]
         self._target = None
 
@@ -88,6 +104,23 @@ class Run:
             )
         return self._target
 
+    def check_sizes(self) -> None:
+        """Looks for as many images of the classes asked for as validation and evaluation want.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        c = self.config
+        if not c.target_classes or (self.folder / "results.json").exists():
+            return
+        test = self.load(target_spec(c), "test")
+        _ = self.target
+        if c.eval_examples > len(test.labels):
+            raise UserError(
+                f"expected --eval_examples of at most {len(test.labels)}, the test images of "
+                f"{test.spec.title}; received {c.eval_examples}"
+            )
+
     # --- stages 0 and 1 -------------------------------------------------------------------------
 
     def source_network(self) -> Network:
@@ -95,40 +128,75 @@ class Run:
         c, spec = self.config, source_spec(self.config)
         if self.teacher_checkpoint:
             return load_source_network(self.teacher_checkpoint, spec)
-        path = self.folder / "teacher_source.keras"
+        path = self.folder / f"{STAGE}.keras"
         if path.exists():
             return load_model(path)
-        network = new_source_network(c, synchronized=self.synchronized)
-        recipe = spec.teacher
-        if recipe.optimizer == "adam":
-            optimizer = keras.optimizers.Adam(c.teacher_learning_rate)
-        else:
-            rate = schedule("step", c.teacher_learning_rate, c.teacher_steps)
-            optimizer = Momentum(rate, momentum=c.momentum)
-        decay = c.weight_decay if recipe.weight_decay else 0.0
-        if c.teacher_gradient == "plain":
-            trainer = ClassifierTrainer(network, weight_decay=decay)
-        else:
-            trainer = PGDTraining(
-                network,
-                eps=spec.eps * spec.pixel_max,
-                step_size=spec.step_size * spec.pixel_max,
-                steps=c.teacher_attack_steps,
-                seed=c.seed,
-                pixel_max=spec.pixel_max,
-                weight_decay=decay,
-            )
+        split = self.load(spec, "train")
+        settings = teacher_settings(c, split, own_statistics=self.own_statistics)
+        if (self.folder / "checkpoints" / STAGE).exists():  # begun there by an earlier version
+            return self._trained_source(self.folder, settings, split)
+        with shared_folder(self.teachers, settings, chief=self.folder.chief) as shared:
+            network = self._trained_source(shared, settings, split)
+            if self.folder.chief:
+                about = {
+                    "folder": str(shared.path),
+                    "settings": dataclasses.asdict(settings),
+                    "data": spec.title,
+                    "train_images": len(split.labels),
+                    "minutes": minutes(shared.path),
+                }
+                write_json(self.folder / f"{STAGE}.json", about)
+                copy_file(shared / path.name, path)
+        return network
+
+    def _trained_source(
+        self, folder: RunFolder, settings: TeacherSettings, split: datasets.Split
+    ) -> Network:
+        path = folder / f"{STAGE}.keras"
+        if path.exists():
+            logging.info("teacher: %s", path)
+            return load_model(path)
+        network = new_source_network(self.config, synchronized=self.synchronized)
+        trainer, optimizer = teacher_trainer(network, settings, split.spec.pixel_max)
         self._fit(
             trainer,
             [optimizer],
-            self.load(spec, "train"),
-            stage="teacher_source",
-            steps=c.teacher_steps,
-            batch_size=c.teacher_batch_size,
-            augment=spec.augment,
+            split,
+            stage=STAGE,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            augment=split.spec.augment,
+            folder=folder,
         )
         self._save(network, path)
         return network
+
+    def source_report(self) -> None:
+        """Adds the accuracy of a teacher that was trained here, on its own task, to its record.
+
+        Whichever run comes first measures it, for all that share the teacher.
+        """
+        path = self.folder / f"{STAGE}.json"
+        record = read_json(path) if path.exists() else None
+        if not record or "report" in record:
+            return
+        c, spec = self.config, source_spec(self.config)
+        settings = TeacherSettings(**record["settings"])
+        with RunFolder(record["folder"], settings, wait=True) as shared:
+            results = shared / "results.json"
+            if not results.exists():
+                test = self.load(spec, "test")
+                report = model_report(
+                    load_model(self.folder / f"{STAGE}.keras"),
+                    test,
+                    attacks=attack_names(spec.teacher.attacks),
+                    num_examples=min(c.teacher_eval_examples or c.eval_examples, len(test.labels)),
+                    seed=c.seed,
+                )
+                write_json(results, {"teacher": report})
+            record["report"] = read_json(results)["teacher"]
+        print(f"\nteacher of {spec.title}, {record['folder']}\n{table(record['report'])}")
+        write_json(path, record)
 
     def teacher(self) -> Teacher:
         """Stage 1: the frozen teacher with logits trained on natural target images (eq. 5-6)."""
@@ -208,6 +276,7 @@ class Run:
         c = self.config
         test = self.load(target_spec(c), "test")
         models = {c.method: self.student()}
+        self.source_report()
         if self.method.teacher and c.method != "finetune":
             models["teacher"] = self.teacher()
         reports = {}
@@ -233,11 +302,25 @@ class Run:
                 f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
                 f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}"
             )
+        write_json(self.folder / "data.json", self._data(test))
         write_json(path, reports)
         with self._tensorboard().as_default(step=c.train_steps):
             for attack, row in reports[c.method]["results"].items():
                 tf.summary.scalar(f"test/{attack}_percent", row["accuracy"])
         return reports
+
+    def _data(self, test: datasets.Split) -> dict[str, str | int]:
+        """Which images of the target this run used, and how many there are of the classes."""
+        c, spec = self.config, test.spec
+        train, validation = self.target
+        return {
+            "data": spec.title,
+            "stored_as": datasets.stored_as(spec, source=test.source, data_dir=c.data_dir or None),
+            "train_images": len(train.labels),
+            "validation_images": len(validation.labels),
+            "test_images": len(test.labels),
+            "published_train_images": spec.train_images,
+        }
 
     def _tensorboard(self) -> tf.summary.SummaryWriter:
         return tf.summary.create_file_writer(str(self.folder / "tensorboard" / "student"))
@@ -264,6 +347,7 @@ class Run:
         batch_size: int,
         augment: datasets.Augment,
         monitor: Monitor | None = None,
+        folder: RunFolder | None = None,
     ) -> None:
         c, replicas = self.config, tf.distribute.get_strategy().num_replicas_in_sync
         last = len(split.labels) % batch_size or batch_size
@@ -304,7 +388,7 @@ class Run:
         train(
             trainer,
             batches,
-            folder=self.folder,
+            folder=folder or self.folder,
             stage=stage,
             steps=steps,
             log_every=c.log_every,

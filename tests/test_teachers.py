@@ -1,0 +1,296 @@
+"""Teachers that are trained here: once for all runs, found by their settings, on the first classes."""
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igam_tf import datasets, train
+from igam_tf.evaluation.inputs import data_spec
+from igam_tf.experiments.presets import CPU_TEACHERS
+from igam_tf.experiments.resolve import resolve, source_spec, target_spec
+from igam_tf.method.adversarial import WarmedUpPGDTraining
+from igam_tf.system.run_folder import RunFolder
+from igam_tf.training.loop import Log
+from igam_tf.training.teachers import TeacherSettings, teacher_settings, teacher_trainer
+from madry_models.errors import UserError
+
+SMOKE = ("--preset=smoke", "--data=builtin", "--teacher=train", "--method=l2", "--replicas=1")
+QUICK = ("--eval_attacks=clean", "--teacher_eval_examples=8", "--eval_examples=8")
+
+
+@pytest.fixture
+def run(command_of, tmp_path):
+    main = command_of(train)
+
+    def run(name: str, *more: str) -> Path:
+        main(*SMOKE, *QUICK, f"--workdir={tmp_path / name}", *more)
+        return tmp_path / name
+
+    return run
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    return [v.numpy() for v in keras.saving.load_model(path, compile=False).variables]
+
+
+def assert_alike(a: Path, b: Path) -> None:
+    for ours, theirs in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# --- the shared folder -----------------------------------------------------------------------------
+
+
+def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(run, tmp_path):
+    first, second = run("first"), run("second")
+    (shared,) = (tmp_path / "teachers").iterdir()
+    log = (shared / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [2, 4]  # trained once
+    records = [json.loads((p / "teacher_source.json").read_text()) for p in (first, second)]
+    assert records[0] == records[1]
+    assert records[0]["folder"] == str(shared)
+    assert records[0]["train_images"] == 600
+    assert records[0]["minutes"] > 0
+    assert records[0]["report"]["results"].keys() == {"clean", "pgd40", "worst_case"}
+    assert records[0]["report"]["results"]["clean"]["n"] == 8
+    assert_alike(first / "teacher_source.keras", shared / "teacher_source.keras")
+    assert_alike(first / "student.keras", second / "student.keras")
+    images = json.loads((first / "data.json").read_text())
+    assert images == {
+        "data": "cifar10", "stored_as": "", "train_images": 568, "validation_images": 32,
+        "test_images": 2000, "published_train_images": 50_000,
+    }  # fmt: skip
+
+
+def test_a_half_trained_teacher_goes_on_in_another_run(run, tmp_path, monkeypatch):
+    log = Log.__call__
+
+    def stop(self, step, scalars):
+        log(self, step, scalars)
+        if (self._stage, step) == ("teacher_source", 4):  # the newest checkpoint is of step 2
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Log, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed")
+    monkeypatch.setattr(Log, "__call__", log)
+    (shared,) = (tmp_path / "teachers").iterdir()
+    assert [p.name for p in (shared / "checkpoints" / "teacher_source").glob("ckpt-*")] == [
+        "ckpt-2"
+    ]
+    assert not (shared / "teacher_source.keras").exists()
+    other = run("other")
+    whole = run("whole", f"--teachers={tmp_path / 'elsewhere'}")
+    assert_alike(other / "teacher_source.keras", whole / "teacher_source.keras")
+
+
+def test_a_teacher_begun_in_its_run_folder_ends_there(run, tmp_path, monkeypatch):
+    """As a run of an earlier version has it."""
+    monkeypatch.setattr(
+        "igam_tf.training.stages.shared_folder", lambda *_, **__: pytest.fail("a shared folder")
+    )
+    before = tmp_path / "run" / "checkpoints" / "teacher_source"
+    made = RunFolder.__init__
+
+    def made_with_checkpoints(self, *arguments, **options):
+        made(self, *arguments, **options)
+        before.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(RunFolder, "__init__", made_with_checkpoints)
+    folder = run("run")
+    assert (folder / "teacher_source.keras").exists()
+    assert not (folder / "teacher_source.json").exists()
+
+
+def test_whoever_comes_second_waits(tmp_path):
+    settings, entered = TeacherSettings(**BY_HAND), threading.Event()
+    first = RunFolder(tmp_path / "teacher", settings)
+    with pytest.raises(UserError, match="another process is working"):
+        RunFolder(tmp_path / "teacher", settings)
+
+    def second():
+        with RunFolder(tmp_path / "teacher", settings, wait=True):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert not entered.wait(0.3)
+    first.close()
+    assert entered.wait(10)
+    thread.join()
+
+
+# --- what names it ---------------------------------------------------------------------------------
+
+BY_HAND = {
+    "source": "mnist", "images": "", "classes": 10, "network": "mnist-cnn", "optimizer": "adam",
+    "learning_rate": 1e-4, "lr_schedule": "constant", "momentum": 0.0, "weight_decay": 0.0,
+    "steps": 100_000, "batch_size": 50, "seed": 0, "attack_steps": 40, "eps": 0.3, "step_size": 0.01,
+    "eps_warmup": 0.0, "sync_batch_norm": True,
+}  # fmt: skip
+
+
+def settings_of(**chosen) -> TeacherSettings:
+    config = resolve({"data": "builtin", "teacher": "train"} | chosen)
+    spec = source_spec(config)
+    one = np.zeros((1, *spec.image_shape), np.uint8)
+    split = datasets.Split(one, np.zeros(1, np.int64), spec, "builtin", "train")
+    return dataclasses.replace(teacher_settings(config, split, own_statistics=False), images="")
+
+
+def test_the_challenges_recipes_by_hand():
+    assert dataclasses.asdict(settings_of()) == BY_HAND
+    cifar10 = settings_of(source="cifar10", target="cifar100")
+    expected = BY_HAND | {
+        "source": "cifar10", "network": "wrn-32-10", "optimizer": "momentum", "learning_rate": 0.1,
+        "lr_schedule": "step", "momentum": 0.9, "weight_decay": 2e-4, "steps": 80_000,
+        "batch_size": 128, "attack_steps": 7, "eps": 8.0, "step_size": 2.0,
+    }  # fmt: skip
+    assert dataclasses.asdict(cifar10) == expected
+
+
+def test_what_a_teacher_depends_on_changes_its_folder():
+    mine = TeacherSettings(**BY_HAND)
+    assert mine.folder.startswith("mnist-")
+    for name, value in BY_HAND.items():
+        other = f"{value}x" if isinstance(value, str) else not value if value is True else value + 1
+        changed = dataclasses.replace(mine, **{name: other})
+        assert changed.folder != mine.folder, name
+    # What comes after it does not.
+    assert settings_of(method="l2", train_steps=3, igam_start=0, lambda_diff=7.0) == mine
+    assert settings_of(target="cifar100") == mine
+    assert settings_of(seed=1) != mine
+    plain = settings_of(teacher_gradient="plain")
+    assert (plain.attack_steps, plain.eps, plain.step_size) == (0, 0.0, 0.0)
+    assert TeacherSettings(**BY_HAND | {"source": "folder:a b"}).folder.startswith("folder-a-b-")
+
+
+def test_a_trainer_of_each_kind():
+    network = keras.Sequential(
+        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    mine = TeacherSettings(**BY_HAND)
+    for changed, kind in (
+        ({}, "PGDTraining"),
+        ({"eps_warmup": 0.5}, "WarmedUpPGDTraining"),
+        ({"attack_steps": 0}, "ClassifierTrainer"),
+    ):
+        trainer, optimizer = teacher_trainer(network, dataclasses.replace(mine, **changed), 1.0)
+        assert (type(trainer).__name__, type(optimizer).__name__) == (kind, "Adam")
+
+
+def test_eps_grows_to_its_value():
+    """Of a network whose loss always rises with x, one step of 2 eps ends on the ball's border."""
+    network = keras.Sequential(
+        [keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    network.layers[-1].set_weights([np.array([[0.0, 1.0]]), np.zeros(2)])
+    trainer = WarmedUpPGDTraining(
+        network, warmup_steps=4, eps=0.4, step_size=0.8, steps=1, seed=0, pixel_max=1.0
+    )
+    trainer.compile("sgd")
+    x, y = tf.fill([3, 1, 1, 1], 0.5), tf.zeros(3, tf.int64)
+    for step, eps in ((0, 0.1), (1, 0.2), (3, 0.4), (9, 0.4)):
+        trainer.optimizer.iterations.assign(step)
+        np.testing.assert_allclose(
+            trainer.attack(x, y), np.full((3, 1, 1, 1), 0.5 + eps), rtol=1e-6
+        )
+    assert (trainer.eps, trainer.step_size) == (0.4, 0.8)
+
+
+# --- budgets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", CPU_TEACHERS)
+def test_the_cpu_preset_trains_its_own_teachers(source):
+    target = "cifar10" if source != "cifar10" else "tiny_imagenet"
+    trained = resolve({"source": source, "target": target, "preset": "cpu", "teacher": "train"})
+    for name, value in CPU_TEACHERS[source].items():
+        assert getattr(trained, name) == value
+    loaded = resolve({"source": source, "target": target, "preset": "cpu", "teacher": "load"})
+    paper = resolve({"source": source, "target": target})
+    for name in CPU_TEACHERS[source]:
+        assert getattr(loaded, name) == getattr(paper, name)
+    given = resolve(
+        {
+            "source": source,
+            "target": target,
+            "preset": "cpu",
+            "teacher": "train",
+            "teacher_steps": 3,
+        }
+    )
+    assert given.teacher_steps == 3
+
+
+def test_a_plain_teacher_keeps_its_budget():
+    plain = resolve({"preset": "cpu", "teacher_gradient": "plain"})
+    assert (plain.teacher_steps, plain.teacher_lr_schedule, plain.teacher_eps_warmup) == (
+        1500,
+        "auto",
+        0,
+    )
+
+
+# --- the first classes -----------------------------------------------------------------------------
+
+
+def test_the_first_classes_in_the_order_of_the_labels():
+    spec = datasets.spec_of("cifar10", classes=3)
+    assert (spec.num_classes, spec.train_images, spec.title) == (
+        3,
+        15_000,
+        "cifar10 (first 3 classes)",
+    )
+    whole = datasets.load("cifar10", "test", source="builtin")
+    some = datasets.load(spec, "test", source="builtin", num=7)
+    chosen = np.flatnonzero(whole.labels < 3)[:7]
+    np.testing.assert_array_equal(some.labels, whole.labels[chosen])
+    np.testing.assert_array_equal(some.images, whole.images[chosen])
+    assert datasets.class_names(spec, source="builtin") == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("n", [1, 11])
+def test_classes_that_there_are_not(n):
+    with pytest.raises(UserError, match=f"between 2 and 10 classes of cifar10; received {n}"):
+        resolve({"target_classes": n})
+    with pytest.raises(UserError, match=f"between 2 and 10 classes of mnist; received {n}"):
+        resolve({"source_classes": n})
+
+
+def test_source_and_target_have_classes_of_their_own():
+    chosen = {"source": "cifar10", "source_classes": 4, "target_classes": 3}
+    for target, classes in (("cifar10", 3), ("cifar100", 3)):
+        config = resolve(chosen | {"target": target})
+        assert (source_spec(config).num_classes, target_spec(config).num_classes) == (4, classes)
+
+
+def test_a_model_is_judged_on_the_classes_of_its_run():
+    run = {"target": "tiny_imagenet", "target_classes": 20}
+    assert data_spec("tiny_imagenet", run).num_classes == 20
+    assert data_spec("cifar10", run).num_classes == 10
+    assert data_spec("tiny_imagenet", {"target": "tiny_imagenet"}).num_classes == 200
+
+
+def test_a_run_of_the_first_classes(run):
+    folder = run("run", "--source_classes=3", "--target_classes=2", "--eval_examples=16")
+    assert json.loads((folder / "results.json").read_text())["l2"]["dataset"] == (
+        "cifar10 (first 2 classes)"
+    )
+    assert json.loads((folder / "teacher_source.json").read_text())["settings"]["classes"] == 3
+    student = keras.saving.load_model(folder / "student.keras", compile=False)
+    assert student(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 2)
+
+
+def test_too_few_images_of_the_classes_before_anything_is_trained(run, tmp_path):
+    with pytest.raises(
+        UserError, match=r"--eval_examples of at most \d+, the test images of cifar10"
+    ):
+        run("run", "--target_classes=2", "--eval_examples=9000")
+    assert not (tmp_path / "teachers").exists()
