@@ -1,6 +1,7 @@
 """Methods on adversarial examples, their formulas by hand, and the alignment of finished students."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from igam_tf.method import objectives
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.training.monitor import OverfittingWatch
 
 RNG = np.random.default_rng(0)
@@ -83,7 +85,7 @@ def test_ard_by_hand():
 def trainer(name: str, network: keras.Model, **settings) -> PGDTraining:
     method = METHODS[name]
     compiled = PGDTraining(
-        network, seed=0, objective=lambda *a: method.adversarial(*a, s=None, teacher=None),
+        network, seed=0, objective=functools.partial(method.adversarial, s=None, teacher=None),
         attack_loss=method.attack_loss, terms=method.terms,
         **({"eps": 0.1, "step_size": 0.02, "steps": 7} | settings),
     )  # fmt: skip
@@ -105,6 +107,49 @@ def test_fast_is_one_step_of_a_fourth_more_than_eps_from_a_random_start():
     assert delta.std() > 1e-3  # the starts differ
 
 
+def test_n_fgsm_steps_from_noise_of_two_eps_and_stays_there():
+    """Of a linear model: noise within 2 eps, then eps uphill; pixels alone hold it."""
+    f = linear(classes=2)
+    x, y = tf.fill([5, 2, 2, 1], 0.5), Y % 2
+    method = METHODS["n_fgsm"]
+    one = {"steps": 1, "step_size": 0.1 * method.one_step, "noise": method.noise}
+    x_adv = trainer("n_fgsm", f, **one).attack(x, y)
+    uphill = np.sign(f.w.numpy()[:, 1] - f.w.numpy()[:, 0])
+    delta = np.reshape(x_adv - x, (5, 4)) * np.where(y == 0, 1, -1)[:, None] * uphill
+    assert (np.abs(delta - 0.1) <= 0.2 + 1e-6).all()
+    assert delta.max() > 0.1 + 1e-6  # beyond eps
+    far = trainer("n_fgsm", f, eps=1.0, steps=1, step_size=1.0, noise=2.0).attack(x, y)
+    assert np.min(far) >= 0
+    assert np.max(far) <= 1
+
+
+def test_eps_grows_over_the_ramp():
+    """From a start in the middle, the whole of a linear model's steps: 1/4 of eps, then 2/4, ..."""
+    f = linear(classes=2)
+    x, y = tf.fill([5, 2, 2, 1], 0.5), Y % 2
+    ours = trainer("pgd", f, steps=50, ramp_steps=4)
+    for step in range(6):
+        ours.optimizer.iterations.assign(step)
+        reached = np.abs(ours.attack(x, y) - x).max()
+        np.testing.assert_allclose(reached, 0.1 * min(1, (step + 1) / 4), rtol=1e-5)
+
+
+def test_label_smoothing_by_hand_and_in_training():
+    f = linear()
+    z = f(X).numpy()
+    smooth = 0.7 * xent(z) - 0.3 * np.log(softmax(z)).mean(1)
+    np.testing.assert_allclose(losses.xent(f(X), Y, 0.3), smooth, rtol=1e-5)
+    onehot = keras.ops.one_hot(Y, 3)
+    library = keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=0.3, reduction=None
+    )
+    np.testing.assert_allclose(losses.xent(f(X), Y, 0.3), library(onehot, z), rtol=1e-5)
+    trained = ClassifierTrainer(f, label_smoothing=0.3)
+    trained.compile(Momentum(0.0))
+    trained.optimizer.build(f.trainable_variables)
+    np.testing.assert_allclose(trained.train_step((X, Y))["L_xent"], smooth.mean(), rtol=1e-5)
+
+
 def test_trades_attack_raises_the_divergence_from_a_start_where_it_has_no_slope():
     f = linear()
     x = tf.random.stateless_uniform((5, 2, 2, 1), (0, 1))
@@ -115,12 +160,12 @@ def test_trades_attack_raises_the_divergence_from_a_start_where_it_has_no_slope(
     assert (found > by_chance).all()
 
 
-@pytest.mark.parametrize("name", ["fast", "pgd", "trades", "ard"])
+@pytest.mark.parametrize("name", ["fast", "n_fgsm", "pgd", "trades", "ard"])
 def test_a_step_reports_the_methods_terms(name):
     f = linear()
     ours = trainer(name, f)
     s = SimpleNamespace(trades_beta=6.0, ard_alpha=1.0, ard_temperature=30.0)
-    ours.objective = lambda *a: METHODS[name].adversarial(*a, s=s, teacher=linear(1))
+    ours.objective = functools.partial(METHODS[name].adversarial, s=s, teacher=linear(1))
     before = f.w.numpy()
     x = tf.random.stateless_uniform((5, 2, 2, 1), (0, 1))
     assert ours.train_step((x, Y)).keys() == {"loss", *METHODS[name].terms}

@@ -8,13 +8,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from igam_tf import datasets, train
 from igam_tf.evaluation.inputs import data_spec
 from igam_tf.experiments.presets import CPU_TEACHERS
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
-from igam_tf.method.adversarial import WarmedUpPGDTraining
 from igam_tf.system.run_folder import RunFolder
 from igam_tf.training.loop import Log
 from igam_tf.training.teachers import TeacherSettings, teacher_settings, teacher_trainer
@@ -178,30 +176,12 @@ def test_a_trainer_of_each_kind():
     mine = TeacherSettings(**BY_HAND)
     for changed, kind in (
         ({}, "PGDTraining"),
-        ({"eps_warmup": 0.5}, "WarmedUpPGDTraining"),
         ({"attack_steps": 0}, "ClassifierTrainer"),
     ):
         trainer, optimizer = teacher_trainer(network, dataclasses.replace(mine, **changed), 1.0)
         assert (type(trainer).__name__, type(optimizer).__name__) == (kind, "Adam")
-
-
-def test_eps_grows_to_its_value():
-    """Of a network whose loss always rises with x, one step of 2 eps ends on the ball's border."""
-    network = keras.Sequential(
-        [keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
-    )
-    network.layers[-1].set_weights([np.array([[0.0, 1.0]]), np.zeros(2)])
-    trainer = WarmedUpPGDTraining(
-        network, warmup_steps=4, eps=0.4, step_size=0.8, steps=1, seed=0, pixel_max=1.0
-    )
-    trainer.compile("sgd")
-    x, y = tf.fill([3, 1, 1, 1], 0.5), tf.zeros(3, tf.int64)
-    for step, eps in ((0, 0.1), (1, 0.2), (3, 0.4), (9, 0.4)):
-        trainer.optimizer.iterations.assign(step)
-        np.testing.assert_allclose(
-            trainer.attack(x, y), np.full((3, 1, 1, 1), 0.5 + eps), rtol=1e-6
-        )
-    assert (trainer.eps, trainer.step_size) == (0.4, 0.8)
+    warmed_up, _ = teacher_trainer(network, dataclasses.replace(mine, eps_warmup=0.5, steps=8), 1.0)
+    assert warmed_up.ramp_steps == 4
 
 
 # --- budgets ---------------------------------------------------------------------------------------

@@ -171,6 +171,19 @@ class Config(Settings):
     weight_decay: float = setting(
         2e-4, "Factor of half the squared kernels of student and discriminator.", "student"
     )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of each label that is spread evenly over all classes, in L_xent of the student.",
+        "student",
+        within=(0, 1),
+    )
+    averaging: float = setting(
+        0.0,
+        "Decay, at each step, of the running mean of the student's weights, which is what is kept; 0: "
+        "the weights themselves. Batch norm keeps its own moving averages.",
+        "student",
+        within=(0, 0.999999),
+    )
     pixel_noise: float = setting(
         0.0, "Half-width of uniform noise on training images, in pixels of 0..255 (R10).", "student"
     )

@@ -55,6 +55,7 @@ CPU_BUDGETS: dict[str, dict[str, Any]] = {
     "finetune": {"finetune_steps": 6000},
     "pgd": {"train_steps": 500},
     "fast": {"train_steps": 1200},
+    "n_fgsm": {"train_steps": 1200},
     "trades": {"train_steps": 350},
     "ard": {"train_steps": 500},
 }

@@ -19,14 +19,22 @@ def at_least_float32(t: tf.Tensor) -> tf.Tensor:
     return tf.cast(t, tf.float32) if t.dtype.size < 4 else t
 
 
-def xent(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+def xent(logits: tf.Tensor, y: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """L_xent = -log softmax(logits)[y] (eq. 7). logits [B,K], y [B] int -> [B].
+
+    With `smoothing` s the label is 1 - s on y and s spread evenly over all K classes (Szegedy et al.
+    2016, arXiv 1512.00567, section 7).
 
     Example:
         >>> xent(tf.constant([[0.0, 0.0]]), tf.constant([1])).numpy()
         array([0.6931472], dtype=float32)
     """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=at_least_float32(logits))
+    logits = at_least_float32(logits)
+    of_y = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+    if not smoothing:
+        return of_y
+    of_all = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+    return (1 - smoothing) * of_y + smoothing * of_all
 
 
 def true_class_probability(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

@@ -23,6 +23,10 @@ class PGDTraining(ClassifierTrainer):
         network, pixel_max, weight_decay, terms: as in `ClassifierTrainer`.
         eps, step_size: l-inf radius and step, in the network's own pixel unit.
         steps: of the attack; 7 in the challenge's CIFAR-10 code, 40 for MNIST.
+        noise: the attack starts uniformly within so many eps of x; beyond 1 nothing takes it back
+            into the ball (N-FGSM).
+        ramp_steps: training steps over which eps and step_size grow from 0 to their value; without
+            them a network in l-inf 0.3 may stay at the same logits for every image.
         seed: of the random starts, which depend on it, the step's number and the replica alone.
         objective: (f, x, x_adv, y) -> loss and terms.
         attack_loss: what the attack maximises: "xent", from a start anywhere within eps of x; or
@@ -47,31 +51,39 @@ class PGDTraining(ClassifierTrainer):
         step_size: float,
         steps: int,
         seed: int,
+        noise: float = 1.0,
+        ramp_steps: int = 0,
         objective: Callable[..., Objective] = adversarial_xent,
         attack_loss: str = "xent",
         **kwargs,
     ):
         super().__init__(network, **kwargs)
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
+        self.noise, self.ramp_steps = noise, ramp_steps
         self.objective, self.attack_loss = objective, attack_loss
 
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """x_adv [B,H,W,C] of this step and replica."""
         seed = step_key(self.optimizer, self.seed)
         shape, loss, scale = tf.shape(x), losses.xent, self.loss_scale or 1.0
+        grown = tf.cast(self.ramp(0, self.ramp_steps), x.dtype)
+        eps, step_size = grown * self.eps, grown * self.step_size
         if self.attack_loss == "kl":
             p = self.network(x, training=False)
             loss = lambda logits, _: losses.kl(p, logits)  # noqa: E731
             deviation = NEAR_X * self.pixel_max
             noise = tf.random.stateless_normal(shape, seed, 0.0, deviation, x.dtype)
         else:
-            noise = tf.random.stateless_uniform(shape, seed, -self.eps, self.eps, x.dtype)
+            noise = self.noise * eps
+            noise = tf.random.stateless_uniform(shape, seed, -noise, noise, x.dtype)
+            if self.noise > 1:
+                eps = self.noise * eps + self.steps * step_size
         return pgd(
             lambda x: self.network(x, training=False),
             x,
             y,
-            eps=self.eps,
-            step_size=self.step_size,
+            eps=eps,
+            step_size=step_size,
             steps=self.steps,
             loss=lambda *outputs: scale * loss(*outputs),
             bounds=(0.0, self.pixel_max),
@@ -83,29 +95,4 @@ class PGDTraining(ClassifierTrainer):
         x, y = data
         x_adv = self.attack(x, y)
         f = functools.partial(self.network, training=True)
-        return self.descend(lambda: self.objective(f, x, x_adv, y), y)
-
-
-class WarmedUpPGDTraining(PGDTraining):
-    """`PGDTraining` whose eps and step size grow linearly from 0 to their values.
-
-    Without it a network in l-inf 0.3 may stay at the same logits for every image.
-
-    Args:
-        warmup_steps: training steps until the full eps.
-        **kwargs: as in `PGDTraining`.
-    """
-
-    def __init__(self, network: keras.Model, *, warmup_steps: int, **kwargs):
-        super().__init__(network, **kwargs)
-        self.full, self.warmup_steps = (self.eps, self.step_size), warmup_steps
-
-    def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """x_adv [B,H,W,C] of this step and replica, within the eps of the step."""
-        done = tf.cast(self.optimizer.iterations, x.dtype)
-        share = tf.minimum((done + 1) / self.warmup_steps, 1)
-        self.eps, self.step_size = (share * value for value in self.full)
-        try:
-            return super().attack(x, y)
-        finally:
-            self.eps, self.step_size = self.full
+        return self.descend(lambda: self.objective(f, x, x_adv, y, xent=self.xent), y)

@@ -285,6 +285,7 @@ class IGAM(ClassifierTrainer):
     def input_gradient(self, model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, training: bool):
         """(J, values [B], logits [B,K]) of `model` at x; J [B,H,W,C] in `gradient_pixel_max` unit."""
         of = losses.GRADIENT_OF[self.settings.input_gradient]
+        of = self.xent if of is losses.xent else of
 
         def values(x):
             logits = model(x, training=training)
@@ -338,7 +339,7 @@ class IGAM(ClassifierTrainer):
         whole = contextlib.nullcontext() if own else gradients.whole_second_derivatives()
         with whole, tf.GradientTape() as tape:
             j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
-            l_xent = losses.xent(logits, y)
+            l_xent = self.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
             total = self.mean(l_xent) + matching + self.decay(self.kernels)
         grads = gradients.scaled(
@@ -360,7 +361,7 @@ class IGAM(ClassifierTrainer):
         with tf.GradientTape() as tape:
             tape.watch(x)
             logits = self.network(x, training=True)
-            l_xent = losses.xent(logits, y)
+            l_xent = self.xent(logits, y)
         # Of the sum over the batch.
         j_s, *here = gradients.scaled(
             tape, l_xent, [x, *theta], self.loss_scale, unconnected_gradients="zero"
@@ -385,7 +386,7 @@ class IGAM(ClassifierTrainer):
         for variable, before in seeds:
             variable.assign(before)  # the same dropout at both points
         with tf.GradientTape() as tape:
-            l_there = losses.xent(self.network(x + h * v, training=True), y)
+            l_there = self.xent(self.network(x + h * v, training=True), y)
             there = tf.reduce_sum(l_there) / h + self.decay(self.kernels)
         scale = self.loss_scale and self.loss_scale * h
         there = gradients.scaled(tape, there, theta, scale, unconnected_gradients="zero")
@@ -398,8 +399,8 @@ class IGAM(ClassifierTrainer):
     def matching(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """(this replica's share of lambda_adv L_adv + lambda_diff L_diff, both terms per example).
 
-        Of the two, the method's, the share `match_every` times as large; f_disc's accuracy is
-        reported with L_adv.
+        Of the two, the method's, the share `match_every` times as large and ramped; f_disc's
+        accuracy is reported with L_adv.
         """
         s, share, terms = self.settings, 0.0, {}
         if self.method.discriminator:
@@ -412,7 +413,8 @@ class IGAM(ClassifierTrainer):
             difference = self.method.difference if own else losses.DIFF_NORMS[s.diff_norm]
             terms["L_diff"] = difference(*self.apply_view(s.diff_view, j_s, j_t))
             share += s.lambda_diff * self.reduce_diff(terms["L_diff"])
-        return s.match_every * share, terms
+        grown = tf.cast(self.ramp(s.igam_start, s.ramp_steps), share.dtype)
+        return s.match_every * grown * share, terms
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
         """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example).

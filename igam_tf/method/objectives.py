@@ -1,7 +1,7 @@
 """The methods: what each trains a student with, one entry and one formula each.
 
     J_s is matched, no adversarial example is made   igam, l2, cosine, jarn, gradient_penalty
-    trained on adversarial examples                  pgd, fast, trades, ard
+    trained on adversarial examples                  pgd, fast, n_fgsm, trades, ard
     neither                                          standard, finetune
 
 `igam_tf.method.igam.IGAM` trains the first, `igam_tf.method.adversarial.PGDTraining` the second kind.
@@ -17,26 +17,45 @@ import tensorflow as tf
 from igam_tf.formulas import losses
 
 Forward = Callable[[tf.Tensor], tf.Tensor]  # x [B,H,W,C] -> logits [B,K] of the student in training
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # logits [B,K], y [B] -> [B]
 # (loss [B], terms to report, each [B], logits whose accuracy is reported [B,K])
 Objective = tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]
 
 
-def adversarial_xent(f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, **_) -> Objective:
+def adversarial_xent(
+    f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, xent: Loss = losses.xent, **_
+) -> Objective:
     """L_xent at the adversarial example (eq. 3; Madry et al. 2018)."""
     logits = f(x_adv)
-    l_xent = losses.xent(logits, y)
+    l_xent = xent(logits, y)
     return l_xent, {"L_xent": l_xent}, logits
 
 
-def trades(f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, s: Any, **_) -> Objective:
+def trades(
+    f: Forward,
+    x: tf.Tensor,
+    x_adv: tf.Tensor,
+    y: tf.Tensor,
+    *,
+    s: Any,
+    xent: Loss = losses.xent,
+    **_,
+) -> Objective:
     """L_xent(x) + `trades_beta` KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
     logits = f(x)
-    terms = {"L_xent": losses.xent(logits, y), "L_kl": losses.kl(logits, f(x_adv))}
+    terms = {"L_xent": xent(logits, y), "L_kl": losses.kl(logits, f(x_adv))}
     return terms["L_xent"] + s.trades_beta * terms["L_kl"], terms, logits
 
 
 def ard(
-    f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, s: Any, teacher: keras.Model
+    f: Forward,
+    x: tf.Tensor,
+    x_adv: tf.Tensor,
+    y: tf.Tensor,
+    *,
+    s: Any,
+    teacher: keras.Model,
+    xent: Loss = losses.xent,
 ) -> Objective:
     """(1 - alpha) L_xent(x) + alpha t^2 KL(teacher's p_t(x) || student's p_t(x_adv)).
 
@@ -45,7 +64,7 @@ def ard(
     """
     logits, alpha, t = f(x), s.ard_alpha, s.ard_temperature
     l_kl = losses.kl(teacher(x, training=False) / t, f(x_adv) / t)
-    terms = {"L_xent": losses.xent(logits, y), "L_kl": l_kl}
+    terms = {"L_xent": xent(logits, y), "L_kl": l_kl}
     return (1 - alpha) * terms["L_xent"] + alpha * t**2 * l_kl, terms, logits
 
 
@@ -64,6 +83,7 @@ class Method:
         adversarial: objective on adversarial examples, see `trades`.
         attack_loss: what the attack maximises, "xent" or the "kl" from p(x).
         one_step: the attack is one step of so many eps; None: `pgd_steps` of the data set's step.
+        noise: the attack starts uniformly within so many eps of x; beyond 1 it stays where it gets.
     """
 
     teacher: bool = False
@@ -74,6 +94,7 @@ class Method:
     adversarial: Callable[..., Objective] | None = None
     attack_loss: str = "xent"
     one_step: float | None = None
+    noise: float = 1.0
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -107,5 +128,7 @@ METHODS: dict[str, Method] = {
     "ard": Method(teacher=True, adversarial=ard),
     # Wong et al. 2020, arXiv 2001.03994.
     "fast": Method(adversarial=adversarial_xent, one_step=1.25),
+    # de Jorge et al. 2022, arXiv 2202.01181.
+    "n_fgsm": Method(adversarial=adversarial_xent, one_step=1.0, noise=2.0),
     "trades": Method(adversarial=trades, attack_loss="kl"),
 }

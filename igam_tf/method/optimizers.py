@@ -1,4 +1,7 @@
-"""Momentum as TensorFlow 1 has it, and the learning-rate schedules of the recipes."""
+"""Momentum as TensorFlow 1 has it, the learning-rate schedules of the recipes, averaged weights."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import keras
 from keras import ops
@@ -22,6 +25,8 @@ class Momentum(keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         """One variable's update."""
+        if not self.momentum:
+            return super().update_step(gradient, variable, learning_rate)
         a = self.momentums[self._get_variable_index(variable)]
         self.assign(a, a * ops.cast(self.momentum, a.dtype) + ops.cast(gradient, a.dtype))
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * a)
@@ -56,6 +61,18 @@ def schedule(
             0.0, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
         )
     raise ValueError(f"schedule must be constant, step or cosine. Received: {name!r}")
+
+
+@contextlib.contextmanager
+def averaged(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> Iterator[None]:
+    """Context in which the variables hold their running means, where the optimizer keeps some."""
+    before = [v.numpy() for v in variables] if optimizer.use_ema else []
+    optimizer.finalize_variable_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=False):
+            variable.assign(value)
 
 
 @keras.saving.register_keras_serializable("igam_tf")

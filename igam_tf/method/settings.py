@@ -56,7 +56,8 @@ class Settings:
     method: str = setting(
         "igam",
         "What the student is trained with. Matched input gradients, no adversarial examples: igam, l2, "
-        "cosine, jarn, gradient_penalty. Adversarial examples: pgd, fast, trades, ard. Neither: "
+        "cosine, jarn, gradient_penalty. Adversarial examples: pgd, fast, n_fgsm, trades, ard. "
+        "Neither: "
         "standard, and finetune, the teacher with new logits.",
         "experiment",
         choices=tuple(METHODS),
@@ -78,6 +79,12 @@ class Settings:
     )
     igam_start: int = setting(
         0, "Steps of plain training before both terms are switched on (R8).", "objective"
+    )
+    ramp_steps: int = setting(
+        0,
+        "Steps over which what makes robust grows evenly from 0 to its value: both weights, from "
+        "igam_start on; with adversarial examples eps and the step, from the beginning.",
+        "objective",
     )
     match_every: int = setting(
         1,

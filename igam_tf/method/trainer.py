@@ -76,6 +76,7 @@ class ClassifierTrainer(keras.Model):
         decayed: regular expression of the paths of the variables under weight decay; None: the
             kernels of convolutions and dense layers.
         from_probabilities: the network returns probabilities, whose logarithm is trained.
+        label_smoothing: share of each label that is spread over all classes, within L_xent.
         terms: names of the per-example terms that a step reports.
     """
 
@@ -87,6 +88,7 @@ class ClassifierTrainer(keras.Model):
         pixel_max: float | None = None,
         decayed: str | None = None,
         from_probabilities: bool = False,
+        label_smoothing: float = 0.0,
         terms: Sequence[str] = ("L_xent", "accuracy"),
         **kwargs,
     ):
@@ -96,6 +98,7 @@ class ClassifierTrainer(keras.Model):
         self.network = LogProbabilities(network) if from_probabilities else network
         self.weight_decay, self.decayed = weight_decay, decayed
         self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
+        self.label_smoothing = label_smoothing
         self._means = {name: Mean(name) for name in terms}
 
     # Whether the network's batch norm runs on batch statistics while it is trained.
@@ -202,6 +205,7 @@ class ClassifierTrainer(keras.Model):
             "pixel_max": self._given_pixel_max,
             "decayed": self.decayed,
             "from_probabilities": self.from_probabilities,
+            "label_smoothing": self.label_smoothing,
         }
 
     @classmethod
@@ -253,7 +257,7 @@ class ClassifierTrainer(keras.Model):
 
         def objective() -> Objective:
             logits = self.network(x, training=self.batch_statistics)
-            l_xent = losses.xent(logits, y)
+            l_xent = self.xent(logits, y)
             return l_xent, {"L_xent": l_xent}, logits
 
         return self.descend(objective, y)
@@ -270,6 +274,17 @@ class ClassifierTrainer(keras.Model):
         )
         self.optimizer.apply(grads, self.trained_variables)
         return self.log(terms, logits, y)
+
+    def xent(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """L_xent of training, with `label_smoothing`. logits [B,K], y [B] -> [B]."""
+        return losses.xent(logits, y, self.label_smoothing)
+
+    def ramp(self, start: int, steps: int) -> tf.Tensor | float:
+        """Grows evenly from 1 / steps at step number `start` to 1; 1 where `steps` is 0."""
+        if not steps:
+            return 1.0
+        since = tf.cast(self.optimizer.iterations, tf.float32) - start + 1
+        return tf.clip_by_value(since / steps, 0.0, 1.0)
 
     def mean(self, per_example: tf.Tensor) -> tf.Tensor:
         """This replica's share of the mean over the global batch. [B] -> []."""

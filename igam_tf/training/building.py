@@ -105,7 +105,12 @@ def new_optimizers(config: Config) -> list[Momentum]:
     if method.discriminator:
         turns = -(-igam_steps // (c.match_every * c.disc_every))
         rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
-    return [Momentum(rate, momentum=c.momentum) for rate in rates]
+    mean = {"use_ema": True, "ema_momentum": c.averaging} if c.averaging else {}
+    student, *disc = rates
+    return [
+        Momentum(student, momentum=c.momentum, **mean),
+        *(Momentum(rate, momentum=c.momentum) for rate in disc),
+    ]
 
 
 def new_trainer(
@@ -125,14 +130,19 @@ def new_trainer(
             step_size=one * eps if one else spec.step_size * spec.pixel_max,
             steps=1 if one else c.pgd_steps,
             seed=c.seed,
+            noise=method.noise,
+            ramp_steps=c.ramp_steps,
             pixel_max=spec.pixel_max,
+            label_smoothing=c.label_smoothing,
             objective=functools.partial(method.adversarial, teacher=teacher, s=c),
             attack_loss=method.attack_loss,
             terms=method.terms,
             weight_decay=c.weight_decay,
         )
     if not method.matched_to:
-        return ClassifierTrainer(student, weight_decay=c.weight_decay)
+        return ClassifierTrainer(
+            student, weight_decay=c.weight_decay, label_smoothing=c.label_smoothing
+        )
     if teacher and c.precision != "float32":
         teacher.set_precision(c.precision)
     adaptor = jarn_adaptor(spec.image_shape) if method.adaptor else None
@@ -149,6 +159,7 @@ def new_trainer(
         settings=c,
         pixel_max=spec.pixel_max,
         weight_decay=c.weight_decay,
+        label_smoothing=c.label_smoothing,
     )
     igam.make_players(spec.image_shape)
     return igam

@@ -18,6 +18,7 @@ from absl import logging
 from tqdm import tqdm
 
 from igam_tf.formulas import losses
+from igam_tf.method.optimizers import averaged
 from igam_tf.method.trainer import ClassifierTrainer, not_finite
 from igam_tf.system import devices
 from igam_tf.system.checkpoints import Checkpoints
@@ -171,7 +172,7 @@ def train(
             if not folder.chief:  # the chief alone validates, saves and stops on a signal
                 continue
             if validate and (step % validate_every == 0 or step == steps):
-                with clock.stopped():
+                with clock.stopped(), averaged(trainer.optimizer, trainer.trained_variables):
                     log(step, validate(step, log) | {"train_minutes": clock.minutes()})
             if stop.signal or step % checkpoint_every == 0 or step == steps:
                 with clock.stopped():

@@ -19,7 +19,7 @@ import tensorflow as tf
 from igam_tf.datasets import Split, short_name
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec
-from igam_tf.method.adversarial import PGDTraining, WarmedUpPGDTraining
+from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system import devices
@@ -139,10 +139,8 @@ def teacher_trainer(
     attack = {
         "eps": s.eps, "step_size": s.step_size, "steps": s.attack_steps, "seed": s.seed,
         "pixel_max": pixel_max, "weight_decay": s.weight_decay,
+        "ramp_steps": round(s.eps_warmup * s.steps),
     }  # fmt: skip
-    warmup = round(s.eps_warmup * s.steps)
-    if warmup:
-        return WarmedUpPGDTraining(network, warmup_steps=warmup, **attack), optimizer
     return PGDTraining(network, **attack), optimizer
 
 
