@@ -15,11 +15,26 @@ setup(
     description="Input gradient adversarial matching (IGAM, CVPR 2020) in TensorFlow 2 / Keras 3",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["igam_tf*", "madry_models*"]),
+    packages=[*find_packages(include=["igam_tf*", "madry_models*"]), "igam_tf.flagfiles"],
+    package_dir={"igam_tf.flagfiles": "flags"},
     package_data={
         "igam_tf": ["py.typed"],
         "igam_tf.audit": ["README.md"],
+        "igam_tf.flagfiles": ["*.flags"],
         "madry_models": ["py.typed"],
+    },
+    entry_points={
+        "console_scripts": [
+            "igam-train = igam_tf.train:program",
+            "igam-eval = igam_tf.eval_pgd:program",
+            "igam-audit = igam_tf.audit.__main__:program",
+            "igam-reproduce = igam_tf.reproduce.__main__:program",
+            "igam-figures = igam_tf.figures.__main__:program",
+            "igam-export = igam_tf.export:program",
+            "igam-report = igam_tf.report:program",
+            "madry-fetch = madry_models.fetch:program",
+            "madry-convert = madry_models.convert:program",
+        ]
     },
     python_requires=">=3.11,<3.14",
     install_requires=[

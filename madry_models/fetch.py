@@ -152,7 +152,8 @@ def _main(argv: list[str]) -> None:
     fetch(flags.FLAGS.model, flags.FLAGS.name, dest=flags.FLAGS.dest)
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     # Flags are defined here because other entry points import this module.
     from absl import flags
 
@@ -166,3 +167,7 @@ if __name__ == "__main__":
         "dest", None, "Folder to put the folder <name> in; models/<model> by default."
     )
     run_entry_point(_main)
+
+
+if __name__ == "__main__":
+    program()
