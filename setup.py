@@ -36,18 +36,18 @@ setup(
             "madry-convert = madry_models.convert:program",
         ]
     },
-    python_requires=">=3.11,<3.14",
+    python_requires=">=3.10,<3.14",
     install_requires=[
-        # The ranges are those the test suite has run with.
-        "tensorflow>=2.21,<2.22",
-        "keras>=3.15,<3.16",
-        "tensorflow-datasets>=4.9.10,<4.10",
-        "importlib_resources>=7,<8",  # tensorflow-datasets needs it and does not say so
-        "tensorboard>=2.21,<2.22",  # not pulled in by every TensorFlow wheel
-        "numpy>=2.4,<2.5",
-        "absl-py>=2.5,<3",
-        "tqdm>=4.70,<5",
-        "matplotlib>=3.11,<3.12",  # the audit's plots
+        # The suite has run with both ends of each range; tests/oldest.txt has the lower ones.
+        "tensorflow>=2.18,<2.22",
+        "keras>=3.7,<3.16",
+        "tensorflow-datasets>=4.9.7,<4.10",
+        "importlib_resources>=6.4,<8",  # tensorflow-datasets needs it and does not say so
+        "tensorboard>=2.18,<2.22",  # not pulled in by every TensorFlow wheel
+        "numpy>=1.26,<2.5",
+        "absl-py>=2.1,<3",
+        "tqdm>=4.66,<5",
+        "matplotlib>=3.8,<3.12",  # plots of audits, tables and figures
     ],
     extras_require={
         "dev": [
@@ -55,6 +55,9 @@ setup(
             "pytest-timeout>=2.4,<3",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
+            "mypy>=2.4,<3",
+            "build>=1.6,<2",
+            "twine>=7,<8",
         ],
         # Other people's attacks, to check ours against.
         # multiprocess: imported by ART's AutoAttack, which does not declare it.

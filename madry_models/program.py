@@ -14,7 +14,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -138,7 +138,7 @@ class _Verbosity(flags.IntegerParser):
     levels: ClassVar = {"debug": 1, "info": 0, "warning": -1, "error": -2}
 
     def parse(self, argument: str | int) -> int:
-        return super().parse(self.levels.get(argument, argument))
+        return super().parse(self.levels.get(str(argument), argument))
 
 
 def _error(sentence: object) -> int:
@@ -197,7 +197,7 @@ def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[
             )
         )
     except flags.CantOpenFlagFileError as error:
-        sys.exit(_error(_flagfile_text(error.__context__, flagfiles)))
+        sys.exit(_error(_flagfile_text(cast(OSError, error.__context__), flagfiles)))
     except flags.Error as error:
         sys.exit(_error(str(error).replace("\n", " ")))
     _talk_plainly()
