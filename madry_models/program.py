@@ -112,7 +112,7 @@ def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
     parts = [about.replace(f"python -m {_dotted(module.__name__)} ", f"{called_as()} ")]
     for title, members in found.items():
         parts.append("\n".join([f"\n{title}", *(_flag_text(flag, width) for flag in members)]))
-    own = f"One in the current folder, or of the package: {', '.join(_names(flagfiles))}."
+    own = f"The package has these, whose names are enough: {', '.join(_names(flagfiles))}."
     own = "".join(f"\n      {line}" for line in textwrap.wrap(own, width - 6)) if flagfiles else ""
     return "\n".join([*parts, _GENERAL.format(flagfiles=own)])
 

@@ -1,7 +1,6 @@
 """Projected gradient descent inside an eps-ball (Madry et al. 2018); one step of it is FGSM."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -66,7 +65,7 @@ def pgd(
     eps, step_size, *limits = (
         tf.convert_to_tensor(value, x.dtype) for value in (eps, step_size, *bounds)
     )
-    threat: dict[str, Any] = {"eps": eps, "bounds": limits, "norm": norm}
+    threat: dict = {"eps": eps, "bounds": limits, "norm": norm}
     aim = () if target is None else (target,)
 
     def values(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -86,12 +85,7 @@ def pgd(
 
 def _spec(name: str, threat: Threat) -> AttackSpec:
     """FGSM is one step of eps from the image itself, as in the challenges."""
-    own: dict[str, Any] = {
-        "name": name,
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "loss": threat.loss,
-    }
+    own: dict = {"name": name, "norm": threat.norm, "eps": threat.eps, "loss": threat.loss}
     if name == "fgsm":
         return AttackSpec(step_size=threat.eps, steps=1, restarts=1, **own)
     return AttackSpec(
