@@ -40,7 +40,7 @@ setup(
     install_requires=[
         # The suite has run with both ends of each range; tests/oldest.txt has the lower ones.
         "tensorflow>=2.18,<2.22",
-        "keras>=3.8,<3.16",
+        "keras>=3.12.1,!=3.13.0,!=3.13.1,<3.16",  # without CVE-2026-1462
         "tensorflow-datasets>=4.9.7,<4.10",
         "importlib_resources>=6.4,<8",  # tensorflow-datasets needs it and does not say so
         "tensorboard>=2.18,<2.22",  # not pulled in by every TensorFlow wheel
