@@ -15,24 +15,39 @@ setup(
     description="Input gradient adversarial matching (IGAM, CVPR 2020) in TensorFlow 2 / Keras 3",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["igam_tf*", "madry_models*"]),
+    packages=[*find_packages(include=["igam_tf*", "madry_models*"]), "igam_tf.flagfiles"],
+    package_dir={"igam_tf.flagfiles": "flags"},
     package_data={
         "igam_tf": ["py.typed"],
         "igam_tf.audit": ["README.md"],
+        "igam_tf.flagfiles": ["*.flags"],
         "madry_models": ["py.typed"],
     },
-    python_requires=">=3.11,<3.14",
+    entry_points={
+        "console_scripts": [
+            "igam-train = igam_tf.train:program",
+            "igam-eval = igam_tf.eval_pgd:program",
+            "igam-audit = igam_tf.audit.__main__:program",
+            "igam-reproduce = igam_tf.reproduce.__main__:program",
+            "igam-figures = igam_tf.figures.__main__:program",
+            "igam-export = igam_tf.export:program",
+            "igam-report = igam_tf.report:program",
+            "madry-fetch = madry_models.fetch:program",
+            "madry-convert = madry_models.convert:program",
+        ]
+    },
+    python_requires=">=3.10,<3.14",
     install_requires=[
-        # The ranges are those the test suite has run with.
-        "tensorflow>=2.21,<2.22",
-        "keras>=3.15,<3.16",
-        "tensorflow-datasets>=4.9.10,<4.10",
-        "importlib_resources>=7,<8",  # tensorflow-datasets needs it and does not say so
-        "tensorboard>=2.21,<2.22",  # not pulled in by every TensorFlow wheel
-        "numpy>=2.4,<2.5",
-        "absl-py>=2.5,<3",
-        "tqdm>=4.70,<5",
-        "matplotlib>=3.11,<3.12",  # the audit's plots
+        # The suite has run with both ends of each range; tests/oldest.txt has the lower ones.
+        "tensorflow>=2.18,<2.22",
+        "keras>=3.12.1,!=3.13.0,!=3.13.1,<3.16",  # without CVE-2026-1462
+        "tensorflow-datasets>=4.9.7,<4.10",
+        "importlib_resources>=6.4,<8",  # tensorflow-datasets needs it and does not say so
+        "tensorboard>=2.18,<2.22",  # not pulled in by every TensorFlow wheel
+        "numpy>=1.26,<2.5",
+        "absl-py>=2.1,<3",
+        "tqdm>=4.66,<5",
+        "matplotlib>=3.8,<3.12",  # plots of audits, tables and figures
     ],
     extras_require={
         "dev": [
@@ -40,6 +55,9 @@ setup(
             "pytest-timeout>=2.4,<3",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
+            "mypy>=2.4,<3",
+            "build>=1.6,<2",
+            "twine>=7,<8",
         ],
         # The site and its tutorials: `make docs`, `make tutorials`.
         "docs": [

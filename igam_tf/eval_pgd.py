@@ -155,6 +155,11 @@ def check_earlier(file: Path, settings: dict) -> None:
             raise UserError(f"{expected}; {name} was {old}, is {asked}")
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     define_flags()
     run_entry_point(main)
+
+
+if __name__ == "__main__":
+    program()

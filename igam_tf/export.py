@@ -220,6 +220,11 @@ def main(argv: list[str]) -> None:
     print(f"{FLAGS.output}: {STUDENT}, {SAVED_MODEL}, card.json, README.md")
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     define_flags()
     run_entry_point(main)
+
+
+if __name__ == "__main__":
+    program()

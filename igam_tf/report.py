@@ -10,7 +10,7 @@ from pathlib import Path
 
 from igam_tf.evaluation.results import read_results, settings_text
 from madry_models.errors import UserError
-from madry_models.program import run_entry_point
+from madry_models.program import called_as, run_entry_point
 
 
 def report(folders: list[Path]) -> str:
@@ -40,9 +40,14 @@ def report(folders: list[Path]) -> str:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     if not argv[1:]:
-        raise UserError("expected run folders: python -m igam_tf.report <folder> <folder> ...")
+        raise UserError(f"expected run folders: {called_as()} <folder> <folder> ...")
     print(report([Path(folder) for folder in argv[1:]]))
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     run_entry_point(main)
+
+
+if __name__ == "__main__":
+    program()

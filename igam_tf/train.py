@@ -34,6 +34,10 @@ from madry_models.errors import UserError, flags_alone
 from madry_models.program import default_and_range, heading, run_entry_point, value_text
 
 FLAGS = flags.FLAGS
+# The experiments' flagfiles: in the package where it is installed, in flags/ of a checkout.
+FLAGFILES = Path(__file__).parent / "flagfiles"
+if not FLAGFILES.is_dir():
+    FLAGFILES = Path(__file__).parents[1] / "flags"
 
 _DEFINE = {
     str: flags.DEFINE_string,
@@ -206,6 +210,11 @@ def main(argv: list[str]) -> None:
     logging.info("%s: done in %.1f minutes", workdir, (time.monotonic() - started) / 60)
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     define_flags()
-    run_entry_point(main)
+    run_entry_point(main, flagfiles=FLAGFILES)
+
+
+if __name__ == "__main__":
+    program()

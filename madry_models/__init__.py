@@ -11,9 +11,11 @@ __all__ = ["MnistCNN", "WideResNet"]
 
 def __getattr__(name: str) -> Any:
     if name == "MnistCNN":
-        from madry_models.mnist_cnn import MnistCNN as network
-    elif name == "WideResNet":
-        from madry_models.wide_resnet import WideResNet as network
-    else:
-        raise AttributeError(f"module 'madry_models' has no attribute {name!r}")
-    return network
+        from madry_models.mnist_cnn import MnistCNN
+
+        return MnistCNN
+    if name == "WideResNet":
+        from madry_models.wide_resnet import WideResNet
+
+        return WideResNet
+    raise AttributeError(f"module 'madry_models' has no attribute {name!r}")

@@ -62,7 +62,8 @@ def _main(argv: list[str]) -> None:
     print(f"wrote {flags.FLAGS.output}; largest difference of logits after reloading: {difference}")
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     from absl import flags
 
     flags.DEFINE_string(
@@ -75,3 +76,7 @@ if __name__ == "__main__":
         "output", None, "The .keras file to write; it must not exist.", required=True
     )
     run_entry_point(_main)
+
+
+if __name__ == "__main__":
+    program()

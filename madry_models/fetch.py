@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from madry_models.archives import archive_errors, open_zip
+from madry_models.digests import hexdigest
 from madry_models.errors import UserError, flags_alone
 
 TIMEOUT = 15.0  # seconds without a byte
@@ -123,10 +124,8 @@ def _download(url: str, path: Path) -> None:
 def _check_digest(path: Path, source: Source) -> str:
     """One line on the archive's digest; UserError if it is not the published one."""
     header = b"blob %d\0" % path.stat().st_size  # git's, in front of a file's bytes
-    with path.open("rb") as archive:
-        sha1 = hashlib.file_digest(archive, lambda: hashlib.sha1(header)).hexdigest()
-        archive.seek(0)
-        sha256 = hashlib.file_digest(archive, "sha256").hexdigest()
+    sha1 = hexdigest(path, hashlib.sha1(header))
+    sha256 = hexdigest(path, hashlib.sha256())
     pairs = (("git blob SHA-1", source.git_blob_sha1, sha1), ("SHA-256", source.sha256, sha256))
     published = [pair for pair in pairs if pair[1]]
     for kind, expected, received in published:
@@ -152,7 +151,8 @@ def _main(argv: list[str]) -> None:
     fetch(flags.FLAGS.model, flags.FLAGS.name, dest=flags.FLAGS.dest)
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     # Flags are defined here because other entry points import this module.
     from absl import flags
 
@@ -166,3 +166,7 @@ if __name__ == "__main__":
         "dest", None, "Folder to put the folder <name> in; models/<model> by default."
     )
     run_entry_point(_main)
+
+
+if __name__ == "__main__":
+    program()

@@ -10,9 +10,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import ClassVar
+from types import ModuleType
+from typing import ClassVar, cast
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -23,13 +25,13 @@ from madry_models.errors import UserError, disk_errors
 INTERRUPTED_STATUS = 128 + signal.SIGINT
 
 _HELP, _VERSION = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}, "--version"
-_GENERAL = f"""
+_GENERAL = """
 general: of every program
   --flagfile=<file>
-      Reads flags from a file, one a line.
+      Reads flags from a file, one a line.{flagfiles}
   --verbosity=<debug|info|warning|error>
       How much is said on the way; debug shows TensorFlow's own lines too. (default: info)
-  {_VERSION}
+  --version
       Prints the versions of igam_tf, TensorFlow and Keras, and exits.
   --help
       Prints this text, and exits."""
@@ -81,20 +83,38 @@ def _flag_text(flag: flags.Flag, width: int) -> str:
     return "\n".join([f"  {first}", *(f"      {line}" for line in others)])
 
 
-def help_text() -> str:
-    """What the program does, then its flags below their headings, in the order of definition."""
+def called_as() -> str:
+    """How the program was called: "python -m igam_tf.train", or the name of a script, "igam-train"."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {_dotted(spec.name)}" if spec else Path(sys.argv[0]).name
+
+
+def _dotted(module: str) -> str:
+    return module.removesuffix(".__main__")
+
+
+def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
+    """What the program does, then its flags below their headings, in the order of definition.
+
+    Args:
+        module: the program's own, whose docstring says what it does.
+        flagfiles: folder of the flagfiles that the program finds by name.
+    """
     width = min(shutil.get_terminal_size().columns, 100)
     found: dict[str, list[flags.Flag]] = {}
     for name, title in _headings.items():
         if name in flags.FLAGS:
             found.setdefault(title, []).append(flags.FLAGS[name])
-    others = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    others = flags.FLAGS.get_key_flags_for_module(module)
     if others := [flag for flag in others if flag.name not in _headings]:
         found["flags"] = others
-    parts = [(sys.modules["__main__"].__doc__ or "").strip()]
+    about = (module.__doc__ or "").strip()
+    parts = [about.replace(f"python -m {_dotted(module.__name__)} ", f"{called_as()} ")]
     for title, members in found.items():
         parts.append("\n".join([f"\n{title}", *(_flag_text(flag, width) for flag in members)]))
-    return "\n".join([*parts, _GENERAL])
+    own = f"The package has these, whose names are enough: {', '.join(_names(flagfiles))}."
+    own = "".join(f"\n      {line}" for line in textwrap.wrap(own, width - 6)) if flagfiles else ""
+    return "\n".join([*parts, _GENERAL.format(flagfiles=own)])
 
 
 def version_text() -> str:
@@ -118,7 +138,7 @@ class _Verbosity(flags.IntegerParser):
     levels: ClassVar = {"debug": 1, "info": 0, "warning": -1, "error": -2}
 
     def parse(self, argument: str | int) -> int:
-        return super().parse(self.levels.get(argument, argument))
+        return super().parse(self.levels.get(str(argument), argument))
 
 
 def _error(sentence: object) -> int:
@@ -126,25 +146,63 @@ def _error(sentence: object) -> int:
     return 1
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _names(flagfiles: Path | None) -> list[str]:
+    return sorted(path.name for path in flagfiles.glob("*.flags")) if flagfiles else []
+
+
+def _find_flagfiles(argv: list[str], folder: Path | None) -> list[str]:
+    """The command line, with the path of the package's flagfile where only its name is given.
+
+    A file of that name in the current folder goes before.
+    """
+    found: list[str] = []
+    for argument in argv:
+        start, _, name = argument.rpartition("=")
+        is_flagfile = (start or "".join(found[-1:])) in ("--flagfile", "-flagfile")
+        if is_flagfile and name in _names(folder) and not Path(name).exists():
+            argument = f"{argument.removesuffix(name)}{folder / name}"
+        found.append(argument)
+    return found
+
+
+def _flagfile_text(error: OSError, folder: Path | None) -> str:
+    """The sentence for a flagfile that cannot be read."""
+    names = _names(folder)
+    others = f", or one of the package: {', '.join(names)}" if names else ""
+    return (
+        f"expected --flagfile=<file>, a file that can be read{others}; received {error.filename} "
+        f"({error.strerror})"
+    )
+
+
+def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[str]:
     """Parses the flags; answers --help, --version and a wrong flag, and exits."""
     asked = set(takewhile("--".__ne__, argv[1:]))
     if asked & _HELP:
-        print(help_text())
+        print(help_text(module, flagfiles))
         sys.exit(0)
     if _VERSION in asked:
         print(version_text())
         sys.exit(0)
     flags.FLAGS["verbosity"].parser = _Verbosity()
+    found = _find_flagfiles(argv, flagfiles)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(found)
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, flags.FLAGS, 1)
         meant = f"; did you mean --{near[0]}?" if near else ""
-        sys.exit(_error(f"expected a flag that --help lists; received --{error.flagname}{meant}"))
+        sys.exit(
+            _error(
+                f"expected a flag that {called_as()} --help lists; received --{error.flagname}{meant}"
+            )
+        )
+    except flags.CantOpenFlagFileError as error:
+        sys.exit(_error(_flagfile_text(cast(OSError, error.__context__), flagfiles)))
     except flags.Error as error:
         sys.exit(_error(str(error).replace("\n", " ")))
     _talk_plainly()
+    for path in set(found) - set(argv):
+        absl_logging.info("flags from %s", path.removeprefix("--flagfile="))
     return rest
 
 
@@ -187,10 +245,16 @@ def _talk_plainly() -> None:
         logging.root.addHandler(_SCREEN)
 
 
-def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
+def run_entry_point(
+    main: Callable[[list[str]], int | None], *, flagfiles: Path | None = None
+) -> None:
     """Runs `main` with the arguments that are no flags, and exits with its status.
 
     A wrong flag and a `UserError` end in one line and status 1, Ctrl-C in one line and status 130.
+
+    Args:
+        main: the program; the docstring of its module is what --help begins with.
+        flagfiles: folder whose files `--flagfile=<name>` finds as well as the current folder's.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -203,4 +267,5 @@ def run_entry_point(main: Callable[[list[str]], int | None]) -> None:
             print("stopped by Ctrl-C", file=sys.stderr)
             return INTERRUPTED_STATUS
 
-    app.run(guarded, flags_parser=_parse)
+    module = sys.modules[main.__module__]
+    app.run(guarded, flags_parser=partial(_parse, module=module, flagfiles=flagfiles))

@@ -312,7 +312,7 @@ def test_validation_is_that_of_the_student_alone():
     assert h["val_loss"][0] == pytest.approx(np.mean(losses.xent(z, y[:6])), rel=1e-5)
     assert h["val_accuracy"][0] == pytest.approx(np.mean(np.argmax(z, 1) == y[:6]))
     found = igam.evaluate(x[:6], y[:6], verbose=0, return_dict=True)
-    assert found["loss"] == pytest.approx(h["val_loss"][0], rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(h["val_loss"][0], rel=1e-5)
     np.testing.assert_allclose(igam.predict(x[:6], verbose=0), z, rtol=1e-5, atol=1e-6)
 
 

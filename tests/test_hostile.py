@@ -78,7 +78,10 @@ def test_nor_is_it_in_an_activation(tmp_path, payload, executed):
     with pytest.warns(UserWarning, match="includes a `lambda`"):
         path = saved(tmp_path, keras.layers.Dense(2, activation=payload))
     executed.unlink(missing_ok=True)
-    refused(lambda: load_model(path), f"received {path}: Could not interpret activation")
+    refused(
+        lambda: load_model(path),
+        f"received {path}: (Could not interpret activation|Unknown .config.)",
+    )
     assert not executed.exists()
 
 
@@ -98,6 +101,32 @@ def test_what_a_configuration_names_is_not_called(tmp_path, executed, module, na
     rewritten(path, {"config.json": text.encode()})
     refused(lambda: load_model(path), f"received {path}: ")
     assert not executed.exists()
+
+
+def test_a_function_that_a_layer_names_is_not_called(tmp_path, executed):
+    """CVE-2025-1550: Keras before 3.9 calls it with the layer's inputs."""
+    x = keras.Input((2,))
+    path = tmp_path / "student.keras"
+    keras.Model(x, keras.layers.Dense(2)(x)).save(path)
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    layer = {"module": "shutil", "class_name": "function", "config": "copyfile", "name": "copy"}
+    call = {"args": [str(path), str(executed)], "kwargs": {}}
+    config["config"]["layers"].append(
+        layer | {"registered_name": "function", "inbound_nodes": [call]}
+    )
+    rewritten(path, {"config.json": json.dumps(config).encode()})
+    refused(lambda: load_model(path), f"received {path}: ")
+    assert not executed.exists()
+
+
+def test_a_saved_model_that_a_layer_names_is_not_loaded(tmp_path):
+    """CVE-2026-1462: TFSMLayer loads any graph from any folder."""
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]).export(
+        tmp_path / "graph", verbose=False
+    )
+    path = saved(tmp_path, keras.layers.TFSMLayer(str(tmp_path / "graph"), "serve"))
+    refused(lambda: load_model(path), f"received {path}: ")
 
 
 class _Pickled:

@@ -1,9 +1,12 @@
 """What all programs share: a quiet start, --help, --version, wrong flags, Ctrl-C, plain log lines."""
 
+import importlib.metadata
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,13 @@ from igam_tf import __version__
 from igam_tf import train as program
 from igam_tf.experiments.config import GROUPS
 from madry_models.errors import UserError
-from madry_models.program import _Sentences, _told, default_and_range, run_entry_point
+from madry_models.program import (
+    _find_flagfiles,
+    _Sentences,
+    _told,
+    default_and_range,
+    run_entry_point,
+)
 
 # Program -> flags that its help text must show, of those that another module defines among them.
 PROGRAMS = {
@@ -25,14 +34,36 @@ PROGRAMS = {
     "madry_models.fetch": ["--model=<mnist|cifar10>", "--dest="],
     "madry_models.convert": ["--checkpoint=", "--output="],
 }
+SCRIPTS = {
+    "igam-train": "igam_tf.train",
+    "igam-eval": "igam_tf.eval_pgd",
+    "igam-audit": "igam_tf.audit.__main__",
+    "igam-figures": "igam_tf.figures.__main__",
+    "igam-reproduce": "igam_tf.reproduce.__main__",
+    "igam-export": "igam_tf.export",
+    "igam-report": "igam_tf.report",
+    "madry-fetch": "madry_models.fetch",
+    "madry-convert": "madry_models.convert",
+}
 # As on a user's screen, and nobody asks for silence.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess:
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=ENVIRONMENT, check=False
+        [sys.executable, *arguments],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False, cwd=cwd,
+    )  # fmt: skip
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a console script as the file does that pip writes for it."""
+    code = (
+        "import sys; from importlib.metadata import entry_points; "
+        f"sys.argv[0] = '/usr/bin/{name}'; "
+        f"(found,) = entry_points(group='console_scripts', name='{name}'); sys.exit(found.load()())"
     )
+    return python("-c", code, *arguments)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -45,6 +76,67 @@ def test_help_is_what_it_does_an_example_and_every_flag(name):
     for flag in (*PROGRAMS[name], "--flagfile=", "--verbosity=", "--version", "--help"):
         assert f"\n  {flag}" in done.stdout
     assert max(map(len, lines)) <= 105
+
+
+def test_every_program_has_its_script():
+    found = {e.name: e.value for e in importlib.metadata.distribution("igam_tf").entry_points}
+    assert found == {name: f"{module}:program" for name, module in SCRIPTS.items()}
+    assert {module.removesuffix(".__main__") for module in SCRIPTS.values()} == PROGRAMS.keys()
+
+
+@pytest.mark.parametrize("name", ["igam-train", "igam-audit", "madry-fetch"])
+def test_help_of_a_script_names_the_script(name):
+    module = SCRIPTS[name].removesuffix(".__main__")
+    done, as_module = script(name, "--help"), python("-m", module, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2].startswith(f"{name} --")
+    assert done.stdout == as_module.stdout.replace(f"python -m {module} ", f"{name} ")
+
+
+def test_an_error_of_a_script_names_the_script():
+    done = script("madry-fetch", "--modle=mnist")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: expected a flag that madry-fetch --help lists; received --modle; "
+        "did you mean --model?\n"
+    )
+    done = script("igam-report")
+    assert done.returncode == 1
+    assert done.stderr == "error: expected run folders: igam-report <folder> <folder> ...\n"
+
+
+@pytest.mark.parametrize("written", [["--flagfile=own.flags"], ["--flagfile", "own.flags"]])
+def test_a_flagfile_of_the_package_is_found_by_its_name(written, tmp_path, monkeypatch):
+    package, here = tmp_path / "package", tmp_path / "here"
+    for folder in (package, here):
+        folder.mkdir()
+    (package / "own.flags").write_text("--seed=1")
+    monkeypatch.chdir(here)
+    found = _find_flagfiles(["train", *written, "--seed=2"], package)
+    assert "=".join(found[1:-1]) == f"--flagfile={package / 'own.flags'}"
+    for same in (["train", "--workdir=own.flags"], ["train", "own.flags"], ["train", "--flagfile"]):
+        assert _find_flagfiles(same, package) == same
+    assert _find_flagfiles(["eval", *written], None) == ["eval", *written]
+    (here / "own.flags").write_text("--seed=3")
+    assert _find_flagfiles(["train", *written], package) == ["train", *written]
+
+
+def test_flagfiles_through_the_program(tmp_path):
+    train = ("-m", "igam_tf.train", "--print_config")
+    done = python(*train, "--flagfile=demo.flags", cwd=tmp_path)
+    assert done.returncode == 0
+    assert re.search("--train_steps=900 +flag", done.stdout)
+    assert done.stderr == f"flags from {program.FLAGFILES / 'demo.flags'}\n"
+    done = python(*train, "--flagfile=demmo.flags", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: expected --flagfile=<file>, a file that can be read, or ")
+    assert "of the package: cifar100_to" in done.stderr
+    assert done.stderr.endswith("; received demmo.flags (No such file or directory)\n")
+    done = python("-m", "igam_tf.eval_pgd", "--flagfile=demo.flags", cwd=tmp_path)
+    assert done.stderr == (
+        "error: expected --flagfile=<file>, a file that can be read; received demo.flags "
+        "(No such file or directory)\n"
+    )
 
 
 def test_help_of_train_is_grouped_and_says_default_and_range():
@@ -85,9 +177,13 @@ def test_versions():
     [
         (
             "--modle=mnist",
-            "expected a flag that --help lists; received --modle; did you mean --model?",
+            "expected a flag that python -m madry_models.fetch --help lists; received --modle; "
+            "did you mean --model?",
         ),
-        ("--xyzxyz", "expected a flag that --help lists; received --xyzxyz"),
+        (
+            "--xyzxyz",
+            "expected a flag that python -m madry_models.fetch --help lists; received --xyzxyz",
+        ),
         ("--model=svhn", "flag --model=svhn: value should be one of <mnist|cifar10>"),
         (
             "--verbosity=loud",

@@ -92,6 +92,23 @@ def test_flags_stay_in_programs(module):
     assert "FLAGS" not in names
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_what_not_every_program_needs_is_imported_where_it_is_used(module):
+    whole = {"igam_tf.audit.plots", "igam_tf.datasets.tiny_imagenet"}
+    if module.startswith("igam_tf.figures") or module in whole:
+        return
+    at_once = [
+        name
+        for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    ]
+    heavy = {"matplotlib", "tensorboard", "tensorflow_datasets"}
+    assert not heavy & {name.split(".")[0] for name in at_once}
+
+
 def test_one_version():
     version = igam_tf.__version__
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

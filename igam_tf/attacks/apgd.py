@@ -93,7 +93,7 @@ def apgd(
             range(known_size(x, "noise")), seed=seed,
         )["noise"]  # fmt: skip
     noise = tf.convert_to_tensor(noise, x.dtype)
-    eps, *bounds = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
+    eps, *limits = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
     reviews = checkpoints(steps)
     first_of_period = tf.constant([0, *reviews[:-1]])
     reviews = tf.constant(reviews)
@@ -110,7 +110,7 @@ def apgd(
         return s | {"gradient": gradient, "loss": value, "done": cw_margin(logits, s["y"]) > 0}
 
     def into_ball(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return project(x_adv, x, eps=eps, bounds=bounds, norm=norm)
+        return project(x_adv, x, eps=eps, bounds=limits, norm=norm)
 
     def keep_best(s: State) -> State:
         better = s["loss"] > s["best_loss"]

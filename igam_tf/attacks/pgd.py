@@ -62,10 +62,10 @@ def pgd(
     x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=steps, least=0)
     loss = as_loss(loss)
     # Not tf.cast, which would round a Python float to float32 first.
-    eps, step_size, *bounds = (
+    eps, step_size, *limits = (
         tf.convert_to_tensor(value, x.dtype) for value in (eps, step_size, *bounds)
     )
-    threat = {"eps": eps, "bounds": bounds, "norm": norm}
+    threat: dict = {"eps": eps, "bounds": limits, "norm": norm}
     aim = () if target is None else (target,)
 
     def values(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -85,7 +85,7 @@ def pgd(
 
 def _spec(name: str, threat: Threat) -> AttackSpec:
     """FGSM is one step of eps from the image itself, as in the challenges."""
-    own = {"name": name, "norm": threat.norm, "eps": threat.eps, "loss": threat.loss}
+    own: dict = {"name": name, "norm": threat.norm, "eps": threat.eps, "loss": threat.loss}
     if name == "fgsm":
         return AttackSpec(step_size=threat.eps, steps=1, restarts=1, **own)
     return AttackSpec(

@@ -45,7 +45,7 @@ def square_side(query: int, queries: int, height: int, width: int, norm: str = "
     return min(side, height, width)
 
 
-def start_shape(image_shape: tuple[int, int, int], norm: str) -> tuple[int, int, int]:
+def start_shape(image_shape: tuple[int, int, int], norm: str) -> tuple[int, ...]:
     """Shape of the signs of a start, for one image [H,W,C]: stripes [W,C], or tiles [T,T,C] in l2."""
     height, width, channels = image_shape
     tiles = min(TILES, height, width)
@@ -182,7 +182,7 @@ def square(
             range(known_size(x, "start and moves")), seed=seed,
         )  # fmt: skip
         start, moves = tf.constant(drawn["start"]), tf.constant(drawn["moves"])
-    eps, *bounds = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
+    eps, *limits = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
     height, width, _ = x.shape[1:]
     queries = moves.shape[1] + 1
     sides = [square_side(q, queries, height, width, norm) for q in range(queries)]
@@ -200,11 +200,11 @@ def square(
     def propose(s: State, move: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
         if norm == "linf":
             mask = _window(move, side, (height, width))[2]
-            whole = tf.clip_by_value(s["x"] + eps * _signs(move[:, 2:], x.dtype), *bounds)
+            whole = tf.clip_by_value(s["x"] + eps * _signs(move[:, 2:], x.dtype), *limits)
             return tf.where(mask, whole, s["answer"])
         pair = shapes[tf.searchsorted(different, [side])[0]]
         delta = exchange(s["answer"] - s["x"], move, side, pair, eps)
-        return tf.clip_by_value(s["x"] + eps * unit(delta, norm), *bounds)
+        return tf.clip_by_value(s["x"] + eps * unit(delta, norm), *limits)
 
     def margin(x_adv: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return -cw_margin(logits_fn(x_adv), y)
@@ -219,7 +219,7 @@ def square(
             "done": value < 0,
         }
 
-    answer = tf.clip_by_value(x + delta, *bounds)
+    answer = tf.clip_by_value(x + delta, *limits)
     value = margin(answer, y)
     state = {"x": x, "y": y, "moves": moves, "answer": answer, "margin": value, "done": value < 0}
     return tf.stop_gradient(shrinking_loop(step, state, steps=queries - 1))

@@ -185,6 +185,11 @@ def _workdir(run: dict) -> Path:
     return Path("audits") / f"{name}-{FLAGS.budget}"
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     define_flags()
     run_entry_point(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -4,7 +4,6 @@ from html import escape
 from typing import Any
 
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN
-from igam_tf.audit.plots import plots
 from igam_tf.evaluation.evaluate import fraction_text
 
 _MARKS = {PASS: "✓", WARN: "!", FAIL: "✗", NOT_APPLICABLE: "–"}
@@ -107,6 +106,8 @@ svg { max-width: 100%; height: auto; }
 
 def html(report: dict[str, Any]) -> str:
     """The report as one self-contained page: style and plots are in it, nothing is fetched."""
+    from igam_tf.audit.plots import plots
+
     rows = []
     for check in report["lines"].values():
         status = check["status"]

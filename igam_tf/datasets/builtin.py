@@ -53,7 +53,7 @@ def _placed(rng, n: int, size: int, *, scale, shift: float, turn: float, shear: 
 # --- digits-like: 28x28x1 -----------------------------------------------------------------------
 
 # Strokes of the digits as polylines, corners of a frame of [-1, 1] x [-1, 1], y upwards.
-_DIGITS = [
+_DIGITS: list[list[list[tuple[float, float]]]] = [
     [[(-0.6, 0.5), (0, 1), (0.6, 0.5), (0.6, -0.5), (0, -1), (-0.6, -0.5), (-0.6, 0.5)]],
     [[(-0.4, 0.6), (0.1, 1), (0.1, -1)]],
     [[(-0.6, 0.6), (0, 1), (0.6, 0.6), (0.4, 0.1), (-0.6, -1), (0.65, -1)]],

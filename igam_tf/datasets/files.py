@@ -110,7 +110,7 @@ def _decoded(files: tuple[str, ...], image_size: int) -> np.ndarray:
     """uint8 [N,H,W,C] of so many files; C is 1 where all are grey, else 3."""
     import tensorflow as tf
 
-    images = []
+    images: list[np.ndarray] = []
     for file in files:
         try:
             image = tf.io.decode_image(tf.io.read_file(file), expand_animations=False).numpy()

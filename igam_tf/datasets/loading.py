@@ -4,11 +4,13 @@ import logging
 import os
 import re
 import threading
+import urllib.parse
 import urllib.request
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging as absl_logging
@@ -95,7 +97,7 @@ def spec_of(
         spec = _tfds_spec(rest, data_dir, image_size)
     else:
         spec = file_spec(kind, rest, image_size)
-    changed = {"eps": eps, "step_size": step_size, "pixel_max": pixel_max}
+    changed: dict[str, Any] = {"eps": eps, "step_size": step_size, "pixel_max": pixel_max}
     if eps and not step_size:
         changed["step_size"] = spec.step_size / spec.eps * eps
     changed = {key: value for key, value in changed.items() if value}
@@ -363,7 +365,7 @@ def _unreachable(url: str | None) -> str | None:
     """
     if url is None:
         return None
-    answer = [f"no answer from {urllib.request.urlparse(url).netloc} in {_PROBE_SECONDS} s"]
+    answer = [f"no answer from {urllib.parse.urlsplit(url).netloc} in {_PROBE_SECONDS} s"]
 
     def probe():
         try:

@@ -222,11 +222,11 @@ class Split:
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of images and labels, for run folders."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels))
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()[:16]
 
-    def take(self, indices: np.ndarray, name: str) -> "Split":
+    def take(self, indices: np.ndarray | slice, name: str) -> "Split":
         """The split of these examples, under another name."""
         return replace(self, images=self.images[indices], labels=self.labels[indices], name=name)
 

@@ -113,7 +113,7 @@ def evaluate(
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
-    common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
+    common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     robust = robust_flags(
         logits_fn, images, labels,
         attacks=attacks, pixel_max=pixel_max, progress=progress, journal=journal, **common,
@@ -179,7 +179,7 @@ def plan(
         attacks, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm,
         num_classes=spec.num_classes,
     )  # fmt: skip
-    common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
+    common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     settings = {
         "dataset": spec.title,
         "split": split.name,
@@ -216,7 +216,7 @@ def model_report(
         UserError: a model that is not for such images, or as `plan` and `evaluate`.
     """
     pixel_max = pixel_range(model, split.spec, pixel_max)
-    common = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
+    common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
     split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
     logits_fn = logits_function(model, batch_norm)
     check_fits(logits_fn, split, pixel_max)

@@ -266,6 +266,11 @@ def _drawn_model(
     return drawn
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     define_flags()
     run_entry_point(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -210,6 +210,11 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The command line."""
     define_flags()
     run_entry_point(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,14 +1,14 @@
 """The figures of a table as Markdown and LaTeX, and accuracy over minutes as a plot."""
 
 from pathlib import Path
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from igam_tf.reproduce.tables import PAPER_SECONDS
 from igam_tf.system.run_folder import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX*<>"  # each curve has its own, so that a print without colour can be read
@@ -74,8 +74,11 @@ def latex(content: dict[str, Any]) -> str:
     return f"% {content['title']}\n" + "\n".join(lines) + "\n"
 
 
-def over_minutes(content: dict[str, Any]) -> Figure:
+def over_minutes(content: dict[str, Any]) -> "Figure":
     """Clean and PGD-20 accuracy on validation images over minutes trained, of every validated row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from igam_tf.system.run_folder import sync
+from madry_models.digests import hexdigest
 from madry_models.errors import UserError
 
 DIGESTS = "sha256"
@@ -127,9 +128,7 @@ def _digests(folder: Path) -> str:
     lines = []
     for path in sorted(folder.iterdir()):
         if path.name != DIGESTS:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{digest}  {path.name}\n")
+            lines.append(f"{hexdigest(path, hashlib.sha256())}  {path.name}\n")
     return "".join(lines)
 
 

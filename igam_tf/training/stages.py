@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 from absl import logging
-from tensorboard.plugins.hparams import api as hparams
 
 from igam_tf import datasets
 from igam_tf.attacks import attack_names
@@ -326,6 +325,19 @@ class Run:
     def _tensorboard(self) -> tf.summary.SummaryWriter:
         return tf.summary.create_file_writer(str(self.folder / "tensorboard" / "student"))
 
+    def _log_settings(self) -> None:
+        """Every setting of the run, for TensorBoard's comparison of runs."""
+        from tensorboard.plugins.hparams import api as hparams
+
+        settings = {k: _plain(v) for k, v in dataclasses.asdict(self.config).items()}
+        metrics = (CLEAN, ROBUST, "test/worst_case_percent")
+        with self._tensorboard().as_default():
+            hparams.hparams_config(
+                hparams=[hparams.HParam(name) for name in settings],
+                metrics=[hparams.Metric(name) for name in metrics],
+            )
+            hparams.hparams(settings)
+
     def _save(self, model: keras.Model, path: Path) -> None:
         if self.folder.chief:
             save_model(model, path)
@@ -362,15 +374,7 @@ class Run:
         if not optimizers[0].built:
             optimizers[0].build(trainer.trained_variables)
         if stage == "student" and self.folder.chief:
-            settings = {k: _plain(v) for k, v in dataclasses.asdict(c).items()}
-            with self._tensorboard().as_default():
-                hparams.hparams_config(
-                    hparams=[hparams.HParam(name) for name in settings],
-                    metrics=[
-                        hparams.Metric(name) for name in (CLEAN, ROBUST, "test/worst_case_percent")
-                    ],
-                )
-                hparams.hparams(settings)
+            self._log_settings()
         logging.info(
             "stage %s: %d steps of %d images of %s (%s, %d images)",
             stage, steps, batch_size, split.spec.name, split.source, len(split.labels),
