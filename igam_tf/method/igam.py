@@ -413,7 +413,7 @@ class IGAM(ClassifierTrainer):
             difference = self.method.difference if own else losses.DIFF_NORMS[s.diff_norm]
             terms["L_diff"] = difference(*self.apply_view(s.diff_view, j_s, j_t))
             share += s.lambda_diff * self.reduce_diff(terms["L_diff"])
-        grown = tf.cast(self.ramp(s.igam_start, s.ramp_steps), share.dtype)
+        grown = tf.cast(self.ramp(s.igam_start, s.ramp_steps), j_s.dtype)
         return s.match_every * grown * share, terms
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
