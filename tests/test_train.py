@@ -49,10 +49,10 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def logged(folder: Path) -> list[tuple[str, int]]:
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    """(stage, step) of each line that a run logged, those of its teacher's own folder with them."""
+    paths = [*folder.parent.glob("teachers/*/metrics.jsonl"), folder / "metrics.jsonl"]
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
     return [(row["stage"], row["step"]) for row in rows]
 
 
