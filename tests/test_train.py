@@ -17,6 +17,7 @@ import pytest
 
 from igam_tf import report
 from igam_tf import train as program
+from igam_tf.system.run_folder import read_metrics
 from madry_models.errors import UserError
 
 SMOKE = ["--preset=smoke", "--data=builtin", "--teacher=train"]
@@ -51,9 +52,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 def logged(folder: Path) -> list[tuple[str, int]]:
     """(stage, step) of each line that a run logged, those of its teacher's own folder with them."""
     paths = [*folder.parent.glob("teachers/*/metrics.jsonl"), folder / "metrics.jsonl"]
-    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(row["stage"], row["step"]) for row in rows]
+    return [(row["stage"], row["step"]) for path in paths for row in read_metrics(path)]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_run_folder_holds_everything(finished):
 
 
 def test_metrics_are_logged_one_by_one(finished):
-    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(finished / "metrics.jsonl")
     students = [row for row in rows if row["stage"] == "student"]
     assert [row["step"] for row in students if "L_xent" in row] == [2, 4, 6, 8]
     always = {"L_xent", "accuracy", "learning_rate"}
@@ -200,7 +199,7 @@ def test_all_images_to_train_on(tmp_path):
     done = train(*SMOKE, "--method=fast", "--num_validation=0", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "600 images)" in done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert not any("validation" in name for row in rows for name in row)
 
