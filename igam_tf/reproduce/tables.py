@@ -116,10 +116,21 @@ _OTHER_METHODS = {
     "gradient_penalty": "gradient penalty",
     "ard": "ARD",
     "fast": "fast adversarial training",
+    "n_fgsm": "N-FGSM",
     "trades": "TRADES",
 }
-_BASELINES = _MAIN + tuple(
-    _mnist(method, label, _BEYOND, method=method) for method, label in _OTHER_METHODS.items()
+# |J_s|_1 with weight eps is the first-order loss of an l-inf attack; docs/results.md has its search.
+_L1_PENALTY = {
+    "method": "gradient_penalty",
+    "diff_norm": "l1",
+    "lambda_diff": repr(8 / 255),
+    "igam_learning_rate": "0.06",
+}
+_BASELINES = (
+    *_MAIN,
+    *(_mnist(method, label, _BEYOND, method=method) for method, label in _OTHER_METHODS.items()),
+    _mnist("l1_penalty", "gradient penalty, l1", _BEYOND, **_L1_PENALTY),
+    _mnist("zero", "IGAM, J_t = 0", _CONTROLS, teacher_gradient="zero"),
 )
 
 
