@@ -245,6 +245,13 @@ def test_the_teacher_is_the_sources(key):
         assert (SPECS[key[0]].eps, SPECS[key[0]].step_size) == (8 / 255, 2 / 255)
 
 
+def test_builtin_images_have_a_teacher_that_is_trained_unless_one_is_named():
+    assert resolve({"data": "builtin"}).teacher == "train"
+    assert resolve({"data": "builtin", "preset": "cpu"}).teacher_steps == 5500
+    assert resolve({"data": "builtin", "teacher_checkpoint": "a"}).teacher == "load"
+    assert resolve({"data": "builtin", "teacher": "load"}).teacher == "load"
+
+
 @pytest.mark.parametrize(
     ("pair", "default"),
     [

@@ -53,7 +53,8 @@ class Config(Settings):
     )
     teacher: str = setting(
         "load",
-        "Load a robust network that is there already, or train one on --source.",
+        "Load a robust network that is there already, or train one on --source. With --data=builtin "
+        "one is trained, unless --teacher_checkpoint names one.",
         "teacher",
         choices=("load", "train"),
     )

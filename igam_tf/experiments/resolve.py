@@ -122,17 +122,20 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         row, sizes = TRANSFERS[key], {}
     published = row.as_published(of_target.train_images, base.method)
     released = row.as_released(base.method) if fidelity == "release" else {}
+    teacher = dict(of_source.teacher.settings)
+    if base.data == "builtin" and "teacher_checkpoint" not in chosen:
+        teacher["teacher"] = "train"  # nothing is fetched for synthetic images
     sized = PRESETS[preset]
     if cpu:
         sized = sized | CPU_OBJECTIVE[fidelity] | CPU_TARGETS.get(target, {})
-        sized |= _cpu_teacher(base, of_source, chosen)
+        sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
     own = METHOD_SETTINGS.get(base.method, {}) | (CPU_BUDGETS.get(base.method, {}) if cpu else {})
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":
         control = {"teacher": "train"} | dict(of_source.teacher.plain.get(preset, {}))
     return [
         ("default", {f.name: f.default for f in dataclasses.fields(Config)}),
-        (f"teacher of {source}", dict(of_source.teacher.settings)),
+        (f"teacher of {source}", teacher),
         (place, {"transform": transform} | published | sizes),
         (f"fidelity {fidelity}", released),
         (f"preset {preset}", sized),
@@ -142,10 +145,10 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     ]
 
 
-def _cpu_teacher(base: Config, source: DatasetSpec, chosen: dict[str, Any]) -> dict[str, Any]:
+def _cpu_teacher(base: Config, source: DatasetSpec, teacher: str) -> dict[str, Any]:
     """The cpu preset's budget of a teacher that is trained by the recipe of robust ones."""
     plain = base.teacher_gradient == "plain"
-    trained = plain or chosen.get("teacher", source.teacher.settings["teacher"]) == "train"
+    trained = plain or teacher == "train"
     if not trained or (plain and "cpu" in source.teacher.plain):
         return {}
     return CPU_TEACHERS.get(base.source, CPU_TEACHERS["cifar10"])
