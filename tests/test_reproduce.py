@@ -1,5 +1,6 @@
 """Tables of the paper: their rows, what is collected from run folders, and the program itself."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from igam_tf import reproduce
 from igam_tf.datasets import load
+from igam_tf.experiments.config import Config
 from igam_tf.experiments.presets import PRESETS
 from igam_tf.experiments.resolve import resolve
 from igam_tf.reproduce import __main__ as program
@@ -245,8 +247,8 @@ def test_rows_are_settings_and_have_their_own_folders(name, preset):
     assert {n for pair in whole.gains for n in pair} <= set(names)
     for row in whole.rows:
         assert len(row.paper) in (0, len(whole.attacks))
-        kinds = {"train_steps": int, "igam_start": int, "lambda_adv": float, "lambda_diff": float}
-        chosen = {key: kinds.get(key, str)(value) for key, value in row.flags.items()}
+        kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+        chosen = {key: kinds[key](value) for key, value in row.flags.items()}
         assert resolve(chosen | {"preset": preset}).method == row.flags.get("method", "igam")
 
 
