@@ -245,9 +245,9 @@ def test_rows_are_settings_and_have_their_own_folders(name, preset):
     names = [row.name for row in whole.rows]
     assert len(set(names)) == len(names)
     assert {n for pair in whole.gains for n in pair} <= set(names)
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
     for row in whole.rows:
         assert len(row.paper) in (0, len(whole.attacks))
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
         chosen = {key: kinds[key](value) for key, value in row.flags.items()}
         assert resolve(chosen | {"preset": preset}).method == row.flags.get("method", "igam")
 
