@@ -124,7 +124,7 @@ def _directions(axes: list[Axes], p: Plane, eps: float, factor: float, unit: str
         panel.set(xlim=(-edge, edge), ylim=(-edge, edge))
         if panel.get_subplotspec().is_first_col():
             panel.set_ylabel(f"b, random direction\n(l-inf step, {unit})", fontsize=_SMALL)
-        if panel.xaxis.get_tick_params()["labelbottom"]:
+        if panel.xaxis.get_major_ticks()[0].label1.get_visible():
             panel.set_xlabel(f"a, adversarial direction\n(l-inf step, {unit})", fontsize=_SMALL)
 
 
