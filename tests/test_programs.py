@@ -12,6 +12,7 @@ import pytest
 
 from igam_tf import __version__
 from igam_tf import train as program
+from igam_tf.experiments.command_line import FLAGFILES
 from igam_tf.experiments.config import GROUPS
 from madry_models.errors import UserError
 from madry_models.program import (
@@ -31,6 +32,7 @@ PROGRAMS = {
     "igam_tf.reproduce": ["--table=<1|2|", "--[no]collect"],
     "igam_tf.export": ["--run=", "--output="],
     "igam_tf.report": [],
+    "igam_tf.teacher_check": ["--reference=", "--attacks=", "--source=<", "--workdir="],
     "madry_models.fetch": ["--model=<mnist|cifar10>", "--dest="],
     "madry_models.convert": ["--checkpoint=", "--output="],
 }
@@ -42,6 +44,7 @@ SCRIPTS = {
     "igam-reproduce": "igam_tf.reproduce.__main__",
     "igam-export": "igam_tf.export",
     "igam-report": "igam_tf.report",
+    "igam-teacher-check": "igam_tf.teacher_check",
     "madry-fetch": "madry_models.fetch",
     "madry-convert": "madry_models.convert",
 }
@@ -126,7 +129,7 @@ def test_flagfiles_through_the_program(tmp_path):
     done = python(*train, "--flagfile=demo.flags", cwd=tmp_path)
     assert done.returncode == 0
     assert re.search("--train_steps=900 +flag", done.stdout)
-    assert done.stderr == f"flags from {program.FLAGFILES / 'demo.flags'}\n"
+    assert done.stderr == f"flags from {FLAGFILES / 'demo.flags'}\n"
     done = python(*train, "--flagfile=demmo.flags", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: expected --flagfile=<file>, a file that can be read, or ")

@@ -11,7 +11,7 @@ import igam_tf
 ROOT = Path(__file__).parents[1]
 # A program is run, and imported by nobody.
 PROGRAMS = {
-    "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.export", "igam_tf.report",
+    "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.export", "igam_tf.report", "igam_tf.teacher_check",
     "igam_tf.audit.__main__", "igam_tf.figures.__main__", "igam_tf.reproduce.__main__",
     "madry_models.fetch", "madry_models.convert",
 }  # fmt: skip

@@ -52,8 +52,9 @@ def alignment(
         batch_size: images at once.
 
     Returns:
-        n, the mean of the cosine with its 95 % interval (normal approximation), the median of
-        |J_s| / |J_t|, and of eq. 18's alpha and rho for both.
+        n; the mean of the cosine and of its square, the share of |J_s|^2 that J_t explains, with 95 %
+        intervals (normal approximation); the median of |J_s| / |J_t|, and of eq. 18's alpha and rho
+        for both.
     """
     of, pixel_max = losses.GRADIENT_OF[input_gradient], split.spec.pixel_max
 
@@ -86,6 +87,8 @@ def alignment(
         "input_gradient": input_gradient,
         "cosine": float(cosine.mean()),
         "cosine_ci95": list(mean_interval(cosine) or (math.nan, math.nan)),
+        "explained": float((cosine**2).mean()),
+        "explained_ci95": list(mean_interval(cosine**2) or (math.nan, math.nan)),
         "norm_ratio_median": float(np.median(ratio)),
         "distance_unit": "l2, pixels of 0..1",
     } | {f"{n}_median": float(np.median(v)) for n, v in zip(names, eq18, strict=True)}

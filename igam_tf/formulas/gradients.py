@@ -93,3 +93,17 @@ def cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 def norm_ratio(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """l2 norm of a over that of b for each image; 0 where b is 0. [B,...] x 2 -> [B]."""
     return tf.math.divide_no_nan(tf.norm(flatten(a), axis=1), tf.norm(flatten(b), axis=1))
+
+
+def attack_share(j: tf.Tensor, guide: tf.Tensor) -> tf.Tensor:
+    """<j, sign guide> / |j|_1 for each image, in -1..1; 0 where j is 0. [B,...] x 2 -> [B].
+
+    To first order a step of eps sign(j) raises the loss by eps |j|_1, the most that l-inf allows. This
+    is the part of it that a step of eps sign(guide) gains.
+
+    Example:
+        >>> attack_share(tf.constant([[3.0, -1.0]]), tf.constant([[0.1, 0.2]])).numpy()
+        array([0.5], dtype=float32)
+    """
+    j, guide = flatten(j), flatten(guide)
+    return tf.math.divide_no_nan(tf.reduce_sum(j * tf.sign(guide), 1), tf.norm(j, ord=1, axis=1))

@@ -300,7 +300,8 @@ class Run:
             print(
                 f"\ncos(J_s, J_t) on these images: {found['cosine']:.3f} "
                 f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
-                f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}"
+                f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}; J_t explains "
+                f"{100 * found['explained']:.1f} % of |J_s|^2"
             )
         write_json(self.folder / "data.json", self._data(test))
         write_json(path, reports)

@@ -1,0 +1,161 @@
+"""Says what a robust teacher can give to a student, before the student is trained.
+
+python -m igam_tf.teacher_check --source=mnist --target=cifar10 --preset=cpu --reference=runs/fast
+
+The teacher is made as igam_tf.train makes it with the same flags (stages 0 and 1), in the same run
+folder, so that igam_tf.train goes on from there. The reference is a robust student of the target
+task: its input gradients J are what a student's are to become.
+"""
+
+import madry_models.quiet  # noqa: F401
+
+# isort: split
+from pathlib import Path
+
+import keras
+from absl import flags
+
+from igam_tf.attacks import attack_names
+from igam_tf.datasets import Split, data_text
+from igam_tf.evaluation.evaluate import model_report, plan, table
+from igam_tf.evaluation.inputs import NAMES_OF_MODELS, find_model
+from igam_tf.evaluation.teaching import input_gradients, teaching, verdict
+from igam_tf.experiments.command_line import (
+    FLAGFILES,
+    chosen_settings,
+    define_settings,
+    process_flags,
+)
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.resolve import resolve, target_spec
+from igam_tf.formulas.statistics import excess
+from igam_tf.method.networks import logits_of
+from igam_tf.method.objectives import METHODS
+from igam_tf.system import devices
+from igam_tf.system.journal import MASK_KEY, Journal, model_identity, undigits
+from igam_tf.system.run_folder import environment, write_json
+from igam_tf.training.opening import opened_run
+from madry_models.errors import UserError, flags_alone, writable
+from madry_models.program import heading, run_entry_point
+
+FLAGS = flags.FLAGS
+_MEANING = {
+    "cosine": "cos(J, J_t)",
+    "explained": "share of |J|^2 that J_t explains, cos^2",
+    "attack_share": "share of |J|_1 that a step along sign J_t gains",
+}
+
+
+def define_flags() -> None:
+    """The flags of this command, and those of igam_tf.train."""
+    with heading("check"):
+        flags.DEFINE_string(
+            "reference", None, f"The robust student of the target task: {NAMES_OF_MODELS}."
+        )
+        flags.DEFINE_integer(
+            "num_examples", 200, "Test images of the target, from the beginning of the split.",
+            lower_bound=2,
+        )  # fmt: skip
+        flags.DEFINE_string(
+            "attacks", "clean,autoattack",
+            "Attacks on teacher and reference, as --attacks of igam_tf.eval_pgd; the last one decides.",
+        )  # fmt: skip
+        flags.DEFINE_string("json", None, "File to write the results to.")
+    define_settings()
+
+
+def main(argv: list[str]) -> None:
+    """Makes the teacher, attacks both networks, compares their gradients, and prints a verdict."""
+    flags_alone(argv)
+    config = resolve(chosen_settings(FLAGS))
+    if not METHODS[config.method].teacher:
+        raise UserError(f"expected a --method with a teacher; received {config.method}")
+    attacks = attack_names(FLAGS.attacks)
+    load, path, _ = find_model(FLAGS.reference, "reference")
+    output = writable("json", FLAGS.json) if FLAGS.json else None
+    if output and output.exists():
+        raise UserError(f"expected --json={output} to be a new file; it is there already")
+    with opened_run(config, **process_flags(FLAGS)) as (run, chosen):
+        test = run.load(target_spec(config), "test")
+        images, *_ = plan(
+            test,
+            attacks=attacks,
+            pixel_max=test.spec.pixel_max,
+            num_examples=FLAGS.num_examples,
+        )
+        reference = load(path)
+        logits_of(reference, images.images[:1].astype("float32"), "reference")
+        with chosen.scope():
+            teacher = run.teacher()
+        if run.folder.chief:
+            with devices.alone(chosen).scope():
+                check({"teacher": teacher, "reference": reference}, images, config, attacks, output)
+
+
+def check(
+    models: dict[str, keras.Model],
+    images: Split,
+    config: Config,
+    attacks: list[str],
+    output: Path | None,
+) -> None:
+    """Measures and prints; finished batches of attacks are kept beside `output` until the end."""
+    journals = {}
+    if output:
+        for name, model in models.items():
+            kept = output.with_name(f"{output.name}.{name}.journal")
+            journals[name] = Journal(kept, model_identity(model))
+    reports = {
+        name: model_report(
+            model, images, attacks=attacks, seed=config.seed, journal=journals.get(name)
+        )
+        for name, model in models.items()
+    }
+    last = attacks[-1]
+    teacher, reference = (
+        undigits(reports[name]["results"][last][MASK_KEY]) for name in ("teacher", "reference")
+    )
+    over = excess(teacher, reference)
+    j_t, j = (
+        input_gradients(models[name], images, input_gradient=config.input_gradient)
+        for name in ("teacher", "reference")
+    )
+    found = teaching(j, j_t)
+    said = verdict(found, over)
+    for name, report in reports.items():
+        print(f"\n{name}\n{table(report)}")
+    print(
+        f"\nUnder {last} the teacher withstands {over} than the reference.\n\n"
+        f"Of J, the reference's input gradient, on these {len(images.labels)} images, data "
+        f"{data_text(images.source)}; mean and 95 % interval:\n{teaching_table(found)}\n\n{said}"
+    )
+    if output:
+        content = {"settings": {"input_gradient": config.input_gradient}, "reports": reports}
+        content |= {"teaching": found, "verdict": said, "versions": environment()}
+        write_json(output, content)
+        for journal in journals.values():
+            journal.path.unlink()
+
+
+def teaching_table(found: dict[str, dict]) -> str:
+    """The result of `igam_tf.evaluation.teaching.teaching` as plain text."""
+    width = max(map(len, _MEANING.values()))
+    columns = ("teacher", "shuffled", "difference")
+    lines = [" " * width + "".join(f"{name:>26}" for name in columns)]
+    for name, meaning in _MEANING.items():
+        cells = (
+            "{:.3f} ({:.3f} to {:.3f})".format(row["mean"], *row["ci95"])
+            for row in (found[name][column] for column in columns)
+        )
+        lines.append(f"{meaning:<{width}}" + "".join(f"{cell:>26}" for cell in cells))
+    return "\n".join(lines)
+
+
+def program() -> None:
+    """The command line."""
+    define_flags()
+    run_entry_point(main, flagfiles=FLAGFILES)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,93 @@
+"""From settings to a run in its folder: everything a user can get wrong is found before it trains."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from igam_tf import datasets
+from igam_tf.attacks import attack_names
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.experiments.resolve import source_spec, target_spec
+from igam_tf.method.architectures import builder_of
+from igam_tf.method.objectives import METHODS
+from igam_tf.system import devices
+from igam_tf.system.run_folder import RunFolder
+from igam_tf.training.building import check_student, load_source_network
+from igam_tf.training.stages import Run
+
+
+def default_workdir(config: Config) -> str:
+    """Folder name that says what the run is."""
+    names = map(datasets.short_name, (config.source, config.target))
+    parts = [re.sub(r"[^\w.]+", "-", name) for name in names]
+    pair = (config.source, config.target)
+    parts += [config.transform] if sum(key[:2] == pair for key in TRANSFERS) > 1 else []
+    parts += [config.method, config.preset]
+    parts += [config.teacher_gradient] if config.teacher_gradient != "teacher" else []
+    parts += ["release"] if config.fidelity == "release" else []
+    parts += ["builtin"] if config.data == "builtin" else []
+    return str(Path("runs") / "-".join(parts))
+
+
+def teacher_checkpoint(config: Config) -> str | None:
+    """Where the teacher is loaded from: a checkpoint, fetched where it is a known name, or a file."""
+    if not METHODS[config.method].teacher or config.teacher == "train":
+        return None
+    from madry_models.fetch import NAMES, fetch
+    from madry_models.tf1_checkpoint import checkpoint_prefix
+
+    if config.teacher_checkpoint in NAMES:
+        return str(fetch(config.source, config.teacher_checkpoint))
+    if config.teacher_checkpoint.endswith(".keras"):
+        load_source_network(config.teacher_checkpoint, source_spec(config))
+    else:
+        checkpoint_prefix(config.teacher_checkpoint)
+    return config.teacher_checkpoint
+
+
+@contextmanager
+def opened_run(
+    config: Config, *, workdir: str | None, teachers: str | None, strategy: str, replicas: int
+) -> Iterator[tuple[Run, tf.distribute.Strategy]]:
+    """Context with (a run in its folder, which is this process's own meanwhile; its devices).
+
+    Args:
+        config: all settings.
+        workdir: the run folder, new or of the same settings; None: `default_workdir`.
+        teachers: see `Run`.
+        strategy, replicas: see `igam_tf.system.devices.strategy`.
+
+    Raises:
+        UserError: network, attacks, checkpoint, data or folder cannot be used.
+    """
+    builder_of(config.student)
+    attack_names(config.eval_attacks)
+    checkpoint = teacher_checkpoint(config)
+    trained = METHODS[config.method].teacher and config.teacher == "train"
+    for spec in (target_spec(config), *([source_spec(config)] if trained else [])):
+        datasets.check_available(spec, source=config.data, data_dir=config.data_dir or None)
+    if config.data == "builtin":
+        logging.warning(
+            "data: %s, seed %d: no real images", datasets.data_text(config.data), config.data_seed
+        )
+    chosen = devices.strategy(strategy, replicas)
+    with chosen.scope():
+        check_student(config)
+    chief = devices.is_chief(chosen)
+    with devices.lost_workers(chosen):
+        if not chief:
+            devices.same_everywhere(chosen, 0)  # wait for the chief, who makes the folder
+        with RunFolder(workdir or default_workdir(config), config, chief=chief) as folder:
+            if chief:
+                devices.same_everywhere(chosen, 0)
+            with chosen.scope():
+                keras.utils.set_random_seed(config.seed)
+                run = Run(config, folder, checkpoint, teachers)
+                run.check_sizes()
+            yield run, chosen
