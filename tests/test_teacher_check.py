@@ -87,7 +87,7 @@ def test_verdict_on_a_small_share():
     part = {"teacher": {"ci95": [0.01, 0.02]}, "difference": {"ci95": [0.005, 0.01]}}
     said = verdict({"explained": part}, STRONGER)
     assert said.startswith("NEXT TO NOTHING TO GIVE: at most 2.0 %")
-    assert f"below {100 * LEAST_EXPLAINED:g} %" in said
+    assert f"below the {100 * LEAST_EXPLAINED:g} %" in said
 
 
 @pytest.fixture(scope="module")

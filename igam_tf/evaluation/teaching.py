@@ -10,7 +10,7 @@ from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import Excess, mean_interval
 
-LEAST_EXPLAINED = 0.05  # of |J_s|^2; docs/methods.md has the teachers that it comes from
+LEAST_EXPLAINED = 0.05  # of |J_s|^2, a rule of thumb: see docs/methods.md
 MEASURES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "cosine": gradients.cosine,
     "explained": lambda j, j_t: gradients.cosine(j, j_t) ** 2,
@@ -86,8 +86,8 @@ def verdict(found: dict[str, dict], over: Excess) -> str:
         )
     if most < 100 * LEAST_EXPLAINED:
         return (
-            f"NEXT TO NOTHING TO GIVE: at most {most:.1f} % of the squared length of J is J_t's, and "
-            f"no teacher below {100 * LEAST_EXPLAINED:g} % has helped a student yet. Train without it: "
+            f"NEXT TO NOTHING TO GIVE: at most {most:.1f} % of the squared length of J is J_t's, below "
+            f"the {100 * LEAST_EXPLAINED:g} % from which on a gain could show. Train without it: "
             "--method=gradient_penalty."
         )
     if over.low <= 0:
