@@ -254,7 +254,7 @@ def test_students_by_name(tmp_path, monkeypatch):
         == "bfloat16"
     )
     for name, sentence in {
-        "resnet": r"expected --student=wrn-<depth>-<width>, .*; received 'resnet'",
+        "resnet": r"expected a network wrn-<depth>-<width>, .*; received 'resnet'",
         "wrn-9-1": "depth 6n [+] 2",
         "keras:Nothing": "a name of keras.applications, ConvNeXtBase,",
         "keras:Xception": r"expected a network for images \[32, 32, 3\]; keras:Xception refuses them",

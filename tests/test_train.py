@@ -216,7 +216,7 @@ def test_a_mistake_is_one_sentence_and_status_1(tmp_path):
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "expected --student=wrn-<depth>-<width> with depth 6n + 2" in errors[0]
+    assert "expected wrn-<depth>-<width> with depth 6n + 2" in errors[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -64,6 +64,12 @@ class Config(Settings):
         "secret, which are fetched.",
         "teacher",
     )
+    teacher_network: str = setting(
+        "",
+        "With --teacher=train: the teacher's network, as --student; empty: the challenge's for mnist, "
+        "else that of --student.",
+        "teacher",
+    )
     teacher_steps: int = setting(
         100_000, "With --teacher=train: training steps.", "teacher", within=ONE_OR_MORE
     )

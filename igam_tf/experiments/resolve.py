@@ -58,6 +58,11 @@ def source_spec(config: Config) -> DatasetSpec:
     )
 
 
+def teacher_network(config: Config) -> str:
+    """Architecture of a teacher that is trained, as `--student` names them."""
+    return config.teacher_network or source_spec(config).teacher.network or config.student
+
+
 def transform(config: Config, source_pixel_max: float | None = None) -> Identity:
     """The map of a run: the layers of `--transform`, then the change of pixel unit if there is one.
 

@@ -26,7 +26,7 @@ def wrn_size(name: str) -> tuple[int, int]:
     depth, width = map(int, name.split("-")[1:])
     if depth < 8 or (depth - 2) % 6 or width < 1:
         raise UserError(
-            f"expected --student=wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; "
+            f"expected wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; "
             f"received {name!r}"
         )
     return depth, width
@@ -187,7 +187,7 @@ def builder_of(name: str) -> Callable[..., keras.Model]:
             if build is wide_resnet:
                 wrn_size(name)
             return build
-    raise UserError(f"expected --student={NAMES}; received {name!r}")
+    raise UserError(f"expected a network {NAMES}; received {name!r}")
 
 
 def import_classes(name: str) -> None:

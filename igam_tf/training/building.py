@@ -8,7 +8,7 @@ import numpy as np
 
 from igam_tf.datasets import DatasetSpec
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import source_spec, target_spec
+from igam_tf.experiments.resolve import source_spec, target_spec, teacher_network
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
@@ -48,7 +48,7 @@ def new_source_network(config: Config, *, synchronized: bool = False) -> keras.M
     """The teacher's network before it is trained on the source task."""
     spec = source_spec(config)
     return build_network(
-        spec.teacher.network or config.student,
+        teacher_network(config),
         spec.image_shape,
         spec.num_classes,
         synchronized=synchronized,

@@ -67,6 +67,8 @@ def opened_run(
         UserError: network, attacks, checkpoint, data or folder cannot be used.
     """
     builder_of(config.student)
+    if config.teacher_network:
+        builder_of(config.teacher_network)
     attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
     trained = METHODS[config.method].teacher and config.teacher == "train"

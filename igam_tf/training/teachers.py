@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from igam_tf.datasets import Split, short_name
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import source_spec
+from igam_tf.experiments.resolve import source_spec, teacher_network
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.trainer import ClassifierTrainer
@@ -91,7 +91,7 @@ def teacher_settings(c: Config, split: Split, *, own_statistics: bool) -> Teache
         source=short_name(spec.name),
         images=split.fingerprint(),
         classes=spec.num_classes,
-        network=spec.teacher.network or c.student,
+        network=teacher_network(c),
         optimizer=spec.teacher.optimizer,
         learning_rate=c.teacher_learning_rate,
         lr_schedule=lr_schedule,
