@@ -175,6 +175,46 @@ def test_every_igam_row_has_its_controls():
         assert len(whole.rows) == sum(row.method != "igam" for row in whole.rows) + 3 * len(igam)
 
 
+def settings_of(row: TableRow, preset: str) -> Config:
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+    return resolve(
+        {key: kinds[key](value) for key, value in row.flags.items()} | {"preset": preset}
+    )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_at_the_cpu_preset_one_row_stands_for_students_that_are_the_same(name):
+    whole, cpu = TABLES[name], TABLES[name].at_preset("cpu")
+    assert whole.at_preset("paper") is whole
+    students = {}
+    for row in whole.rows:
+        c = settings_of(dataclasses.replace(row, flags=row.flags | row.cpu), "cpu")
+        of_teacher = {
+            f.name for f in dataclasses.fields(Config) if f.metadata["group"] == "teacher"
+        }
+        known = dataclasses.asdict(c)
+        if c.teacher_gradient == "zero":
+            for setting in of_teacher | {"source", "source_classes"}:
+                del known[setting]
+        students.setdefault(json.dumps(known), row.name)
+    assert [row.name for row in cpu.rows] == list(students.values())
+    assert {n for pair in cpu.gains for n in pair} <= set(students.values())
+    if name in ("2", "3", "figure5"):
+        assert [row.label for row in cpu.rows if "zero" in row.name] == ["J_t = 0, for each row"]
+
+
+@pytest.mark.parametrize("name", ["4", "5"])
+def test_the_ablation_at_the_cpu_preset_keeps_the_ratios_of_the_weights(name):
+    cpu = TABLES[name].at_preset("cpu")
+    assert "lambda_adv 0.02 and lambda_diff 1 are the row (2, 10)" in cpu.title
+    own = resolve({"source": "cifar10", "target": "cifar100", "preset": "cpu"})
+    for row in cpu.rows:
+        adv, diff = (float(part[4 if i else 3 :]) for i, part in enumerate(row.name.split("-")[:2]))
+        c = settings_of(row, "cpu")
+        assert c.lambda_adv == pytest.approx(adv / 2 * own.lambda_adv)
+        assert c.lambda_diff == pytest.approx(diff / 10 * own.lambda_diff)
+
+
 def test_every_form_is_written(output):
     write(collect(SMALL, output), output, "table0")
     assert json.loads((output / "table0.json").read_text())["rows"][2]["run"] is None
@@ -245,11 +285,9 @@ def test_rows_are_settings_and_have_their_own_folders(name, preset):
     names = [row.name for row in whole.rows]
     assert len(set(names)) == len(names)
     assert {n for pair in whole.gains for n in pair} <= set(names)
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
     for row in whole.rows:
         assert len(row.paper) in (0, len(whole.attacks))
-        chosen = {key: kinds[key](value) for key, value in row.flags.items()}
-        assert resolve(chosen | {"preset": preset}).method == row.flags.get("method", "igam")
+        assert settings_of(row, preset).method == row.flags.get("method", "igam")
 
 
 def test_the_papers_figures_are_the_papers(golden_dir):
@@ -341,7 +379,7 @@ def test_another_target_has_no_published_figures(command, tmp_path, monkeypatch,
     assert "--target=tiny_imagenet" in ran[0]
     assert "--workdir=runs/table4-tiny_imagenet-cpu/adv2-diff10" in ran[0]
     out = capsys.readouterr().out
-    assert "varying lambda_diff, target tiny_imagenet (nothing run)" in out
+    assert "varying lambda_diff, target tiny_imagenet; the preset" in out
     assert "21.7" not in out
 
 

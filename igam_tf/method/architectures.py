@@ -26,8 +26,7 @@ def wrn_size(name: str) -> tuple[int, int]:
     depth, width = map(int, name.split("-")[1:])
     if depth < 8 or (depth - 2) % 6 or width < 1:
         raise UserError(
-            f"expected wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; "
-            f"received {name!r}"
+            f"expected wrn-<depth>-<width> with depth 6n + 2, such as wrn-32-10; received {name!r}"
         )
     return depth, width
 

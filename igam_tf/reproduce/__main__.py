@@ -195,6 +195,7 @@ def main(argv: list[str]) -> int:
     whole = TABLES[FLAGS.table]
     if FLAGS.target:
         whole = whole.with_target(FLAGS.target)
+    whole = whole.at_preset(FLAGS.preset)
     rows = chosen_rows(whole)
     name = FLAGS.table if FLAGS.table in ("figure5", "baselines") else f"table{FLAGS.table}"
     name += f"-{FLAGS.target}" if FLAGS.target else ""

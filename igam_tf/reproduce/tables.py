@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from igam_tf.experiments.presets import CPU_OBJECTIVE
 from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
@@ -21,6 +22,7 @@ class TableRow:
         flags: flags of `igam_tf.train`, beyond those that every row has.
         paper: accuracy in % for each of the table's attacks, as published; empty: not in the paper.
         part: heading above the row; empty: the paper's own table.
+        cpu: flags that take the place of these at `--preset=cpu`.
     """
 
     name: str
@@ -28,6 +30,7 @@ class TableRow:
     flags: Mapping[str, str]
     paper: tuple[float, ...] = ()
     part: str = ""
+    cpu: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -44,12 +47,36 @@ class Table:
         attacks: attack of each column.
         rows: the runs.
         gains: names of pairs of rows whose paired difference under the last attack is given.
+        cpu: what the title adds at `--preset=cpu`.
     """
 
     title: str
     attacks: tuple[str, ...]
     rows: tuple[TableRow, ...]
     gains: tuple[tuple[str, str], ...] = ()
+    cpu: str = ""
+
+    def at_preset(self, preset: str) -> "Table":
+        """The rows at a preset.
+
+        At cpu the objective has the same weights whatever the map and the source, and a student of
+        J_t = 0 knows nothing of its teacher: rows J_t = 0 that differ in these alone are one there.
+        """
+        if preset != "cpu":
+            return self
+        kept: dict[Any, TableRow] = {}
+        same: dict[str, str] = {}  # name of a row -> name of the row that stands for it
+        for row in self.rows:
+            row = dataclasses.replace(row, flags=row.flags | row.cpu)
+            key: Any = row.name
+            if row.flags.get("teacher_gradient") == "zero":
+                key = frozenset(f for f in row.flags.items() if f[0] not in ("source", "transform"))
+            if key in kept:
+                kept[key] = dataclasses.replace(kept[key], label="J_t = 0, for each row")
+            same[row.name] = kept.setdefault(key, row).name
+        gains = tuple((name, same[other]) for name, other in self.gains)
+        title = f"{self.title}; {self.cpu}" if self.cpu else self.title
+        return dataclasses.replace(self, title=title, rows=tuple(kept.values()), gains=gains)
 
     def with_target(self, target: str) -> "Table":
         """The same rows, trained for another task, of which the paper has no figures."""
@@ -163,7 +190,7 @@ def _with_controls(*rows: TableRow) -> dict[str, Any]:
         own = [
             TableRow(
                 name=f"{row.name}-{kind}", label=f"{row.label}, {text}", part=_CONTROLS,
-                flags=row.flags | {"teacher_gradient": kind},
+                flags=row.flags | {"teacher_gradient": kind}, cpu=row.cpu,
             )
             for kind, text in (("zero", "J_t = 0"), ("shuffled", "J_t of another image"))
         ]  # fmt: skip
@@ -173,8 +200,21 @@ def _with_controls(*rows: TableRow) -> dict[str, Any]:
     return {"rows": (*rows, *controls), "gains": tuple(gains)}
 
 
+_SCALED = (
+    "the preset's lambda_adv {lambda_adv:g} and lambda_diff {lambda_diff:g} are the row (2, 10)"
+)
+
+
 def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> TableRow:
-    """IGAM-CIFAR10 with weights as published, in the release's unit."""
+    """IGAM-CIFAR10 with weights as published, in the release's unit.
+
+    At the cpu preset they are in proportion to its own, which stand for the table's (2, 10).
+    """
+    own = CPU_OBJECTIVE["paper"]
+    cpu = {
+        "lambda_adv": repr(lambda_adv / 2 * own["lambda_adv"]),
+        "lambda_diff": repr(lambda_diff / 10 * own["lambda_diff"]),
+    }
     flags = {
         "lambda_adv": f"{lambda_adv:g}",
         "lambda_diff": repr(lambda_diff * PUBLISHED_TO_MEAN_UNIT),
@@ -183,7 +223,7 @@ def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) 
         text.format(lambda_adv, lambda_diff)
         for text in ("adv{:g}-diff{:g}", "lambda_adv {:g}, lambda_diff {:g}")
     )
-    return _cifar100(name, label, "cifar10", (clean, pgd20), **flags)
+    return dataclasses.replace(_cifar100(name, label, "cifar10", (clean, pgd20), **flags), cpu=cpu)
 
 
 TABLES: dict[str, Table] = {
@@ -236,6 +276,7 @@ TABLES: dict[str, Table] = {
     ),
     "4": Table(
         title="Table 4: IGAM-CIFAR10 with varying lambda_diff",
+        cpu=_SCALED.format(**CPU_OBJECTIVE["paper"]),
         attacks=("clean", "pgd20"),
         **_with_controls(
             _weights(2, 0, 58.9, 16.0),
@@ -246,6 +287,7 @@ TABLES: dict[str, Table] = {
     ),
     "5": Table(
         title="Table 5: IGAM-CIFAR10 with varying lambda_adv",
+        cpu=_SCALED.format(**CPU_OBJECTIVE["paper"]),
         attacks=("clean", "pgd20"),
         **_with_controls(
             _weights(0, 10, 78.4, 3.9),
