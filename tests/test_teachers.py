@@ -66,6 +66,32 @@ def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(run, tmp_pa
     }  # fmt: skip
 
 
+def test_a_teacher_of_another_network_than_the_students(run, tmp_path):
+    own = ("--source=cifar10", "--train_examples=100", "--teacher_network=wrn-8-2")
+    folder = run("own", *own, "--student=wrn-8-1", "--teacher_steps=1", "--train_steps=2")
+    record = json.loads((folder / "teacher_source.json").read_text())
+    assert record["settings"]["network"] == "wrn-8-2"
+    teacher, student = (
+        keras.saving.load_model(folder / f"{name}.keras", compile=False).count_params()
+        for name in ("teacher_source", "student")
+    )
+    assert teacher > 3 * student
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("resnet", "expected a network wrn-<depth>-<width>, .*; received 'resnet'"),
+        ("wrn-9-1", "depth 6n"),
+        ("nowhere:net", "No module named 'nowhere'"),
+        ("wrn-8-1", r"for mnist images in 0..1; wrn-8-1 takes pixels in 0..255"),
+    ],
+)
+def test_networks_that_are_none_for_the_source(run, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run("own", f"--teacher_network={name}")
+
+
 def test_a_half_trained_teacher_goes_on_in_another_run(run, tmp_path, monkeypatch):
     log = Log.__call__
 

@@ -45,14 +45,20 @@ def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
 
 
 def new_source_network(config: Config, *, synchronized: bool = False) -> keras.Model:
-    """The teacher's network before it is trained on the source task."""
-    spec = source_spec(config)
-    return build_network(
-        teacher_network(config),
-        spec.image_shape,
-        spec.num_classes,
-        synchronized=synchronized,
-    )
+    """The teacher's network before it is trained on the source task.
+
+    Raises:
+        UserError: a network of another pixel range than the source's images.
+    """
+    spec, name = source_spec(config), teacher_network(config)
+    network = build_network(name, spec.image_shape, spec.num_classes, synchronized=synchronized)
+    own = getattr(network, "pixel_max", spec.pixel_max)
+    if own != spec.pixel_max:
+        raise UserError(
+            f"expected a --teacher_network for {spec.name} images in 0..{spec.pixel_max:g}; {name} takes "
+            f"pixels in 0..{own:g}"
+        )
+    return network
 
 
 def new_student(config: Config, precision: str, *, synchronized: bool = False) -> keras.Model:

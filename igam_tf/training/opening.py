@@ -14,7 +14,7 @@ from igam_tf.attacks import attack_names
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS
 from igam_tf.experiments.resolve import source_spec, target_spec
-from igam_tf.method.architectures import builder_of
+from igam_tf.method.architectures import builder_of, import_classes
 from igam_tf.method.objectives import METHODS
 from igam_tf.system import devices
 from igam_tf.system.run_folder import RunFolder
@@ -68,7 +68,7 @@ def opened_run(
     """
     builder_of(config.student)
     if config.teacher_network:
-        builder_of(config.teacher_network)
+        import_classes(config.teacher_network)
     attack_names(config.eval_attacks)
     checkpoint = teacher_checkpoint(config)
     trained = METHODS[config.method].teacher and config.teacher == "train"
