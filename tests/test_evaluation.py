@@ -23,7 +23,7 @@ from igam_tf.evaluation.evaluate import (
 )
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.system.journal import undigits
+from igam_tf.system.journal import Journal, undigits
 from madry_models import WideResNet
 from madry_models.errors import UserError
 
@@ -194,6 +194,37 @@ def test_neither_batch_size_nor_company_changes_a_verdict():
     assert (masks[0] != other).any()
     first = _run(CURVED, IMAGES[:20], labels[:20], "pgd2", **kwargs)["pgd2"]
     np.testing.assert_array_equal(first, masks[0][:20])
+
+
+@pytest.mark.parametrize("batch_norm", ["inference", "batch"])
+def test_a_longer_pgd_goes_on_where_a_shorter_one_ends(batch_norm, tmp_path):
+    """One pass, with the masks of PGDs that run alone; also where a journal knows some of them."""
+    labels = tf.argmax(CURVED(IMAGES), 1).numpy()
+    steps = tf.Variable(0)
+
+    def counted(x):
+        steps.assign_add(1)
+        return CURVED(x)
+
+    kwargs = dict(of=robust_flags, eps=0.04, step_size=0.007, batch_size=60, batch_norm=batch_norm)
+    names = ["pgd7", "fgsm", "pgd2", "pgd4"]
+    alone = {name: _run(counted, IMAGES, labels, name, **kwargs)[name] for name in names}
+    steps.assign(0)
+    together = _run(counted, IMAGES, labels, ",".join(names), **kwargs)
+    assert list(together) == names
+    assert steps.numpy() == 1 + (1 + 1) + (7 + 3)  # clean; fgsm; the longest, looked at three times
+    assert len({mask.tobytes() for mask in alone.values()}) == 4
+    for name, mask in alone.items():
+        np.testing.assert_array_equal(together[name], mask)
+
+    journal = Journal(tmp_path / "journal", "model")
+    _run(counted, IMAGES, labels, "pgd4", journal=journal, **kwargs)
+    for _ in range(2):
+        some = _run(counted, IMAGES, labels, ",".join(names), journal=journal, **kwargs)
+        assert all((some[name] == mask).all() for name, mask in alone.items())
+    steps.assign(0)
+    _run(counted, IMAGES, labels, ",".join(names), journal=journal, **kwargs)
+    assert steps.numpy() == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -23,6 +23,7 @@ def pgd(
     bounds: tuple[float, float],
     loss: str | Callable[..., tf.Tensor] = "xent",
     noise: tf.Tensor | None = None,
+    start: tf.Tensor | None = None,
     target: tf.Tensor | None = None,
     norm: str = "linf",
 ) -> tf.Tensor:
@@ -43,6 +44,7 @@ def pgd(
         loss: name in `igam_tf.attacks.LOSSES`, or (logits, y) -> [B], or (logits, y, target) -> [B]
             where there is a target.
         noise: random start, of the shape and dtype of x; None starts at x itself.
+        start: point of the ball to begin at, such as what another call returned; None: x + noise.
         target: classes [B] of a targeted loss.
         norm: "linf", or "l2", where the step is along the gradient itself.
 
@@ -76,7 +78,8 @@ def pgd(
         gradient, _, _ = ascent(values, x_adv)
         return t + 1, project(x_adv + step_size * steepest(gradient, norm), x, **threat)
 
-    start = x if noise is None else project(x + noise, x, **threat)
+    if start is None:
+        start = x if noise is None else project(x + noise, x, **threat)
     _, x_adv = tf.while_loop(
         lambda t, _: t < steps, step, (tf.constant(0), start), parallel_iterations=1
     )
@@ -100,11 +103,16 @@ def _draws(spec: AttackSpec, shape, generator: np.random.Generator, eps: float, 
     return {"noise": (in_ball(generator, shape, dtype, spec.norm) * eps).astype(dtype)}
 
 
+def _begin(x, spec: AttackSpec, *, eps, bounds, noise) -> tf.Tensor:
+    limits = tf.convert_to_tensor(bounds, x.dtype)
+    return project(x + noise, x, eps=eps, bounds=limits, norm=spec.norm)
+
+
 def _run(logits_fn, x, y, spec: AttackSpec, *, target, **inputs) -> tf.Tensor:
     return pgd(logits_fn, x, y, loss=spec.loss, norm=spec.norm, **inputs)
 
 
 KIND = Kind(
     names=r"fgsm|pgd[1-9]\d*", shown="fgsm, pgd<steps>", spec=_spec, draws=_draws, run=_run,
-    on_batch_statistics=True, traced_by_steps=False,
+    on_batch_statistics=True, traced_by_steps=False, begin=_begin,
 )  # fmt: skip

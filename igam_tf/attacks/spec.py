@@ -83,6 +83,9 @@ class Kind:
             [B], or None where the attack has no target.
         on_batch_statistics: whether it may attack a model in which images of a batch see each other.
         traced_by_steps: whether another number of steps is another graph.
+        begin: (x, spec, *, eps, bounds, **draws) -> the point that `run` begins at; `run` then takes it
+            as `start`, or the x_adv of fewer steps, to end where one run of all the steps does. None:
+            the attack cannot go on.
     """
 
     names: str
@@ -92,3 +95,4 @@ class Kind:
     run: Callable[..., tf.Tensor]
     on_batch_statistics: bool = False
     traced_by_steps: bool = True
+    begin: Callable[..., tf.Tensor] | None = None

@@ -1,6 +1,9 @@
 """The robust mask of each attack: runs its restarts and targets batch by batch, and can be resumed."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -47,16 +50,17 @@ def robust_flags(
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
 
-    def right_in_batch(spec: AttackSpec, run: int, batch: np.ndarray) -> np.ndarray:
-        """Whether each example of a batch is right after one run, [len(batch)] bool."""
+    def right_in_batch(group: Sequence[AttackSpec], run: int, batch: np.ndarray) -> np.ndarray:
+        """Whether each example of a batch is right after one run, [len(group), len(batch)] bool."""
+        spec = group[0]
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
         restart, rank = divmod(run, max(spec.targets, 1))
         drawn = random_inputs(
             spec, shape, batch, eps=eps, seed=seed, restart=restart, dtype=dtype
         )  # fmt: skip
-        scalars = {"eps": eps, "step_size": step_size}
-        scalars |= {"steps": np.int32(spec.steps), "rank": np.int32(rank)}
+        each = np.diff([spec.steps for spec in group], prepend=0).astype(np.int32)
+        scalars = {"eps": eps, "step_size": step_size, "steps": each, "rank": np.int32(rank)}
         inputs = {"x": x, "y": y[batch]} | drawn, scalars
         steps = spec.steps if KINDS[spec.kind].traced_by_steps else 0
         kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets)
@@ -65,40 +69,58 @@ def robust_flags(
                 logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch"
             )
         predicted = compiled[kind](inputs).numpy()
-        if (predicted == _NOT_FINITE).any():
-            raise UserError(
-                f"expected finite logits; under {spec.name} the model's are NaN or infinite "
-                f"for {(predicted == _NOT_FINITE).sum()} of {len(batch)} images, which "
-                "cannot be scored"
-            )
+        for spec, of_spec in zip(group, predicted == _NOT_FINITE, strict=True):
+            if of_spec.any():
+                raise UserError(
+                    f"expected finite logits; under {spec.name} the model's are NaN or infinite "
+                    f"for {of_spec.sum()} of {len(batch)} images, which cannot be scored"
+                )
         return predicted == y[batch]
 
-    def right(spec: AttackSpec, run: int, indices: np.ndarray) -> np.ndarray:
-        """Whether each of these examples is right after one run, [len(indices)] bool."""
-        title = f"{spec.name} {run + 1}/{spec.runs}" if spec.runs > 1 else spec.name
-        hits = np.zeros(len(indices), bool)
-        common = [settings_of(spec), run, seed, pixel_max, batch_norm]
+    def right(group: Sequence[AttackSpec], run: int, indices: np.ndarray) -> np.ndarray:
+        """Whether each of these examples is right after one run, [len(group), len(indices)] bool."""
+        title = ",".join(spec.name for spec in group)
+        title += f" {run + 1}/{group[0].runs}" if group[0].runs > 1 else ""
+        hits = np.zeros((len(group), len(indices)), bool)
+        common = [run, seed, pixel_max, batch_norm]
         shown = progress and len(indices) > 0
         with tqdm(total=len(indices), desc=title, unit="image", disable=not shown) as bar:
             for begin in range(0, len(indices), batch_size):
                 batch = indices[begin : begin + batch_size]
-                hits[begin : begin + len(batch)] = remembered(
-                    journal, [*common, batch, y[batch], images[batch]],
-                    right_in_batch, spec, run, batch,
-                )  # fmt: skip
+                found = functools.cache(functools.partial(right_in_batch, group, run, batch))
+                for of_spec, spec, i in zip(hits, group, range(len(group)), strict=True):
+                    of_spec[begin : begin + len(batch)] = remembered(
+                        journal, [settings_of(spec), *common, batch, y[batch], images[batch]],
+                        lambda found=found, i=i: found()[i],
+                    )  # fmt: skip
                 bar.update(len(batch))
         return hits
 
     everything = np.arange(len(labels))
-    clean = right(AttackSpec(name="clean", norm=attacks[0].norm), 0, everything)
+    (clean,) = right([AttackSpec(name="clean", norm=attacks[0].norm)], 0, everything)
     robust: dict[str, np.ndarray] = {}
+    for group in _in_one_pass(attacks):
+        first = group[0]
+        masks = np.stack([robust[first.after] if first.after else clean] * len(group))
+        for run in range(first.runs):
+            left = everything if batch_norm == "batch" else np.flatnonzero(masks[0])
+            masks[:, left] &= right(group, run, left)
+        robust |= {spec.name: mask for spec, mask in zip(group, masks, strict=True)}
+    return {spec.name: robust[spec.name] for spec in attacks}
+
+
+def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:
+    """Attacks each of which goes on where the one before it ends, shortest first; others alone.
+
+    With one start, PGD of 20 steps passes through the end of PGD of 10. With several, the examples that
+    are left for a restart differ.
+    """
+    groups: dict[Any, list[AttackSpec]] = {}
     for spec in attacks:
-        mask = (robust[spec.after] if spec.after else clean).copy()
-        for run in range(spec.runs):
-            left = everything if batch_norm == "batch" else np.flatnonzero(mask)
-            mask[left] &= right(spec, run, left)
-        robust[spec.name] = mask
-    return robust
+        together = KINDS[spec.kind].begin and spec.runs == 1 and not spec.after
+        key = dataclasses.replace(spec, name="", steps=0) if together else spec.name
+        groups.setdefault(key, []).append(spec)
+    return [sorted(group, key=lambda spec: spec.steps) for group in groups.values()]
 
 
 def _check(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
@@ -126,35 +148,56 @@ def _compiled(
     *,
     whole: bool,
 ):
-    """An attack and the classification after it, traced once: inputs -> predicted classes [B].
+    """An attack and the classification after it, traced once: inputs -> predicted classes [m,B].
 
     One trace serves every batch size, and every PGD of one loss, for eps, step size and number of steps
-    are inputs (FGSM is one step of eps without noise). A spec without a loss is no attack: the clean
-    images are classified. The replicas of the current strategy share each batch.
+    are inputs (FGSM is one step of eps without noise). m numbers of steps follow on each other. A
+    spec without a loss is no attack: the clean images are classified. The replicas of the current
+    strategy share each batch.
 
     Args:
         logits_fn, spec, pixel_max: as in `robust_flags`.
         inputs: (values by example [B,...], scalars), of which types and shapes are taken.
         whole: whether a batch must stay on one replica.
     """
-    attack, bounds = KINDS[spec.kind].run, (0.0, pixel_max)
+    kind, bounds = KINDS[spec.kind], (0.0, pixel_max)
 
     def classes(by_example: dict, scalars: dict) -> tf.Tensor:
-        x, y = by_example["x"], by_example["y"]
+        x, y, steps = by_example["x"], by_example["y"], scalars["steps"]
         drawn = {name: v for name, v in by_example.items() if name not in ("x", "y")}
-        strength = {name: scalars[name] for name in ("eps", "step_size", "steps")}
-        if spec.loss is not None:
-            rank = scalars["rank"]
-            target = class_of_rank(logits_fn(x), y, rank, spec.targets) if spec.targets else None
-            x = attack(logits_fn, x, y, spec, bounds=bounds, target=target, **strength, **drawn)
-        logits = logits_fn(x)
-        finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
-        return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
+        ball = {"eps": scalars["eps"], "bounds": bounds}
+
+        def classified(x_adv: tf.Tensor) -> tf.Tensor:
+            logits = logits_fn(x_adv)
+            finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
+            return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
+
+        if spec.loss is None:
+            return classified(x)[None]
+        target = None
+        if spec.targets:
+            target = class_of_rank(logits_fn(x), y, scalars["rank"], spec.targets)
+        how = {"target": target, "step_size": scalars["step_size"]} | ball
+        if not kind.begin:
+            return classified(kind.run(logits_fn, x, y, spec, steps=steps[0], **how, **drawn))[None]
+
+        def further(i: tf.Tensor, x_adv: tf.Tensor, found: tf.TensorArray):
+            x_adv = kind.run(logits_fn, x, y, spec, steps=steps[i], start=x_adv, **how)
+            return i + 1, x_adv, found.write(i, classified(x_adv))
+
+        count = tf.size(steps)
+        begun = (
+            tf.constant(0),
+            kind.begin(x, spec, **ball, **drawn),
+            tf.TensorArray(tf.int64, count),
+        )
+        _, _, found = tf.while_loop(lambda i, *_: i < count, further, begun, parallel_iterations=1)
+        return found.stack()
 
     many, single = inputs
     signature = [
         {k: tf.TensorSpec([None, *v.shape[1:]], v.dtype, k) for k, v in many.items()},
-        {k: tf.TensorSpec([], np.asarray(v).dtype, k) for k, v in single.items()},
+        {k: tf.TensorSpec([None] * np.ndim(v), v.dtype, k) for k, v in single.items()},
     ]
 
     @tf.function(input_signature=signature)
@@ -169,7 +212,7 @@ def _compiled(
             part = {k: devices.share(v, here, replicas) for k, v in by_example.items()}
             return classes(part, scalars)
 
-        return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 0)
+        return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 1)
 
     # The concrete function is called, for TensorFlow warns of retracing where many tf.functions have
     # one name.

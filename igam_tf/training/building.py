@@ -55,8 +55,8 @@ def new_source_network(config: Config, *, synchronized: bool = False) -> keras.M
     own = getattr(network, "pixel_max", spec.pixel_max)
     if own != spec.pixel_max:
         raise UserError(
-            f"expected a --teacher_network for {spec.name} images in 0..{spec.pixel_max:g}; {name} takes "
-            f"pixels in 0..{own:g}"
+            f"expected a --teacher_network for {spec.name} images in 0..{spec.pixel_max:g}; {name} "
+            f"takes pixels in 0..{own:g}"
         )
     return network
 
