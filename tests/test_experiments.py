@@ -157,6 +157,10 @@ def test_methods_change_their_rows():
     assert resolve({"method": "cosine"}).lambda_diff == 1.0  # a cosine has no unit
     plain = resolve({"teacher_gradient": "plain"})
     assert (plain.teacher, plain.teacher_steps) == ("train", 25_000)
+    for source, steps in {"mnist": 1500, "tiny_imagenet": 500}.items():
+        cpu = {"source": source, "preset": "cpu"}
+        assert resolve(cpu).finetune_steps == steps
+        assert resolve(cpu | {"method": "finetune"}).finetune_steps == 4 * steps
     assert resolve({"method": "pgd", "preset": "cpu"}).train_steps == 500
     assert resolve({"method": "pgd", "preset": "cpu", "train_steps": 3}).train_steps == 3
 
