@@ -162,6 +162,8 @@ def test_methods_change_their_rows():
         assert resolve(cpu).finetune_steps == steps
         assert resolve(cpu | {"method": "finetune"}).finetune_steps == 4 * steps
     assert resolve({"method": "pgd", "preset": "cpu"}).train_steps == 500
+    small = {"method": "pgd", "preset": "cpu", "source": "tiny_imagenet"}
+    assert resolve(small).train_steps == 294  # 1000 of IGAM in the place of 1700
     assert resolve({"method": "pgd", "preset": "cpu", "train_steps": 3}).train_steps == 3
 
 

@@ -50,8 +50,10 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
 
 # --- the budgets of the cpu preset, all of them -----------------------------------------------------
 
-# By method: the minutes of its IGAM and some more, by the cost of a step on 128 images of 32x32.
-CPU_BUDGETS: dict[str, dict[str, Any]] = {
+# By method: the minutes of its IGAM and some more, by the cost of a step on 128 images of 32x32. Where
+# IGAM or stage 1 have fewer steps, so have these.
+CPU_BUDGETS: dict[str, dict[str, int]] = {
+    "finetune": {"finetune_steps": 6000},
     "pgd": {"train_steps": 500},
     "fast": {"train_steps": 1200},
     "n_fgsm": {"train_steps": 1200},
@@ -59,10 +61,10 @@ CPU_BUDGETS: dict[str, dict[str, Any]] = {
     "ard": {"train_steps": 500},
 }
 
-# By source, of stage 1: CIFAR-10's images are 64x64 for Tiny-ImageNet's network.
-CPU_SOURCES: dict[str, dict[str, Any]] = {"tiny_imagenet": {"finetune_steps": 500}}
-# Steps of FT, in those of stage 1.
-CPU_FINETUNE = 4
+# By source: CIFAR-10's images are 64x64 for Tiny-ImageNet's network.
+CPU_SOURCES: dict[str, dict[str, Any]] = {
+    "tiny_imagenet": {"finetune_steps": 500, "igam_start": 300, "train_steps": 1000},
+}
 
 # By source, of a teacher that is trained (--teacher=train): one step of 1.25 eps, as in fast
 # adversarial training (Wong et al. 2020, arXiv 2001.03994); it fails at MNIST's eps of 0.3, whose

@@ -8,7 +8,6 @@ from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS, few_images, without_a_row
 from igam_tf.experiments.presets import (
     CPU_BUDGETS,
-    CPU_FINETUNE,
     CPU_OBJECTIVE,
     CPU_SOURCES,
     CPU_TARGETS,
@@ -133,13 +132,13 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     if base.data == "builtin" and "teacher_checkpoint" not in chosen:
         teacher["teacher"] = "train"  # nothing is fetched for synthetic images
     sized = PRESETS[preset]
+    own = METHOD_SETTINGS.get(base.method, {})
     if cpu:
-        sized = sized | CPU_OBJECTIVE[fidelity] | CPU_SOURCES.get(source, {})
-        sized |= CPU_TARGETS.get(target, {})
+        whole = sized | CPU_OBJECTIVE[fidelity]
+        sized = whole | CPU_SOURCES.get(source, {}) | CPU_TARGETS.get(target, {})
+        steps = CPU_BUDGETS.get(base.method, {})
+        own = own | {name: round(n * sized[name] / whole[name]) for name, n in steps.items()}
         sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
-    own = METHOD_SETTINGS.get(base.method, {}) | (CPU_BUDGETS.get(base.method, {}) if cpu else {})
-    if cpu and base.method == "finetune":
-        own = {"finetune_steps": CPU_FINETUNE * sized["finetune_steps"]}
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":
         control = {"teacher": "train"} | dict(of_source.teacher.plain.get(preset, {}))
