@@ -21,6 +21,7 @@ from igam_tf.experiments.resolve import resolve
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect
+from igam_tf.reproduce.running import run_all
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import latex, markdown, write
 from igam_tf.system.run_folder import save_model
@@ -314,6 +315,17 @@ def command(command_of):
     return command_of(program)
 
 
+def recorded(ran: list, failing: int = 0):
+    """`run_all` that keeps command lines; the first `failing` of them end with status 1."""
+
+    def run_all(commands, *, jobs, output):
+        for name, arguments in commands.items():
+            ran.append(arguments)
+            yield name, int(len(ran) <= failing)
+
+    return run_all
+
+
 def test_a_row_through_the_real_program_and_again(command, tmp_path, capsys):
     arguments = ("--table=1", "--preset=smoke", "--data=builtin", f"--output={tmp_path}")
     assert command(*arguments, "--rows=standard") == 0
@@ -329,7 +341,7 @@ def test_a_row_through_the_real_program_and_again(command, tmp_path, capsys):
 
 def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeypatch, caplog):
     ran = []
-    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or len(ran) == 1)
+    monkeypatch.setattr(program, "run_all", recorded(ran, failing=1))
     checkpoint = "--teacher_checkpoints=mnist=/there"
     status = command(
         "--table=1", "--preset=cpu", f"--output={tmp_path}", "--rows=standard,zero", checkpoint,
@@ -358,7 +370,7 @@ def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeyp
 )
 def test_teachers_of_a_table(command, tmp_path, monkeypatch, preset, given, expected):
     ran = []
-    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr(program, "run_all", recorded(ran))
     names = ("standard", "cifar10-resize")
     command(
         "--table=figure5", f"--preset={preset}", f"--output={tmp_path / 'table'}",
@@ -373,7 +385,7 @@ def test_teachers_of_a_table(command, tmp_path, monkeypatch, preset, given, expe
 
 def test_another_target_has_no_published_figures(command, tmp_path, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr(program, "run_all", recorded(ran))
     monkeypatch.chdir(tmp_path)
     command("--table=4", "--preset=cpu", "--target=tiny_imagenet", "--rows=adv2-diff10")
     assert "--target=tiny_imagenet" in ran[0]
@@ -385,7 +397,7 @@ def test_another_target_has_no_published_figures(command, tmp_path, monkeypatch,
 
 def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(program, "run", lambda arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr(program, "run_all", recorded(ran))
     monkeypatch.chdir(tmp_path)
     assert command("--table=1", "--preset=cpu", "--rows=zero", "--seed=3") == 0
     assert {"--seed=3", "--workdir=runs/table1-cpu-seed3/zero"} < set(ran[0])
@@ -393,7 +405,7 @@ def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("other", ["--preset=smoke", "--data=builtin", "--seed=1"])
 def test_finished_rows_of_another_kind_are_refused(command, tmp_path, monkeypatch, other):
-    monkeypatch.setattr(program, "run", lambda arguments: pytest.fail("a row was run"))
+    monkeypatch.setattr(program, "run_all", lambda *_, **__: pytest.fail("a row was run"))
     finish(tmp_path / "zero", "1100000000")
     with pytest.raises(UserError, match=f"expected finished rows of {other}.*zero has --"):
         command("--table=1", "--preset=cpu", f"--output={tmp_path}", other)
@@ -425,9 +437,10 @@ def test_a_signal_ends_the_row_first(tmp_path, number):
         "import os, signal, sys, threading;"
         # A background job of a shell begins with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from igam_tf.reproduce.__main__ import run, run_entry_point;"
+        "from pathlib import Path; from igam_tf.reproduce.__main__ import run_all, run_entry_point;"
         f"threading.Timer(2, os.kill, (os.getpid(), {int(number)})).start();"
-        f"run_entry_point(lambda _: run([sys.executable, '-c', {row!r}]))"
+        f"rows = {{'row': [sys.executable, '-c', {row!r}]}};"
+        "run_entry_point(lambda _: list(run_all(rows, jobs=1, output=Path('.'))))"
     )
     process = subprocess.run(
         [sys.executable, "-c", here],
@@ -439,7 +452,32 @@ def test_a_signal_ends_the_row_first(tmp_path, number):
     )
     assert process.returncode == 128 + number
     assert process.stdout == "saved\n"
-    assert process.stderr == ("stopped by Ctrl-C\n" if number == signal.SIGINT else "")
+    end = "stopped by Ctrl-C\n" if number == signal.SIGINT else ""
+    assert process.stderr == f"row 1 of 1: row\n{end}"
+
+
+def test_rows_at_once(tmp_path):
+    """Each waits for the other's file, so that neither would end alone; what they print is kept."""
+    code = (
+        "import pathlib, sys, time\n"
+        "own, other, status = sys.argv[1:]\n"
+        "pathlib.Path(own).touch()\n"
+        "while not pathlib.Path(other).exists(): time.sleep(0.05)\n"
+        "print('row', flush=True); sys.exit(int(status))"
+    )
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    row = [sys.executable, "-c", code]
+    commands = {"one": [*row, a, b, "0"], "two": [*row, b, a, "3"], "three": [*row, a, b, "0"]}
+    assert dict(run_all(commands, jobs=2, output=tmp_path)) == {"one": 0, "two": 3, "three": 0}
+    assert [(tmp_path / f"{name}.log").read_text() for name in commands] == ["row\n"] * 3
+
+
+@pytest.mark.parametrize("status", [143, 130])
+def test_a_row_that_is_stopped_stops_the_others(tmp_path, status):
+    end = [sys.executable, "-c", f"import sys; sys.exit({status})"]
+    long = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(SystemExit if status == 143 else KeyboardInterrupt):
+        list(run_all({"long": long, "end": end, "never": long}, jobs=2, output=tmp_path))
 
 
 def test_the_package_says_where_what_is():

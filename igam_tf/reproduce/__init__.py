@@ -4,5 +4,6 @@ tables.py      what the paper says, and the flags of `igam_tf.train` for each ro
 aligning.py    cos(J_s, J_t) of the rows that were trained without a teacher
 collecting.py  run folders -> figures with intervals, differences, minutes
 writing.py     figures -> Markdown, LaTeX, the plot over minutes
+running.py     rows as processes, several at once
 __main__.py    runs what is not finished yet, then aligns, collects and writes
 """

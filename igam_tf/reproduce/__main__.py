@@ -9,8 +9,6 @@ again, what was interrupted goes on.
 import madry_models.quiet  # noqa: F401
 
 # isort: split
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from igam_tf.experiments.presets import PRESETS
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished
+from igam_tf.reproduce.running import run_all
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
 from igam_tf.system.run_folder import read_json
@@ -44,6 +43,12 @@ def define_flags() -> None:
         flags.DEFINE_list(
             "rows", [], "Names of rows with commas between; all of the table by default."
         )
+        flags.DEFINE_integer(
+            "jobs", 1,
+            "Rows that are trained at once; what each prints goes to <output>/<row>.log. A small "
+            "network uses little more than one core.",
+            lower_bound=1,
+        )  # fmt: skip
         flags.DEFINE_bool("collect", False, "Run nothing, and write the table of what is finished.")
         flags.DEFINE_string(
             "output",
@@ -147,28 +152,6 @@ def trained_or_loaded(source: str) -> str | None:
     return "train" if source == "cifar10" and FLAGS.preset != "paper" else None
 
 
-def run(arguments: list[str]) -> int:
-    """Exit status of a row; SIGTERM and Ctrl-C end it, and then this program too.
-
-    Raises:
-        SystemExit: SIGTERM came, to the row or to this program.
-        KeyboardInterrupt: Ctrl-C, likewise.
-    """
-    process = subprocess.Popen(arguments)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        status = process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        process.terminate()  # where this program was interrupted: the row saves first
-        process.wait()
-    if status in (128 + signal.SIGINT, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if status in (128 + signal.SIGTERM, -signal.SIGTERM):
-        raise SystemExit(128 + signal.SIGTERM)
-    return status
-
-
 def run_missing(rows: list[TableRow], whole: Table, output: Path, name: str) -> list[str]:
     """Runs the rows that are not finished, the table written after each; names of those that failed."""
     checkpoints, failed = teacher_checkpoints(), []
@@ -176,12 +159,12 @@ def run_missing(rows: list[TableRow], whole: Table, output: Path, name: str) -> 
     done = [row for row in rows if finished(output / row.name)]
     for row in done:
         check_alike(output / row.name)
-    for i, row in enumerate(rows, start=1):
-        if row in done:
-            continue
-        logging.info("row %d of %d: %s", i, len(rows), row.label)
-        if run(command(row, whole, output, checkpoints)):
-            failed.append(row.name)
+    commands = {
+        row.name: command(row, whole, output, checkpoints) for row in rows if row not in done
+    }
+    for row_name, status in run_all(commands, jobs=FLAGS.jobs, output=output):
+        if status:
+            failed.append(row_name)
         write(collect(whole, output), output, name)
     align(whole, output, data_dir=FLAGS.data_dir or None)
     return failed
@@ -207,7 +190,8 @@ def main(argv: list[str]) -> int:
     failed = [] if FLAGS.collect else run_missing(rows, whole, output, name)
     print("\n" + write(collect(whole, output), output, name))
     if failed:
-        logging.error("rows that failed, their messages above: %s", ", ".join(failed))
+        where = "above" if FLAGS.jobs == 1 else f"in {output}/<row>.log"
+        logging.error("rows that failed, their messages %s: %s", where, ", ".join(failed))
     return 1 if failed else 0
 
 

@@ -1,0 +1,65 @@
+"""The rows of a table as processes of their own, several at once if that is wanted."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from absl import logging
+
+
+def run_all(
+    commands: Mapping[str, list[str]], *, jobs: int, output: Path
+) -> Iterator[tuple[str, int]]:
+    """Runs the commands in their order and yields (name, exit status) as each ends.
+
+    SIGTERM and Ctrl-C, to this program or to a row, end all that run, and then this program too.
+
+    Args:
+        commands: name of a row -> its command line.
+        jobs: how many run at once. Beyond 1, what a row prints goes to <output>/<row>.log.
+        output: folder that is there.
+
+    Raises:
+        SystemExit: SIGTERM came.
+        KeyboardInterrupt: Ctrl-C, likewise.
+    """
+    waiting = list(commands)
+    running: dict[str, subprocess.Popen] = {}
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.pop(0)
+                logging.info("row %d of %d: %s", len(commands) - len(waiting), len(commands), name)
+                running[name] = _begin(commands[name], output / f"{name}.log" if jobs > 1 else None)
+            ended = [name for name, process in running.items() if process.poll() is not None]
+            for name in ended:
+                yield name, _status(running.pop(name))
+            time.sleep(0.0 if ended else 0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running.values():
+            process.terminate()  # a row saves first
+        for process in running.values():
+            process.wait()
+
+
+def _begin(arguments: list[str], log: Path | None) -> subprocess.Popen:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(log.open("ab")) if log else None
+        return subprocess.Popen(arguments, stdout=file, stderr=file)
+
+
+def _status(process: subprocess.Popen) -> int:
+    def stopped_by(number: signal.Signals) -> bool:
+        return process.returncode in (128 + number, -number)
+
+    if stopped_by(signal.SIGINT):
+        raise KeyboardInterrupt
+    if stopped_by(signal.SIGTERM):
+        raise SystemExit(128 + signal.SIGTERM)
+    return process.returncode
