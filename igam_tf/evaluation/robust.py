@@ -69,11 +69,11 @@ def robust_flags(
                 logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch"
             )
         predicted = compiled[kind](inputs).numpy()
-        for spec, of_spec in zip(group, predicted == _NOT_FINITE, strict=True):
-            if of_spec.any():
+        for each_spec, count in zip(group, (predicted == _NOT_FINITE).sum(1), strict=True):
+            if count:
                 raise UserError(
-                    f"expected finite logits; under {spec.name} the model's are NaN or infinite "
-                    f"for {of_spec.sum()} of {len(batch)} images, which cannot be scored"
+                    f"expected finite logits; under {each_spec.name} the model's are NaN or infinite "
+                    f"for {count} of {len(batch)} images, which cannot be scored"
                 )
         return predicted == y[batch]
 
@@ -88,10 +88,10 @@ def robust_flags(
             for begin in range(0, len(indices), batch_size):
                 batch = indices[begin : begin + batch_size]
                 found = functools.cache(functools.partial(right_in_batch, group, run, batch))
-                for of_spec, spec, i in zip(hits, group, range(len(group)), strict=True):
-                    of_spec[begin : begin + len(batch)] = remembered(
+                for i, spec in enumerate(group):
+                    hits[i, begin : begin + len(batch)] = remembered(
                         journal, [settings_of(spec), *common, batch, y[batch], images[batch]],
-                        lambda found=found, i=i: found()[i],
+                        lambda found, i: found()[i], found, i,
                     )  # fmt: skip
                 bar.update(len(batch))
         return hits

@@ -49,8 +49,7 @@ def run_all(
 
 
 def _begin(arguments: list[str], log: Path | None) -> subprocess.Popen:
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(log.open("ab")) if log else None
+    with log.open("ab") if log else contextlib.nullcontext() as file:
         return subprocess.Popen(arguments, stdout=file, stderr=file)
 
 

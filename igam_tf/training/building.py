@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from igam_tf.datasets import DatasetSpec
+from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec, target_spec, teacher_network
 from igam_tf.method.adversarial import PGDTraining
@@ -52,7 +53,7 @@ def new_source_network(config: Config, *, synchronized: bool = False) -> keras.M
     """
     spec, name = source_spec(config), teacher_network(config)
     network = build_network(name, spec.image_shape, spec.num_classes, synchronized=synchronized)
-    own = getattr(network, "pixel_max", spec.pixel_max)
+    own = pixel_range(network, spec)
     if own != spec.pixel_max:
         raise UserError(
             f"expected a --teacher_network for {spec.name} images in 0..{spec.pixel_max:g}; {name} "
