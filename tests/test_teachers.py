@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from igam_tf import datasets, train
-from igam_tf.evaluation.inputs import data_spec
+from igam_tf.evaluation.inputs import data_spec, find_model
 from igam_tf.experiments.presets import CPU_TEACHERS
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
 from igam_tf.system.run_folder import RunFolder
@@ -90,6 +91,17 @@ def test_a_teacher_of_another_network_than_the_students(run, tmp_path):
 def test_networks_that_are_none_for_the_source(run, name, sentence):
     with pytest.raises(UserError, match=sentence):
         run("own", f"--teacher_network={name}")
+
+
+def test_a_model_of_a_run_brings_the_module_of_its_teacher(tmp_path, monkeypatch):
+    """Its classes are then known where the teacher's file is loaded."""
+    (tmp_path / "own_teachers.py").write_text("def net(): pass\n")
+    monkeypatch.chdir(tmp_path)
+    settings = {"target": "cifar10", "student": "wrn-8-1", "teacher_network": "own_teachers:net"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "student.keras").touch()
+    find_model(str(tmp_path))
+    assert "own_teachers" in sys.modules
 
 
 def test_a_half_trained_teacher_goes_on_in_another_run(run, tmp_path, monkeypatch):

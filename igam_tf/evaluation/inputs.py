@@ -57,8 +57,8 @@ def find_model(
             raise UserError(
                 f"expected a finished student in the run folder {path}; it has no student.keras yet"
             )
-        if "student" in run:
-            import_classes(run["student"])
+        for network in filter(None, (run.get("student"), run.get("teacher_network"))):
+            import_classes(network)
         return load_model, student, run
     kind = "a folder without them" if path.is_dir() else "a file" if path.exists() else "not there"
     raise UserError(
