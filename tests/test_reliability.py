@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -379,7 +380,10 @@ def test_a_folder_that_another_process_holds_until_it_is_killed(tmp_path):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process is working in"):
             RunFolder(tmp_path / "run", Config())
-        other.kill()
+        timer = threading.Timer(0.5, other.kill)
+        timer.start()
+        RunFolder(tmp_path / "run", Config(), wait=True).close()
+        assert timer.finished.is_set()
     RunFolder(tmp_path / "run", Config()).close()
 
 

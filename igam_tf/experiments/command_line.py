@@ -77,11 +77,15 @@ def _define_process() -> None:
         "TF_CONFIG, else mirrored.",
     )
     flags.DEFINE_integer("replicas", 0, "Devices of this machine to train on; 0: all.")
+    flags.DEFINE_bool(
+        "wait", False, "Wait while another process works in the run folder; without it, an error."
+    )
 
 
 def process_flags(values: flags.FlagValues) -> dict[str, Any]:
     """Name of each flag that is no setting of the run -> its value."""
-    return {name: values[name].value for name in ("workdir", "teachers", "strategy", "replicas")}
+    names = ("workdir", "teachers", "strategy", "replicas", "wait")
+    return {name: values[name].value for name in names}
 
 
 def chosen_settings(values: flags.FlagValues) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def command(row: TableRow, whole: Table, output: Path, checkpoints: dict[str, st
         elif teacher := trained_or_loaded(source):
             given["teacher"] = teacher
     flags_of_row = [f"--{name}={value}" for name, value in (dict(row.flags) | given).items()]
-    return [sys.executable, "-m", "igam_tf.train", *flags_of_row]
+    # A row outlives this program where that is killed with SIGKILL.
+    return [sys.executable, "-m", "igam_tf.train", "--wait", *flags_of_row]
 
 
 def trained_or_loaded(source: str) -> str | None:

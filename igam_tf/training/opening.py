@@ -53,7 +53,13 @@ def teacher_checkpoint(config: Config) -> str | None:
 
 @contextmanager
 def opened_run(
-    config: Config, *, workdir: str | None, teachers: str | None, strategy: str, replicas: int
+    config: Config,
+    *,
+    workdir: str | None,
+    teachers: str | None,
+    strategy: str,
+    replicas: int,
+    wait: bool = False,
 ) -> Iterator[tuple[Run, tf.distribute.Strategy]]:
     """Context with (a run in its folder, which is this process's own meanwhile; its devices).
 
@@ -62,6 +68,7 @@ def opened_run(
         workdir: the run folder, new or of the same settings; None: `default_workdir`.
         teachers: see `Run`.
         strategy, replicas: see `igam_tf.system.devices.strategy`.
+        wait: see `RunFolder`.
 
     Raises:
         UserError: network, attacks, checkpoint, data or folder cannot be used.
@@ -85,7 +92,8 @@ def opened_run(
     with devices.lost_workers(chosen):
         if not chief:
             devices.same_everywhere(chosen, 0)  # wait for the chief, who makes the folder
-        with RunFolder(workdir or default_workdir(config), config, chief=chief) as folder:
+        path = workdir or default_workdir(config)
+        with RunFolder(path, config, chief=chief, wait=wait) as folder:
             if chief:
                 devices.same_everywhere(chosen, 0)
             with chosen.scope():
