@@ -380,10 +380,10 @@ def test_a_folder_that_another_process_holds_until_it_is_killed(tmp_path):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process is working in"):
             RunFolder(tmp_path / "run", Config())
-        timer = threading.Timer(0.5, other.kill)
-        timer.start()
+        killed = threading.Event()  # set before the kill that frees the folder
+        threading.Timer(0.5, lambda: (killed.set(), other.kill())).start()
         RunFolder(tmp_path / "run", Config(), wait=True).close()
-        assert timer.finished.is_set()
+        assert killed.is_set()
     RunFolder(tmp_path / "run", Config()).close()
 
 

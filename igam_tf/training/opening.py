@@ -59,7 +59,7 @@ def opened_run(
     teachers: str | None,
     strategy: str,
     replicas: int,
-    wait: bool = False,
+    wait: bool,
 ) -> Iterator[tuple[Run, tf.distribute.Strategy]]:
     """Context with (a run in its folder, which is this process's own meanwhile; its devices).
 
