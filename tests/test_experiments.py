@@ -16,6 +16,7 @@ from igam_tf.experiments.paper import RELEASE, TRANSFERS, without_a_row
 from igam_tf.experiments.presets import CPU_OBJECTIVE
 from igam_tf.experiments.resolve import explained, layers, resolve
 from igam_tf.method.settings import Settings
+from igam_tf.training.opening import default_workdir
 from madry_models.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,22 @@ def test_release_is_the_release():
     config = resolve({"fidelity": "release"})
     assert {name: getattr(config, name) for name in RELEASE} == RELEASE
     assert config.lambda_diff == 100.0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "eps"),
+    [
+        ({}, 8 / 255),
+        ({"preset": "cpu"}, 8 / 255),
+        ({"eps": "4/255"}, 4 / 255),
+        ({"target": "mnist"}, 0.3),
+    ],
+)
+def test_best_weighs_the_l1_norm_by_eps(chosen, eps):
+    config = resolve({"fidelity": "best", "method": "gradient_penalty"} | chosen)
+    assert config.diff_norm == "l1"
+    assert config.lambda_diff == pytest.approx(eps)
+    assert default_workdir(config).endswith(f"-gradient_penalty-{config.preset}-best")
 
 
 def test_the_user_wins_over_every_preset():
@@ -145,11 +162,11 @@ def test_finite_differences_need_the_gradient_of_the_loss():
         resolve({"fidelity": "release", "second_order": "finite_difference"})
 
 
-@pytest.mark.parametrize("fidelity", ["paper", "release"])
+@pytest.mark.parametrize("fidelity", ["paper", "release", "best"])
 def test_the_cpu_preset_is_consistent(fidelity):
     config = resolve({"preset": "cpu", "fidelity": fidelity})
     assert config.student == "wrn-8-2"
-    assert config.second_order == {"paper": "finite_difference", "release": "exact"}[fidelity]
+    assert config.second_order == ("exact" if fidelity == "release" else "finite_difference")
 
 
 def test_methods_change_their_rows():
@@ -285,7 +302,8 @@ def test_every_row_has_its_flagfile():
     ours = {p.stem for p in FLAGFILES if flags_of(p).get("preset") == "paper"}
     assert ours == names
     on_two_cores = {p.stem for p in FLAGFILES if p.stem.endswith("_cpu")}
-    assert on_two_cores == {f"{name}_cpu" for name in names} - {"cifar10_to_cifar10_cpu"}
+    rows = {f"{name}_cpu" for name in names} - {"cifar10_to_cifar10_cpu"}
+    assert on_two_cores == rows | {"cifar10_best_cpu"}
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
@@ -300,7 +318,8 @@ def test_flagfiles_name_settings_and_rows(path):
     if chosen["preset"] != "paper":
         key = (config.source, config.target, config.transform)
         assert key in TRANSFERS
-        assert path.stem == "demo" or path.stem.startswith(f"{key[0]}_to_{key[1]}")
+        no_row = path.stem in ("demo", "cifar10_best_cpu")
+        assert no_row or path.stem.startswith(f"{key[0]}_to_{key[1]}")
         return
     assert "Cost: estimated" in text
     key = (config.source, config.target, config.transform)

@@ -171,6 +171,14 @@ def test_interrupted_and_resumed_ends_in_the_same_weights(
 MNIST = next(p for p in FLAGFILES if p.stem == "mnist_to_cifar10")
 
 
+def test_two_steps_of_the_best_recipe(command, tmp_path):
+    folder = command(MNIST.with_name("cifar10_best_cpu.flags"), tmp_path / "run")
+    assert json.loads((folder / "results.json").read_text()).keys() == {"gradient_penalty"}
+    assert not (folder / "teacher.keras").exists()
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["diff_norm"], config["lambda_diff"]) == ("l1", pytest.approx(8 / 255))
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -34,9 +34,11 @@ class Config(Settings):
     target: str = setting("cifar10", f"Task of the student: {NAMES}.", "experiment")
     fidelity: str = setting(
         "paper",
-        "The objective of the paper's text, or that of its released code (R1 to R12).",
+        "The objective: paper, of its text; release, of its released code (R1 to R12); best, in which "
+        "L_diff is an l1 norm and eps its weight. With --method=gradient_penalty, which has no teacher, "
+        "best is the most robust way here without adversarial examples.",
         "experiment",
-        choices=("paper", "release"),
+        choices=("paper", "release", "best"),
     )
     preset: str = setting(
         "paper",

@@ -120,6 +120,15 @@ def few_images(target: DatasetSpec) -> dict[str, int]:
     }
 
 
+def best_objective(eps: float) -> dict[str, Any]:
+    """`--fidelity=best`: eps |J|_1 is the first-order loss of an l-inf attack of radius eps.
+
+    Args:
+        eps: as a fraction of the pixel range, the unit of J (Finlay and Oberman 2019, arXiv 1905.11468).
+    """
+    return {"diff_norm": "l1", "lambda_diff": eps}
+
+
 RELEASE: dict[str, Any] = {
     "input_gradient": "softmax",  # R1
     "gradient_pixel_max": 255.0,  # R1

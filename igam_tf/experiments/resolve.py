@@ -5,7 +5,7 @@ from typing import Any
 
 from igam_tf.datasets import SPECS, DatasetSpec, checked_name, parse_fraction, spec_of
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.paper import TRANSFERS, few_images, without_a_row
+from igam_tf.experiments.paper import TRANSFERS, best_objective, few_images, without_a_row
 from igam_tf.experiments.presets import (
     CPU_BUDGETS,
     CPU_OBJECTIVE,
@@ -127,7 +127,11 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         place, transform = f"row {source} to {target}", key[2]
         row, sizes = TRANSFERS[key], {}
     published = row.as_published(of_target.train_images, base.method)
-    released = row.as_released(base.method) if fidelity == "release" else {}
+    objective = {
+        "paper": {},
+        "release": row.as_released(base.method),
+        "best": best_objective(of_target.eps),
+    }[fidelity]
     teacher = dict(of_source.teacher.settings)
     if base.data == "builtin" and "teacher_checkpoint" not in chosen:
         teacher["teacher"] = "train"  # nothing is fetched for synthetic images
@@ -146,7 +150,7 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         ("default", {f.name: f.default for f in dataclasses.fields(Config)}),
         (f"teacher of {source}", teacher),
         (place, {"transform": transform} | published | sizes),
-        (f"fidelity {fidelity}", released),
+        (f"fidelity {fidelity}", objective),
         (f"preset {preset}", sized),
         (f"method {base.method}", own),
         (f"control {base.teacher_gradient}", control),

@@ -124,7 +124,8 @@ def _budget(config: dict) -> str:
             text += f"; {role} {config[role]}: first {n} classes"
     if config["data"] == "builtin":
         text += f"; data {data_text(config['data'])}"
-    return text + ("; fidelity release" if config["fidelity"] == "release" else "")
+    fidelity = config["fidelity"]
+    return text if fidelity == "paper" else f"{text}; fidelity {fidelity}"
 
 
 def _data(folder: Path) -> str:

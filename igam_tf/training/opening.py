@@ -30,7 +30,7 @@ def default_workdir(config: Config) -> str:
     parts += [config.transform] if sum(key[:2] == pair for key in TRANSFERS) > 1 else []
     parts += [config.method, config.preset]
     parts += [config.teacher_gradient] if config.teacher_gradient != "teacher" else []
-    parts += ["release"] if config.fidelity == "release" else []
+    parts += [config.fidelity] if config.fidelity != "paper" else []
     parts += ["builtin"] if config.data == "builtin" else []
     return str(Path("runs") / "-".join(parts))
 
