@@ -1,15 +1,18 @@
-"""Attacks per second: ours against Foolbox and the Adversarial Robustness Toolbox, in one process.
+"""Attacks per second, and whom they leave: ours and other libraries', in one process.
 
 python bench/attack.py --model=runs/mnist-cifar10-igam-cpu --num_images=100
+
+The others are Foolbox, the Adversarial Robustness Toolbox, and Croce and Hein's own AutoAttack as
+pyautoattack packages it (`pip install pyautoattack` brings PyTorch).
 
 Same images, same steps, starts and queries, same batch size, and the same Keras model, which every
 library gets traced once for all batch sizes. Each time is the median of --repeats after an unmeasured
 call on a few images, which pays for tracing. Every library counts what still stands in the same way;
 that ours leaves out what is wrong clean is part of its speed.
 
-AutoAttack is no library's but ours: the Toolbox has an ensemble of that name without targeted DLR and
-without FAB, which is printed beside it; that is less work, so a ratio above 1 is a lower bound.
-Ends with one line of JSON. Libraries that are not installed are named as such and left out.
+The Toolbox has an ensemble named AutoAttack without targeted DLR and without FAB; that is less work,
+so a ratio above 1 is a lower bound. Ends with one line of JSON. Libraries that are not installed are
+named as such and left out.
 """
 
 import importlib
@@ -59,7 +62,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "attacks", ["pgd20", "apgd-ce", "apgd-dlr", "square", "autoattack"], "what is compared"
     )
-    flags.DEFINE_list("libraries", ["foolbox", "art"], "with whom")
+    flags.DEFINE_list("libraries", ["foolbox", "art", "pyautoattack"], "with whom")
 
 
 def _library(name: str):
@@ -72,8 +75,12 @@ def _library(name: str):
             return None
 
 
-def timed(call: Callable[[int], int], n: int, repeats: int) -> tuple[float, int]:
-    """(median seconds, images that are robust) of a call on n images, after one that is not counted."""
+# n -> which of the first n images are robust, [n] bool
+Call = Callable[[int], np.ndarray]
+
+
+def timed(call: Call, n: int, repeats: int) -> tuple[float, np.ndarray]:
+    """(median seconds, robust mask) of a call on n images, after one that is not counted."""
     call(min(n, WARM_UP))
     seconds = []
     for _ in range(repeats):
@@ -95,12 +102,12 @@ class Bench:
         logits_fn = logits_function(model, "inference")
         self.traced = tf.function(logits_fn, input_signature=[shape])
 
-    def _robust(self, x_adv: np.ndarray) -> int:
+    def _robust(self, x_adv: np.ndarray) -> np.ndarray:
         cut = range(0, len(x_adv), FLAGS.batch_size)
         logits = [self.traced(x_adv[i : i + FLAGS.batch_size]) for i in cut]
-        return int((np.argmax(np.concatenate(logits), 1) == self.labels[: len(x_adv)]).sum())
+        return np.argmax(np.concatenate(logits), 1) == self.labels[: len(x_adv)]
 
-    def ours(self, name: str) -> Callable[[int], int]:
+    def ours(self, name: str) -> Call:
         """`igam_tf`, traced once."""
         specs = attack_specs(
             attack_names(name), eps=self.spec.eps, step_size=self.spec.step_size, restarts=1,
@@ -108,17 +115,17 @@ class Bench:
         )  # fmt: skip
         logits_fn, compiled = logits_function(self.model, "inference"), {}
 
-        def call(n: int) -> int:
+        def call(n: int) -> np.ndarray:
             found = robust_flags(
                 logits_fn, self.images[:n], self.labels[:n], attacks=specs, pixel_max=self.high,
                 seed=0, batch_size=FLAGS.batch_size, batch_norm="inference", progress=False,
                 compiled=compiled,
             )  # fmt: skip
-            return int(found[name].sum())
+            return found[name]
 
         return call
 
-    def foolbox(self, name: str) -> Callable[[int], int] | None:
+    def foolbox(self, name: str) -> Call | None:
         """Foolbox has PGD alone of these."""
         foolbox = _library("foolbox")
         if foolbox is None or not name.startswith("pgd"):
@@ -131,7 +138,7 @@ class Bench:
         )
         x, y = tf.constant(self.x), tf.constant(self.labels)
 
-        def call(n: int) -> int:
+        def call(n: int) -> np.ndarray:
             batches = range(0, n, FLAGS.batch_size)
             cut = [slice(i, min(i + FLAGS.batch_size, n)) for i in batches]
             return self._robust(
@@ -140,7 +147,7 @@ class Bench:
 
         return call
 
-    def art(self, name: str) -> Callable[[int], int] | None:
+    def art(self, name: str) -> Call | None:
         """The Adversarial Robustness Toolbox, each attack with the settings of ours."""
         needs = ("art", "multiprocess") if name == "autoattack" else ("art",)  # it does not say so
         if any(_library(needed) is None for needed in needs):
@@ -186,6 +193,49 @@ class Bench:
             )  # fmt: skip
         return lambda n: self._robust(attack.generate(self.x[:n], self.labels[:n]))
 
+    def pyautoattack(self, name: str) -> Call | None:
+        """Croce and Hein's code, which takes a PyTorch module of x [B,C,H,W] in 0..1."""
+        if name.startswith("pgd") or _library("pyautoattack") is None:
+            return None
+        torch, pyautoattack = map(importlib.import_module, ("torch", "pyautoattack"))
+        traced, high = self.traced, self.high
+
+        def pixels(x) -> np.ndarray:
+            return high * x.detach().numpy().transpose(0, 2, 3, 1)
+
+        class Logits(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.x = tf.constant(pixels(x))
+                if not ctx.needs_input_grad[0]:
+                    return torch.from_numpy(traced(ctx.x).numpy())
+                with tf.GradientTape() as ctx.tape:
+                    ctx.tape.watch(ctx.x)
+                    ctx.logits = traced(ctx.x)
+                return torch.from_numpy(ctx.logits.numpy())
+
+            @staticmethod
+            def backward(ctx, upstream):
+                gradient = ctx.tape.gradient(ctx.logits, ctx.x, tf.constant(upstream.numpy()))
+                return torch.from_numpy(high * gradient.numpy().transpose(0, 3, 1, 2))
+
+        class Module(torch.nn.Module):
+            def forward(self, x):
+                return Logits.apply(x)
+
+        which = {"version": "custom", "attacks": [name]}
+        which = {"version": "standard"} if name == "autoattack" else which
+        attack = pyautoattack.AutoAttack(Module(), eps=self.spec.eps, seed=0, **which)
+        attack.apgd.n_restarts = 1  # as in the standard ensemble
+        x = torch.from_numpy(np.ascontiguousarray(self.x.transpose(0, 3, 1, 2)) / high)
+        y = torch.from_numpy(self.labels)
+
+        def call(n: int) -> np.ndarray:
+            x_adv, _ = attack.run_standard_evaluation(x[:n], y[:n], batch_size=FLAGS.batch_size)
+            return self._robust(pixels(x_adv))
+
+        return call
+
 
 def main(argv: list[str]) -> None:
     """Prints a table and one line of JSON."""
@@ -202,20 +252,24 @@ def main(argv: list[str]) -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     for attack in FLAGS.attacks:
         row = results[attack] = {}
-        ours = 0.0  # seconds, of the first in the row
+        ours = mask = None  # seconds and robust mask of the first in the row
         for library in ["ours", *FLAGS.libraries]:
             call = getattr(bench, library)(attack)
             if call is None:
-                print(f"{attack:12s} {library:8s} left out", flush=True)
+                print(f"{attack:12s} {library:12s} left out", flush=True)
                 continue
             seconds, robust = timed(call, n, FLAGS.repeats if attack.startswith("pgd") else 1)
             if library == "ours":
-                ours = seconds
-            row[library] = {"images_per_second": round(n / seconds, 2), "robust": robust}
-            row[library]["ours_over_theirs"] = round(seconds / ours, 2)
+                ours, mask = seconds, robust
+            row[library] = {
+                "images_per_second": round(n / seconds, 2),
+                "robust": int(robust.sum()),
+                "as_ours": int((robust == mask).sum()),
+                "ours_over_theirs": round(seconds / ours, 2),
+            }
             print(
-                f"{attack:12s} {library:8s} {n / seconds:9.2f} images/s, {robust} of {n} robust, "
-                f"ours is {seconds / ours:.2f} times as fast"
+                f"{attack:12s} {library:12s} {n / seconds:9.2f} images/s, {robust.sum()} of {n} robust, "
+                f"{(robust == mask).sum()} as by ours, which is {seconds / ours:.2f} times as fast"
                 + (f" ({BEHIND[attack, library]})" if (attack, library) in BEHIND else ""),
                 flush=True,
             )
