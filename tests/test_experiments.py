@@ -91,6 +91,17 @@ def test_best_weighs_the_l1_norm_by_eps(chosen, eps):
     assert default_workdir(config).endswith(f"-gradient_penalty-{config.preset}-best")
 
 
+def test_best_has_half_the_batch_and_twice_the_steps_for_every_method():
+    best = {"preset": "cpu", "fidelity": "best"}
+    own, fast = resolve(best), resolve(best | {"method": "fast"})
+    assert (own.batch_size, own.activation, own.label_smoothing) == (64, "silu", 0.1)
+    assert (fast.batch_size, fast.activation, fast.label_smoothing) == (64, "leaky_relu", 0.1)
+    assert fast.train_steps == 2 * resolve({"preset": "cpu", "method": "fast"}).train_steps
+    for source, steps in {"mnist": 12_000, "tiny_imagenet": 4000}.items():
+        finetune = resolve(best | {"source": source, "method": "finetune"})
+        assert finetune.finetune_steps == steps
+
+
 def test_the_user_wins_over_every_preset():
     chosen = {"fidelity": "release", "preset": "smoke", "lambda_diff": 7.0, "batch_size": 5}
     config = resolve(chosen | {"seed": None})
@@ -199,7 +210,7 @@ def test_controls_that_contradict_the_method(chosen, message):
 def test_every_preset_names_settings():
     rows = [row.as_published(SPECS[key[1]].train_images, "igam") for key, row in TRANSFERS.items()]
     rows += [row.as_released("igam") for row in TRANSFERS.values()]
-    known = (*presets.PRESETS.values(), *CPU_OBJECTIVE.values())
+    known = (*presets.PRESETS.values(), *CPU_OBJECTIVE.values(), presets.CPU_BEST_OF_OTHERS)
     known += tuple(spec.teacher.settings for spec in SPECS.values())
     known += (*presets.METHOD_SETTINGS.values(), *presets.CPU_BUDGETS.values())
     known += (*SPECS["mnist"].teacher.plain.values(),)

@@ -7,6 +7,7 @@ from igam_tf.datasets import SPECS, DatasetSpec, checked_name, parse_fraction, s
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS, best_objective, few_images, without_a_row
 from igam_tf.experiments.presets import (
+    CPU_BEST_OF_OTHERS,
     CPU_BUDGETS,
     CPU_OBJECTIVE,
     CPU_SOURCES,
@@ -136,12 +137,16 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     if base.data == "builtin" and "teacher_checkpoint" not in chosen:
         teacher["teacher"] = "train"  # nothing is fetched for synthetic images
     sized = PRESETS[preset]
-    own = METHOD_SETTINGS.get(base.method, {})
+    own = dict(METHOD_SETTINGS.get(base.method, {}))
     if cpu:
         whole = sized | CPU_OBJECTIVE[fidelity]
-        sized = whole | CPU_SOURCES.get(source, {}) | CPU_TARGETS.get(target, {})
-        steps = CPU_BUDGETS.get(base.method, {})
-        own = own | {name: round(n * sized[name] / whole[name]) for name, n in steps.items()}
+        smaller = sized["batch_size"] / whole["batch_size"]
+        source_sizes = {name: round(smaller * n) for name, n in CPU_SOURCES.get(source, {}).items()}
+        sized = whole | source_sizes | CPU_TARGETS.get(target, {})
+        for name, n in CPU_BUDGETS.get(base.method, {}).items():
+            own |= {name: round(smaller * n * sized[name] / whole[name])}
+        if fidelity == "best" and not METHODS[base.method].matched_to:
+            own |= CPU_BEST_OF_OTHERS
         sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":
