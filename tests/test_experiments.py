@@ -91,13 +91,13 @@ def test_best_weighs_the_l1_norm_by_eps(chosen, eps):
     assert default_workdir(config).endswith(f"-gradient_penalty-{config.preset}-best")
 
 
-def test_best_has_half_the_batch_and_twice_the_steps_for_every_method():
+def test_best_has_smaller_batches_and_as_many_more_steps_for_every_method():
     best = {"preset": "cpu", "fidelity": "best"}
     own, fast = resolve(best), resolve(best | {"method": "fast"})
     assert (own.batch_size, own.activation, own.label_smoothing) == (64, "silu", 0.1)
-    assert (fast.batch_size, fast.activation, fast.label_smoothing) == (64, "leaky_relu", 0.1)
-    assert fast.train_steps == 2 * resolve({"preset": "cpu", "method": "fast"}).train_steps
-    for source, steps in {"mnist": 12_000, "tiny_imagenet": 4000}.items():
+    assert (fast.batch_size, fast.activation, fast.label_smoothing) == (32, "leaky_relu", 0.0)
+    assert fast.train_steps == 4 * resolve({"preset": "cpu", "method": "fast"}).train_steps
+    for source, steps in {"mnist": 24_000, "tiny_imagenet": 8000}.items():
         finetune = resolve(best | {"source": source, "method": "finetune"})
         assert finetune.finetune_steps == steps
 

@@ -140,13 +140,13 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     own = dict(METHOD_SETTINGS.get(base.method, {}))
     if cpu:
         whole = sized | CPU_OBJECTIVE[fidelity]
+        if fidelity == "best" and not METHODS[base.method].matched_to:
+            whole |= CPU_BEST_OF_OTHERS
         smaller = sized["batch_size"] / whole["batch_size"]
         source_sizes = {name: round(smaller * n) for name, n in CPU_SOURCES.get(source, {}).items()}
         sized = whole | source_sizes | CPU_TARGETS.get(target, {})
         for name, n in CPU_BUDGETS.get(base.method, {}).items():
             own |= {name: round(smaller * n * sized[name] / whole[name])}
-        if fidelity == "best" and not METHODS[base.method].matched_to:
-            own |= CPU_BEST_OF_OTHERS
         sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":
