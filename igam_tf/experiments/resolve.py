@@ -137,7 +137,7 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     if base.data == "builtin" and "teacher_checkpoint" not in chosen:
         teacher["teacher"] = "train"  # nothing is fetched for synthetic images
     sized = PRESETS[preset]
-    own = dict(METHOD_SETTINGS.get(base.method, {}))
+    own = METHOD_SETTINGS.get(base.method, {})
     if cpu:
         whole = sized | CPU_OBJECTIVE[fidelity]
         if fidelity == "best" and not METHODS[base.method].matched_to:
@@ -145,8 +145,8 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         smaller = sized["batch_size"] / whole["batch_size"]
         source_sizes = {name: round(smaller * n) for name, n in CPU_SOURCES.get(source, {}).items()}
         sized = whole | source_sizes | CPU_TARGETS.get(target, {})
-        for name, n in CPU_BUDGETS.get(base.method, {}).items():
-            own |= {name: round(smaller * n * sized[name] / whole[name])}
+        steps = CPU_BUDGETS.get(base.method, {})
+        own = own | {n: round(smaller * k * sized[n] / whole[n]) for n, k in steps.items()}
         sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
     control: dict[str, Any] = {}
     if base.teacher_gradient == "plain":

@@ -147,12 +147,15 @@ _OTHER_METHODS = {
     "n_fgsm": "N-FGSM",
     "trades": "TRADES",
 }
-_L1 = {"method": "gradient_penalty", "diff_norm": "l1", "lambda_diff": repr(8 / 255)}
+_L1_PENALTY = {"method": "gradient_penalty", "diff_norm": "l1", "lambda_diff": repr(8 / 255)}
 _BASELINES = (
     *_MAIN,
     *(_mnist(method, label, _BEYOND, method=method) for method, label in _OTHER_METHODS.items()),
-    dataclasses.replace(
-        _mnist("l1_penalty", "gradient penalty, l1", _BEYOND, **_L1),
+    TableRow(
+        name="l1_penalty",
+        label="gradient penalty, l1",
+        part=_BEYOND,
+        flags=_MNIST | _L1_PENALTY,
         cpu={"igam_learning_rate": "0.06"},
     ),
     _ZERO,
