@@ -147,7 +147,6 @@ _OTHER_METHODS = {
     "n_fgsm": "N-FGSM",
     "trades": "TRADES",
 }
-_L1_PENALTY = {"method": "gradient_penalty", "diff_norm": "l1", "lambda_diff": repr(8 / 255)}
 _BASELINES = (
     *_MAIN,
     *(_mnist(method, label, _BEYOND, method=method) for method, label in _OTHER_METHODS.items()),
@@ -155,7 +154,8 @@ _BASELINES = (
         name="l1_penalty",
         label="gradient penalty, l1",
         part=_BEYOND,
-        flags=_MNIST | _L1_PENALTY,
+        flags=_MNIST
+        | {"method": "gradient_penalty", "diff_norm": "l1", "lambda_diff": repr(8 / 255)},
         cpu={"igam_learning_rate": "0.06"},
     ),
     _ZERO,
