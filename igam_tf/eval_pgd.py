@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from igam_tf.attacks import LOSSES, NORMS, attack_names
+from igam_tf.attacks import LOSSES, NORMS, SHOWN, attack_names
 from igam_tf.evaluation.evaluate import (
     BATCH_NORMS,
     check_outputs,
@@ -57,8 +57,7 @@ def define_flags() -> None:
         flags.DEFINE_string(
             "attacks",
             "clean,fgsm,pgd5,pgd10,pgd20",
-            "Attacks with commas between: clean, fgsm, pgd<steps>, apgd-ce, apgd-dlr, apgd-t, fab-t, "
-            "square, autoattack.",
+            f"Attacks with commas between: {SHOWN}. apgd is apgd-ce, then apgd-t on what it leaves.",
         )
         flags.DEFINE_enum("norm", "linf", NORMS, "Norm of eps and of the step size.")
         flags.DEFINE_string(

@@ -354,7 +354,7 @@ def test_each_attack_against_the_closed_form(norm):
     """Targeted ones decide every example rightly, and Square in l-inf; cross-entropy need not."""
     eps = float(np.median(distances(norm).min(1)))
     true = distances(norm).min(1) > eps
-    found = _robust("pgd20,apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack", eps, norm=norm)
+    found = _robust("pgd20,apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack,apgd", eps, norm=norm)
     for name, robust in found.items():
         assert not (true & ~robust).any(), name
         if (name, norm) == ("square", "l2"):  # its squares of 3 pixels are these whole images
@@ -364,6 +364,8 @@ def test_each_attack_against_the_closed_form(norm):
     rows = ["autoattack/apgd-ce", "autoattack/apgd-t", "autoattack/fab-t", "autoattack"]
     for earlier, later in itertools.pairwise(rows):
         assert not (found[later] & ~found[earlier]).any()
+    for half, whole in zip(("apgd/apgd-ce", "apgd"), rows, strict=False):
+        np.testing.assert_array_equal(found[half], found[whole])
 
 
 def test_brute_force_in_two_dimensions():

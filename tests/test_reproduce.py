@@ -21,7 +21,7 @@ from igam_tf.experiments.resolve import resolve
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect
-from igam_tf.reproduce.running import run_all
+from igam_tf.reproduce.running import run_all, shares_of_cores
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import latex, markdown, write
 from igam_tf.system.run_folder import save_model
@@ -47,8 +47,8 @@ def finish(folder: Path, standing: str, *, method: str = "igam", seed: int = 0, 
     folder.mkdir(parents=True)
     settings = {
         "method": method, "preset": "cpu", "student": "wrn-8-2", "data": "tfds", "target": "cifar10",
-        "fidelity": "paper", "igam_start": 0, "train_steps": 100, "train_examples": 0,
-        "batch_size": 128, "seed": seed, **config,
+        "fidelity": "paper", "precision": "float32", "igam_start": 0, "train_steps": 100,
+        "train_examples": 0, "batch_size": 128, "seed": seed, **config,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings))
     common = {
@@ -401,9 +401,14 @@ def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("--table=1", "--preset=cpu", "--rows=zero", "--seed=3") == 0
     assert {"--seed=3", "--workdir=runs/table1-cpu-seed3/zero"} < set(ran[0])
+    assert not any("--precision" in argument for argument in ran[0])
+    command("--table=best", "--preset=cpu", "--rows=fast", "--precision=mixed_bfloat16")
+    assert {"--precision=mixed_bfloat16", "--eval_attacks=clean,pgd20,apgd"} < set(ran[1])
 
 
-@pytest.mark.parametrize("other", ["--preset=smoke", "--data=builtin", "--seed=1"])
+@pytest.mark.parametrize(
+    "other", ["--preset=smoke", "--data=builtin", "--seed=1", "--precision=mixed_bfloat16"]
+)
 def test_finished_rows_of_another_kind_are_refused(command, tmp_path, monkeypatch, other):
     monkeypatch.setattr(program, "run_all", lambda *_, **__: pytest.fail("a row was run"))
     finish(tmp_path / "zero", "1100000000")
@@ -470,6 +475,22 @@ def test_rows_at_once(tmp_path):
     commands = {"one": [*row, a, b, "0"], "two": [*row, b, a, "3"], "three": [*row, a, b, "0"]}
     assert dict(run_all(commands, jobs=2, output=tmp_path)) == {"one": 0, "two": 3, "three": 0}
     assert [(tmp_path / f"{name}.log").read_text() for name in commands] == ["row\n"] * 3
+
+
+def test_rows_at_once_share_the_cores(tmp_path, monkeypatch):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores))
+    assert shares_of_cores(1) == [set()]
+    assert shares_of_cores(3) == [set(), set(), set()]
+    if len(cores) < 2:
+        pytest.skip("expected two cores to share out")
+    assert shares_of_cores(2) == [{cores[0]}, {cores[1]}]
+    code = "import os, time; time.sleep(0.5); print(*os.sched_getaffinity(0))"
+    rows = {name: [sys.executable, "-c", code] for name in ("one", "two", "three")}
+    assert not any(dict(run_all(rows, jobs=2, output=tmp_path)).values())
+    seen = [int((tmp_path / f"{name}.log").read_text()) for name in rows]
+    assert sorted(seen[:2]) == cores
+    assert seen[2] in cores
 
 
 @pytest.mark.parametrize("status", [143, 130])

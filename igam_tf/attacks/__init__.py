@@ -19,11 +19,11 @@ from igam_tf.attacks.fab import fab
 from igam_tf.attacks.losses import LOSSES, dlr_targeted, loss_named
 from igam_tf.attacks.norms import NORMS
 from igam_tf.attacks.pgd import pgd
-from igam_tf.attacks.registry import KINDS, attack_names, attack_specs, random_inputs
+from igam_tf.attacks.registry import KINDS, SHOWN, attack_names, attack_specs, random_inputs
 from igam_tf.attacks.spec import AttackSpec
 from igam_tf.attacks.square import square
 
 __all__ = [
-    "KINDS", "LOSSES", "NORMS", "AttackSpec", "apgd", "attack_names", "attack_specs", "dlr_targeted",
-    "fab", "loss_named", "pgd", "random_inputs", "square",
+    "KINDS", "LOSSES", "NORMS", "SHOWN", "AttackSpec", "apgd", "attack_names", "attack_specs",
+    "dlr_targeted", "fab", "loss_named", "pgd", "random_inputs", "square",
 ]  # fmt: skip

@@ -15,9 +15,13 @@ from igam_tf.attacks.square import KIND as SQUARE
 from madry_models.errors import UserError
 
 KINDS: dict[str, Kind] = {"pgd": PGD, "apgd": APGD, "fab": FAB, "square": SQUARE}
-# Croce and Hein's standard ensemble, in their order: each attacks only what the ones before left.
-AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
-SHOWN = ", ".join(["clean", *(kind.shown for kind in KINDS.values()), "autoattack"])
+# Of each, an attack meets only what the ones before left. "autoattack" is Croce and Hein's standard
+# ensemble, in their order; "apgd" its first half, which leaves the rest little to find.
+ENSEMBLES = {
+    "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "apgd": ("apgd-ce", "apgd-t"),
+}
+SHOWN = ", ".join(["clean", *(kind.shown for kind in KINDS.values()), *ENSEMBLES])
 
 
 def _kind_of(name: str) -> Kind | None:
@@ -25,7 +29,7 @@ def _kind_of(name: str) -> Kind | None:
 
 
 def attack_names(text: str) -> list[str]:
-    """Names out of "clean,fgsm,pgd20": "clean", "autoattack", or one of an attack in `KINDS`.
+    """Names out of "clean,fgsm,pgd20": "clean", one of `ENSEMBLES`, or one of an attack in `KINDS`.
 
     Raises:
         UserError: none at all, an unknown one, or one named twice.
@@ -36,7 +40,7 @@ def attack_names(text: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in ("clean", "autoattack") and _kind_of(name) is None:
+        if name not in ("clean", *ENSEMBLES) and _kind_of(name) is None:
             raise UserError(
                 f"expected attacks with commas between, each of them one of {SHOWN}; "
                 f"received {name!r} in {text!r}"
@@ -59,11 +63,11 @@ def attack_specs(
     """The attacks of these names.
 
     Args:
-        names: from `attack_names`; "autoattack" becomes four rows, the last of them its result.
+        names: from `attack_names`; an ensemble becomes a row for each attack, the last its result.
         eps, step_size, restarts, loss, num_classes, norm: see `igam_tf.attacks.spec.Threat`.
 
     Raises:
-        UserError: no such loss or norm, or too few classes for a loss that AutoAttack needs.
+        UserError: no such loss or norm, or too few classes for a loss that an ensemble needs.
     """
     loss_named(loss)
     check_norm(norm)
@@ -79,9 +83,9 @@ def attack_specs(
     for name in names:
         if name == "clean":
             specs.append(AttackSpec(name=name, norm=norm))
-        elif name == "autoattack":
-            rows = [f"autoattack/{part}" for part in AUTOATTACK[:-1]] + ["autoattack"]
-            for part, row, after in zip(AUTOATTACK, rows, [None, *rows], strict=False):
+        elif parts := ENSEMBLES.get(name):
+            rows = [*(f"{name}/{part}" for part in parts[:-1]), name]
+            for part, row, after in zip(parts, rows, [None, *rows], strict=False):
                 spec = _kind_of(part).spec(part, threat)
                 specs.append(dataclasses.replace(spec, name=row, after=after))
         else:

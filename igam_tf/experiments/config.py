@@ -21,6 +21,8 @@ GROUPS = {
     "without gain": "measured at the cpu preset, and no better than their defaults",
 }
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Settings):
@@ -151,7 +153,7 @@ class Config(Settings):
         "In which the layers of the student compute, and the teacher's in J_t; J and losses stay "
         "float32.",
         "student",
-        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        choices=PRECISIONS,
     )
     batch_size: int = setting(
         128, "Images in a global batch of stages 1 and 2.", "student", within=ONE_OR_MORE

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from igam_tf.datasets import SPECS
+from igam_tf.experiments.config import PRECISIONS
 from igam_tf.experiments.presets import PRESETS
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
@@ -49,8 +50,8 @@ def define_flags() -> None:
         )
         flags.DEFINE_integer(
             "jobs", 1,
-            "Rows that are trained at once; what each prints goes to <output>/<row>.log. A small "
-            "network uses little more than one core.",
+            "Rows that are trained at once, each on its share of the cores; what each prints goes to "
+            "<output>/<row>.log. A small network uses little more than one core.",
             lower_bound=1,
         )  # fmt: skip
         flags.DEFINE_bool("collect", False, "Run nothing, and write the table of what is finished.")
@@ -67,6 +68,10 @@ def define_flags() -> None:
             "data_dir", "", "Folder of tensorflow-datasets; empty: its own default."
         )
         flags.DEFINE_integer("seed", 0, "Seed of training and evaluation.", lower_bound=0)
+        flags.DEFINE_enum(
+            "precision", None, PRECISIONS,
+            "In which the layers compute, as --precision of igam_tf.train; by the preset if not given.",
+        )  # fmt: skip
         flags.DEFINE_list(
             "teacher_checkpoints",
             [],
@@ -124,8 +129,8 @@ def chosen_rows(whole: Table) -> list[TableRow]:
 def check_alike(folder: Path) -> None:
     """Raises a UserError where a finished row has another budget, data or seed than is asked for."""
     run = read_json(folder / "config.json")
-    for name in ("preset", "data", "seed"):
-        if run[name] != FLAGS[name].value:
+    for name in ("preset", "data", "seed", "precision"):
+        if FLAGS[name].value not in (None, run[name]):
             raise UserError(
                 f"expected finished rows of --{name}={FLAGS[name].value} in {folder.parent}, or another "
                 f"--output; {folder.name} has --{name}={run[name]}"
@@ -136,8 +141,9 @@ def command(row: TableRow, whole: Table, output: Path, checkpoints: dict[str, st
     """The command line of one row."""
     given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir", "seed")}
     given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
-    if FLAGS.validate_every is not None:
-        given["validate_every"] = FLAGS.validate_every
+    for name in ("validate_every", "precision"):
+        if FLAGS[name].value is not None:
+            given[name] = FLAGS[name].value
     given["teachers"] = FLAGS.teachers or str(output.parent / "teachers")
     source = row.flags["source"]
     if METHODS[row.method].teacher and "teacher" not in row.flags:

@@ -124,8 +124,9 @@ def _budget(config: dict) -> str:
             text += f"; {role} {config[role]}: first {n} classes"
     if config["data"] == "builtin":
         text += f"; data {data_text(config['data'])}"
-    fidelity = config["fidelity"]
-    return text if fidelity == "paper" else f"{text}; fidelity {fidelity}"
+    for name, usual in (("fidelity", "paper"), ("precision", "float32")):
+        text += "" if config.get(name, usual) == usual else f"; {name} {config[name]}"
+    return text
 
 
 def _data(folder: Path) -> str:

@@ -1,6 +1,8 @@
 """The rows of a table as processes of their own, several at once if that is wanted."""
 
 import contextlib
+import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ def run_all(
 ) -> Iterator[tuple[str, int]]:
     """Runs the commands in their order and yields (name, exit status) as each ends.
 
+    Several at once have a share of the processor's cores each, so that none slows another down.
+
     SIGTERM and Ctrl-C, to this program or to a row, end all that run, and then this program too.
 
     Args:
@@ -29,15 +33,19 @@ def run_all(
     """
     waiting = list(commands)
     running: dict[str, subprocess.Popen] = {}
+    free, taken = shares_of_cores(jobs), {}
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
                 logging.info("row %d of %d: %s", len(commands) - len(waiting), len(commands), name)
-                running[name] = _begin(commands[name], output / f"{name}.log" if jobs > 1 else None)
+                taken[name] = free.pop(0)
+                log = output / f"{name}.log" if jobs > 1 else None
+                running[name] = _begin(commands[name], log, taken[name])
             ended = [name for name, process in running.items() if process.poll() is not None]
             for name in ended:
+                free.append(taken.pop(name))
                 yield name, _status(running.pop(name))
             time.sleep(0.0 if ended else 0.1)
     finally:
@@ -48,9 +56,26 @@ def run_all(
             process.wait()
 
 
-def _begin(arguments: list[str], log: Path | None) -> subprocess.Popen:
+def shares_of_cores(jobs: int) -> list[set[int]]:
+    """The cores of each of `jobs` that run at once, none of them twice.
+
+    Empty sets, which stand for all cores, where there is one job, more jobs than cores, or an
+    operating system without affinities.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if jobs == 1 or jobs > len(cores):
+        return [set() for _ in range(jobs)]
+    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
+    return [set(cores[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _begin(arguments: list[str], log: Path | None, cores: set[int]) -> subprocess.Popen:
     with log.open("ab") if log else contextlib.nullcontext() as file:
-        return subprocess.Popen(arguments, stdout=file, stderr=file)
+        process = subprocess.Popen(arguments, stdout=file, stderr=file)
+    if cores:
+        with contextlib.suppress(ProcessLookupError):  # it ended at once
+            os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def _status(process: subprocess.Popen) -> int:

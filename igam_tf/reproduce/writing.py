@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX*<>"  # each curve has its own, so that a print without colour can be read
-NAMES = {"clean": "clean", "fgsm": "FGSM"}
+NAMES = {"clean": "clean", "fgsm": "FGSM", "apgd": "APGD-CE, then APGD-T"}
 
 
 def write(content: dict[str, Any], output: Path, name: str) -> str:
