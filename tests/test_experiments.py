@@ -97,6 +97,9 @@ def test_best_has_smaller_batches_and_as_many_more_steps_for_every_method():
     assert (own.batch_size, own.activation, own.label_smoothing) == (64, "silu", 0.1)
     assert (fast.batch_size, fast.activation, fast.label_smoothing) == (32, "leaky_relu", 0.0)
     assert fast.train_steps == 4 * resolve({"preset": "cpu", "method": "fast"}).train_steps
+    assert resolve(best | {"method": "n_fgsm"}).learning_rate == 2 * fast.learning_rate
+    trades = resolve(best | {"method": "trades"})
+    assert (trades.pgd_steps, trades.train_steps) == (3, 2500)
     for source, steps in {"mnist": 24_000, "tiny_imagenet": 8000}.items():
         finetune = resolve(best | {"source": source, "method": "finetune"})
         assert finetune.finetune_steps == steps
@@ -211,6 +214,7 @@ def test_every_preset_names_settings():
     rows = [row.as_published(SPECS[key[1]].train_images, "igam") for key, row in TRANSFERS.items()]
     rows += [row.as_released("igam") for row in TRANSFERS.values()]
     known = (*presets.PRESETS.values(), *CPU_OBJECTIVE.values(), presets.CPU_BEST_OF_OTHERS)
+    known += (*presets.CPU_BEST_OF_METHOD.values(), *presets.CPU_BEST_BUDGETS.values())
     known += tuple(spec.teacher.settings for spec in SPECS.values())
     known += (*presets.METHOD_SETTINGS.values(), *presets.CPU_BUDGETS.values())
     known += (*SPECS["mnist"].teacher.plain.values(),)

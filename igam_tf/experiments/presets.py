@@ -137,3 +137,9 @@ CPU_BEST_OF_OTHERS: dict[str, Any] = {
     "finetune_steps": 6000,
     "train_steps": 6800,
 }
+# And what searches of their own changed in that, the steps as in CPU_BUDGETS.
+CPU_BEST_OF_METHOD: dict[str, dict[str, Any]] = {
+    "n_fgsm": {"learning_rate": 0.2},
+    "trades": {"pgd_steps": 3},
+}
+CPU_BEST_BUDGETS: dict[str, dict[str, int]] = {"trades": {"train_steps": 625}}

@@ -7,6 +7,8 @@ from igam_tf.datasets import SPECS, DatasetSpec, checked_name, parse_fraction, s
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS, best_objective, few_images, without_a_row
 from igam_tf.experiments.presets import (
+    CPU_BEST_BUDGETS,
+    CPU_BEST_OF_METHOD,
     CPU_BEST_OF_OTHERS,
     CPU_BUDGETS,
     CPU_OBJECTIVE,
@@ -140,12 +142,14 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
     own = METHOD_SETTINGS.get(base.method, {})
     if cpu:
         whole = sized | CPU_OBJECTIVE[fidelity]
-        if fidelity == "best" and not METHODS[base.method].matched_to:
-            whole |= CPU_BEST_OF_OTHERS
+        steps = CPU_BUDGETS.get(base.method, {})
+        if fidelity == "best":
+            whole |= {} if METHODS[base.method].matched_to else CPU_BEST_OF_OTHERS
+            own = own | CPU_BEST_OF_METHOD.get(base.method, {})
+            steps = CPU_BEST_BUDGETS.get(base.method, steps)
         smaller = sized["batch_size"] / whole["batch_size"]
         source_sizes = {name: round(smaller * n) for name, n in CPU_SOURCES.get(source, {}).items()}
         sized = whole | source_sizes | CPU_TARGETS.get(target, {})
-        steps = CPU_BUDGETS.get(base.method, {})
         own = own | {n: round(smaller * k * sized[n] / whole[n]) for n, k in steps.items()}
         sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
     control: dict[str, Any] = {}
