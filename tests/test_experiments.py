@@ -98,6 +98,7 @@ def test_best_has_smaller_batches_and_as_many_more_steps_for_every_method():
     assert (fast.batch_size, fast.activation, fast.label_smoothing) == (32, "leaky_relu", 0.0)
     assert fast.train_steps == 4 * resolve({"preset": "cpu", "method": "fast"}).train_steps
     assert resolve(best | {"method": "n_fgsm"}).learning_rate == 2 * fast.learning_rate
+    assert resolve(best | {"method": "pgd"}).label_smoothing == 0.1
     trades = resolve(best | {"method": "trades"})
     assert (trades.pgd_steps, trades.train_steps) == (3, 2500)
     for source, steps in {"mnist": 24_000, "tiny_imagenet": 8000}.items():

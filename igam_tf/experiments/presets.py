@@ -140,6 +140,7 @@ CPU_BEST_OF_OTHERS: dict[str, Any] = {
 # And what searches of their own changed in that, the steps as in CPU_BUDGETS.
 CPU_BEST_OF_METHOD: dict[str, dict[str, Any]] = {
     "n_fgsm": {"learning_rate": 0.2},
+    "pgd": {"label_smoothing": 0.1},
     "trades": {"pgd_steps": 3},
 }
 CPU_BEST_BUDGETS: dict[str, dict[str, int]] = {"trades": {"train_steps": 625}}
