@@ -198,7 +198,7 @@ def test_checkpoint_folder_or_prefix(command, loaded, golden_dir, capsys):
         (["--model=nowhere"], "received 'nowhere', not there"),
         (["--model=/"], "received '/', a folder without them"),
         (["--model=/etc/hostname"], "received '/etc/hostname', a file"),
-        (["--attacks=pgd5,apgd"], "received 'apgd' in 'pgd5,apgd'"),
+        (["--attacks=pgd5,apgd-x"], "received 'apgd-x' in 'pgd5,apgd-x'"),
         (["--attacks="], "fgsm, pgd<steps>, .*; received ''"),
         (["--attacks=clean", "fgsm"], "expected flags alone; received 'fgsm' as well"),
         (["--norm=l2"], "expected --eps with --norm=l2: .* for l-inf; received none"),

@@ -455,6 +455,11 @@ def fraction_text(value: float) -> str:
     return f"{value:g}"
 
 
+def step_text(row: dict) -> str:
+    """The step size of an attack's row as a fraction; "own" of an attack that chooses it."""
+    return fraction_text(row["step_size"]) if row["step_size"] else "own"
+
+
 def table(report: dict) -> str:
     """A report of `model_report` as plain text."""
     results, highest = report["results"], report["pixel_max"]
@@ -472,13 +477,12 @@ def table(report: dict) -> str:
     for name, row in results.items():
         settings = ("", "", "")
         if row.get("steps"):
-            step_size = fraction_text(row["step_size"]) if row["step_size"] else "own"
             runs = (
                 f"{row['restarts']} x {row['targets']} targets"
                 if row["targets"]
                 else row["restarts"]
             )
-            settings = (str(row["steps"]), step_size, str(runs))
+            settings = (str(row["steps"]), step_text(row), str(runs))
         low, high = row["ci95"]
         cells.append((name, f"{row['accuracy']:.2f}", f"{low:.2f} - {high:.2f}", *settings))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

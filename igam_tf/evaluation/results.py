@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from igam_tf.datasets import data_text
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.evaluation.evaluate import fraction_text, step_text
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError
 
@@ -32,8 +32,7 @@ def settings_text(r: dict) -> str:
     """The settings of one model's figures in words: data, n, threat model, attacks, batch norm, seed."""
     worst = r["results"]["worst_case"]
     attacks = ", ".join(
-        f"{name}: {row['steps']} x {fraction_text(row['step_size'])}, "
-        f"{row['restarts']} restart(s), loss {row['loss']}"
+        f"{name}: {row['steps']} x {step_text(row)}, {row['restarts']} restart(s), loss {row['loss']}"
         for name, row in r["results"].items()
         if row.get("steps")
     )
