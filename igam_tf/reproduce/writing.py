@@ -1,5 +1,6 @@
 """The figures of a table as Markdown and LaTeX, and accuracy over minutes as a plot."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def over_minutes(content: dict[str, Any]) -> "Figure":
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(content["title"], fontsize=8)
+    figure.suptitle(textwrap.fill(content["title"], 120), fontsize=8)
     return figure
 
 
