@@ -127,7 +127,7 @@ def chosen_rows(whole: Table) -> list[TableRow]:
 
 
 def check_alike(folder: Path) -> None:
-    """Raises a UserError where a finished row has another budget, data or seed than is asked for."""
+    """Raises a UserError where a finished row differs in budget, data, seed or precision."""
     run = read_json(folder / "config.json")
     for name in ("preset", "data", "seed", "precision"):
         if FLAGS[name].value not in (None, run[name]):

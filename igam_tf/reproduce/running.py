@@ -32,27 +32,28 @@ def run_all(
         KeyboardInterrupt: Ctrl-C, likewise.
     """
     waiting = list(commands)
-    running: dict[str, subprocess.Popen] = {}
-    free, taken = shares_of_cores(jobs), {}
+    free = shares_of_cores(jobs)
+    running: dict[str, tuple[subprocess.Popen, set[int]]] = {}  # with the cores of each
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
                 logging.info("row %d of %d: %s", len(commands) - len(waiting), len(commands), name)
-                taken[name] = free.pop(0)
                 log = output / f"{name}.log" if jobs > 1 else None
-                running[name] = _begin(commands[name], log, taken[name])
-            ended = [name for name, process in running.items() if process.poll() is not None]
+                cores = free.pop(0)
+                running[name] = _begin(commands[name], log, cores), cores
+            ended = [name for name, (process, _) in running.items() if process.poll() is not None]
             for name in ended:
-                free.append(taken.pop(name))
-                yield name, _status(running.pop(name))
+                process, cores = running.pop(name)
+                free.append(cores)
+                yield name, _status(process)
             time.sleep(0.0 if ended else 0.1)
     finally:
         signal.signal(signal.SIGTERM, before)
-        for process in running.values():
+        for process, _ in running.values():
             process.terminate()  # a row saves first
-        for process in running.values():
+        for process, _ in running.values():
             process.wait()
 
 

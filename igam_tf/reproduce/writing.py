@@ -123,8 +123,11 @@ def _validated(content: dict[str, Any]) -> list[dict]:
 
 
 def _head(content: dict[str, Any]) -> list[str]:
-    attacks = [NAMES.get(a, a.replace("pgd", "PGD-")) for a in content["attacks"]]
-    return ["row", *attacks, "cos(J_s, J_t)", "steps", "minutes"]
+    return ["row", *map(_attack, content["attacks"]), "cos(J_s, J_t)", "steps", "minutes"]
+
+
+def _attack(name: str) -> str:
+    return NAMES.get(name, name.replace("pgd", "PGD-"))
 
 
 def _cells(row: dict, attacks: list[str]) -> list[str]:
@@ -166,7 +169,7 @@ def _interval(ci95: list[float], form: str = ".1f") -> str:
 
 def _gain_rows(content: dict[str, Any]) -> list[list[str]]:
     return [["row", "over", "attack", "points (95 % interval)", "n"]] + [
-        [g["row"], g["over"], NAMES.get(g["attack"], g["attack"].replace("pgd", "PGD-")),
+        [g["row"], g["over"], _attack(g["attack"]),
          f"{g['points']:+.1f} ({_interval(g['ci95'], '+.1f')})", str(g["n"])]
         for g in content["gains"]
     ]  # fmt: skip
