@@ -18,10 +18,12 @@ from igam_tf.datasets import load
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.presets import PRESETS
 from igam_tf.experiments.resolve import resolve
+from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.reproduce import __main__ as program
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect
 from igam_tf.reproduce.running import run_all, shares_of_cores
+from igam_tf.reproduce.seeds import mean_of_seeds
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import latex, markdown, write
 from igam_tf.system.run_folder import save_model
@@ -98,9 +100,8 @@ def test_a_table_by_hand(output):
     assert content["rows"][0]["run"]["minutes"] == {"teacher": 2.0, "student": 10.0}
     # One example IGAM alone keeps, two PGD7-trained alone.
     (gain,) = content["gains"]
-    assert (gain["row"], gain["over"], gain["points"], gain["n"]) == (
-        "IGAM-MNIST", "PGD7-trained", -10.0, 10,
-    )  # fmt: skip
+    assert (gain["row"], gain["over"]) == ("IGAM-MNIST", "PGD7-trained")
+    assert gain["points"] == {CLEAN: 0.0, PGD: pytest.approx(-10.0)}
     # 50 steps in 5 minutes are 6 s a step, stage 1 adds 120 s / 100; 391 steps an epoch.
     assert content["epoch_seconds"] == pytest.approx({"igam": 391 * 7.2, "pgd": 391 * 6.0})
 
@@ -307,6 +308,44 @@ def test_the_papers_figures_are_the_papers(golden_dir):
                 ), (name, row.label)
 
 
+def test_means_of_seeds_by_hand(output, tmp_path_factory):
+    second = tmp_path_factory.mktemp("second")
+    finish(second / "igam", "1010100000", seed=1)
+    finish(second / "pgd7", "1111110000", method="pgd", seed=1)
+    contents = {0: collect(SMALL, output), 1: collect(SMALL, second)}
+    content = mean_of_seeds(SMALL, contents)
+    assert content["settings"].endswith("mean of seeds 0, 1")
+    igam, _, _, zero = content["rows"]
+    assert igam["cells"][PGD]["ours"] == pytest.approx(30.0)
+    # Images count 1, 1/2, 1, 0, 1/2: mean 0.3, variance 0.16, thus 10 * 0.21 / 0.16 trials.
+    assert igam["cells"][PGD]["ci95"] == pytest.approx(
+        [100 * end for end in wilson_interval(0.3 * 13.125, 13.125)]
+    )
+    assert igam["cells"][PGD]["difference"] == -13.5
+    assert (igam["run"]["minutes"], igam["run"]["steps"]) == (
+        {"teacher": 2.0, "student": 10.0},
+        100,
+    )
+    # Differences of the images 1/2, -1/2, 0, -1, 0, -1/2: with two half examples -1.5 / 12.
+    (gain,) = content["gains"]
+    assert gain["points"][PGD] == pytest.approx(-20.0)
+    half = 1.959964 * ((0.25 + 0.25 + 1 + 0.25 + 0.25 + 1) / 12 - (2 / 12) ** 2) ** 0.5 / 12**0.5
+    assert gain["ci95"][PGD] == pytest.approx([-200 / 12 - 100 * half, -200 / 12 + 100 * half])
+    assert (zero["run"], zero["cells"][PGD]["ours"]) == (None, None)  # seed 1 has no such row
+    text = markdown(content)
+    assert "| IGAM-MNIST | 90.0, 90.0 | 30.0, 30.0 |" in text
+    assert "| PGD7-trained | 90.0, 90.0 | 40.0, 60.0 |" in text
+    assert "Each seed" not in markdown(contents[0])
+
+
+def test_seeds_that_were_evaluated_differently_have_no_mean(output):
+    content = collect(SMALL, output)
+    other = json.loads(json.dumps(content))
+    other["rows"][0]["run"]["settings"] = "n = 20"
+    with pytest.raises(UserError, match=r"expected seeds evaluated alike; .*n = 20"):
+        mean_of_seeds(SMALL, {0: content, 1: other})
+
+
 # --- the program -----------------------------------------------------------------------------------
 
 
@@ -406,6 +445,34 @@ def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
     assert {"--precision=mixed_bfloat16", "--eval_attacks=clean,pgd20,apgd"} < set(ran[1])
 
 
+def test_several_seeds_have_a_folder_each(command, tmp_path, monkeypatch, caplog):
+    ran = []
+    monkeypatch.setattr(program, "run_all", recorded(ran, failing=1))
+    monkeypatch.chdir(tmp_path)
+    whole = ("--table=1", "--preset=cpu", "--rows=zero,standard")
+    assert command(*whole, "--seed=3", "--seeds=2") == 1
+    folder = "runs/table1-cpu-seeds"
+    assert "messages above: seed3/standard" in caplog.text
+    assert [a for arguments in ran for a in arguments if "workdir" in a or "--seed=" in a] == [
+        f"--{item}"
+        for seed in (3, 4)
+        for row in ("standard", "zero")
+        for item in (f"seed={seed}", f"workdir={folder}/seed{seed}/{row}")
+    ]
+    assert all("--teachers=runs/teachers" in arguments for arguments in ran)
+    assert {p.name for p in Path(folder).iterdir() if p.is_file()} == {
+        f"table1-seeds.{kind}" for kind in ("json", "md", "tex")
+    }
+    assert Path(folder, "seed4", "table1.md").is_file()
+    ran.clear()
+    finish(Path(folder, "seed4", "zero"), "1100000000", seed=0)  # a wrong one, before any training
+    with pytest.raises(UserError, match=r"rows of --seed=4 in .*zero has --seed=0"):
+        command(*whole, "--seed=3", "--seeds=2")
+    assert not ran
+    with pytest.raises(UserError, match=r"absent: .*seed5, .*seed6$"):
+        command(*whole, "--seed=5", "--seeds=2", "--collect", f"--output={folder}")
+
+
 @pytest.mark.parametrize(
     "other", ["--preset=smoke", "--data=builtin", "--seed=1", "--precision=mixed_bfloat16"]
 )
@@ -421,7 +488,7 @@ def test_finished_rows_of_another_kind_are_refused(command, tmp_path, monkeypatc
     [
         (("--table=1", "--rows=other"), "expected --rows of standard, .*received other"),
         (("--table=1", "--teacher_checkpoints=there"), "<source>=<folder>.*received 'there'"),
-        (("--table=1", "--collect", "--output=/nowhere"), "/nowhere is absent"),
+        (("--table=1", "--collect", "--output=/nowhere"), "absent: /nowhere"),
         ((), "expected --table, one of 1, 2"),
         (("--table=1", "2"), "expected flags alone"),
     ],

@@ -29,7 +29,12 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def settings_text(r: dict) -> str:
-    """The settings of one model's figures in words: data, n, threat model, attacks, batch norm, seed."""
+    """The settings of one model's figures in words: those of `evaluation_text`, and the seed."""
+    return f"{evaluation_text(r)}, seed {r['results']['worst_case']['seed']}"
+
+
+def evaluation_text(r: dict) -> str:
+    """The settings that every seed has: data, n, threat model, attacks, batch norm."""
     worst = r["results"]["worst_case"]
     attacks = ", ".join(
         f"{name}: {row['steps']} x {step_text(row)}, {row['restarts']} restart(s), loss {row['loss']}"
@@ -40,5 +45,5 @@ def settings_text(r: dict) -> str:
         f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "
         f"data {data_text(r['data'])}, n = {worst['n']}, "
         f"l-inf eps {fraction_text(worst['eps'])} of the pixel range, {attacks}, "
-        f"batch norm {worst['batch_norm']}, seed {worst['seed']}"
+        f"batch norm {worst['batch_norm']}"
     )

@@ -1,4 +1,4 @@
-"""95 % intervals: of a share, of a mean, of a paired difference."""
+"""95 % intervals: of a share, of a mean, of a paired difference; over one seed or several."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 Z95 = 1.959963984540054  # normal quantile of 0.975
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """95 % interval of a share of n trials (Wilson 1927), which holds near 0 and 1 as well.
 
     Raises:
@@ -24,6 +24,23 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of [n] values in 0..1, such as the share of seeds that keep an image.
+
+    Wilson's, with as many trials as give the mean this variance: n for values 0 and 1, and more for
+    values between.
+
+    Example:
+        >>> [round(bound, 4) for bound in share_interval(np.array([1.0] * 5 + [0.0] * 5))]
+        [0.2366, 0.7634]
+        >>> [round(bound, 4) for bound in share_interval(np.array([1.0, 1.0, 0.5, 0.5, 0.0, 0.0]))]
+        [0.2265, 0.7735]
+    """
+    mean, variance = float(values.mean()), float(values.var())
+    trials = len(values) * (mean * (1 - mean) / variance if variance else 1.0)
+    return wilson_interval(mean * trials, trials)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -63,10 +80,7 @@ class Excess:
 
 
 def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
-    """Paired difference of two attacks, with the interval of Agresti and Min (2005).
-
-    That is Wald's with half an example added to each cell of the 2 x 2 table, which holds where few
-    examples differ.
+    """Paired difference of two attacks, with its `difference_interval`.
 
     Args:
         reference, suspect: robust masks of both attacks, [n] bool.
@@ -75,8 +89,21 @@ def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
         >>> excess(np.array([True] * 10), np.array([True] * 4 + [False] * 6)).net
         6
     """
-    n = len(reference)
-    gained, lost = int((reference & ~suspect).sum()), int((suspect & ~reference).sum())
-    a, b, m = gained + 0.5, lost + 0.5, n + 2
-    centre, half = (a - b) / m, Z95 * np.sqrt(a + b - (a - b) ** 2 / m) / m
-    return Excess(gained - lost, float(centre - half), float(centre + half), n)
+    differences = reference.astype(int) - suspect
+    return Excess(int(differences.sum()), *difference_interval(differences), len(reference))
+
+
+def difference_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of [n] paired differences in -1..1, after Agresti and Min (2005).
+
+    For differences of -1, 0 and 1 that is Wald's with half an example added to each cell of the 2 x 2
+    table, which holds where few examples differ. A difference may be the mean of several seeds.
+
+    Example:
+        >>> [round(bound, 4) for bound in difference_interval(np.array([1] * 6 + [0] * 4))]
+        [0.1733, 0.8267]
+    """
+    n = len(differences) + 2
+    mean = float(differences.sum()) / n
+    half = Z95 * math.sqrt(((differences**2).sum() + 1) / n - mean**2) / math.sqrt(n)
+    return mean - half, mean + half

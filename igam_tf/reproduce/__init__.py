@@ -3,6 +3,7 @@
 tables.py      what the paper says, and the flags of `igam_tf.train` for each row
 aligning.py    cos(J_s, J_t) of the rows that were trained without a teacher
 collecting.py  run folders -> figures with intervals, differences, minutes
+seeds.py       the figures of several seeds -> those of their means
 writing.py     figures -> Markdown, LaTeX, the plot over minutes
 running.py     rows as processes, several at once
 __main__.py    runs what is not finished yet, then aligns, collects and writes

@@ -21,6 +21,7 @@ from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.aligning import align
 from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.running import run_all
+from igam_tf.reproduce.seeds import mean_of_seeds
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
 from igam_tf.system.run_folder import read_json
@@ -68,6 +69,12 @@ def define_flags() -> None:
             "data_dir", "", "Folder of tensorflow-datasets; empty: its own default."
         )
         flags.DEFINE_integer("seed", 0, "Seed of training and evaluation.", lower_bound=0)
+        flags.DEFINE_integer(
+            "seeds", 1,
+            "How many seeds, from --seed on. Of several each has its folder <output>/seed<seed>, and "
+            "<output> the table of their means.",
+            lower_bound=1,
+        )  # fmt: skip
         flags.DEFINE_enum(
             "precision", None, PRECISIONS,
             "In which the layers compute, as --precision of igam_tf.train; by the preset if not given.",
@@ -126,26 +133,27 @@ def chosen_rows(whole: Table) -> list[TableRow]:
     return [row for row in whole.rows if not FLAGS.rows or row.name in FLAGS.rows]
 
 
-def check_alike(folder: Path) -> None:
+def check_alike(folder: Path, seed: int) -> None:
     """Raises a UserError where a finished row differs in budget, data, seed or precision."""
     run = read_json(folder / "config.json")
-    for name in ("preset", "data", "seed", "precision"):
-        if FLAGS[name].value not in (None, run[name]):
+    wanted = {name: FLAGS[name].value for name in ("preset", "data", "precision")} | {"seed": seed}
+    for name, value in wanted.items():
+        if value not in (None, run[name]):
             raise UserError(
-                f"expected finished rows of --{name}={FLAGS[name].value} in {folder.parent}, or another "
+                f"expected finished rows of --{name}={value} in {folder.parent}, or another "
                 f"--output; {folder.name} has --{name}={run[name]}"
             )
 
 
-def command(row: TableRow, whole: Table, output: Path, checkpoints: dict[str, str]) -> list[str]:
-    """The command line of one row."""
-    given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir", "seed")}
+def command(row: TableRow, whole: Table, output: Path, seed: int, teachers: str) -> list[str]:
+    """The command line of one row; `teachers` is the folder of those that are trained."""
+    given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir")} | {"seed": seed}
     given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
     for name in ("validate_every", "precision"):
         if FLAGS[name].value is not None:
             given[name] = FLAGS[name].value
-    given["teachers"] = FLAGS.teachers or str(output.parent / "teachers")
-    source = row.flags["source"]
+    given["teachers"] = teachers
+    source, checkpoints = row.flags["source"], teacher_checkpoints()
     if METHODS[row.method].teacher and "teacher" not in row.flags:
         if source in checkpoints:
             given |= {"teacher": "load", "teacher_checkpoint": checkpoints[source]}
@@ -163,22 +171,41 @@ def trained_or_loaded(source: str) -> str | None:
     return "train" if source == "cifar10" and FLAGS.preset != "paper" else None
 
 
-def run_missing(rows: list[TableRow], whole: Table, output: Path, name: str) -> list[str]:
-    """Runs the rows that are not finished, the table written after each; names of those that failed."""
-    checkpoints, failed = teacher_checkpoints(), []
-    output.mkdir(parents=True, exist_ok=True)
+def missing(
+    rows: list[TableRow], whole: Table, output: Path, seed: int, teachers: str
+) -> dict[str, list[str]]:
+    """Name -> command line of the rows that are not finished.
+
+    Raises:
+        UserError: a finished row of another kind.
+    """
     done = [row for row in rows if finished(output / row.name)]
     for row in done:
-        check_alike(output / row.name)
-    commands = {
-        row.name: command(row, whole, output, checkpoints) for row in rows if row not in done
+        check_alike(output / row.name, seed)
+    return {
+        row.name: command(row, whole, output, seed, teachers) for row in rows if row not in done
     }
+
+
+def run(commands: dict[str, list[str]], whole: Table, output: Path, name: str) -> list[str]:
+    """Runs rows, the table written after each; names of those that failed."""
+    failed = []
+    output.mkdir(parents=True, exist_ok=True)
     for row_name, status in run_all(commands, jobs=FLAGS.jobs, output=output):
         if status:
             failed.append(row_name)
         write(collect(whole, output), output, name)
     align(whole, output, data_dir=FLAGS.data_dir or None)
     return failed
+
+
+def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> str:
+    """Writes the table of each seed and, of several, that of their means; the last as Markdown."""
+    contents = {seed: collect(whole, output) for seed, output in outputs.items()}
+    texts = [write(contents[seed], output, name) for seed, output in outputs.items()]
+    if len(contents) > 1:
+        texts.append(write(mean_of_seeds(whole, contents), root, f"{name}-seeds"))
+    return texts[-1]
 
 
 def main(argv: list[str]) -> int:
@@ -194,14 +221,27 @@ def main(argv: list[str]) -> int:
     name = f"table{FLAGS.table}" if FLAGS.table.isdigit() else FLAGS.table
     name += f"-{FLAGS.target}" if FLAGS.target else ""
     synthetic = "-builtin" if FLAGS.data == "builtin" else ""
-    seed = f"-seed{FLAGS.seed}" if FLAGS.seed else ""
-    output = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}{seed}")
-    if FLAGS.collect and not output.is_dir():
-        raise UserError(f"expected a folder of finished rows in --output; {output} is absent")
-    failed = [] if FLAGS.collect else run_missing(rows, whole, output, name)
-    print("\n" + write(collect(whole, output), output, name))
+    several = FLAGS.seeds > 1
+    seed = "-seeds" if several else f"-seed{FLAGS.seed}" if FLAGS.seed else ""
+    root = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}{seed}")
+    outputs = {
+        seed: root / f"seed{seed}" if several else root
+        for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
+    }
+    failed = []
+    if not FLAGS.collect:
+        teachers = FLAGS.teachers or str(root.parent / "teachers")
+        commands = {
+            seed: missing(rows, whole, output, seed, teachers) for seed, output in outputs.items()
+        }
+        for seed, output in outputs.items():
+            names = run(commands[seed], whole, output, name)
+            failed += [str((output / row).relative_to(root)) for row in names]
+    elif absent := [str(output) for output in outputs.values() if not output.is_dir()]:
+        raise UserError(f"expected finished rows in --output; absent: {', '.join(absent)}")
+    print("\n" + tables_of(whole, outputs, root, name))
     if failed:
-        where = "above" if FLAGS.jobs == 1 else f"in {output}/<row>.log"
+        where = "above" if FLAGS.jobs == 1 else f"in {root}/<row>.log"
         logging.error("rows that failed, their messages %s: %s", where, ", ".join(failed))
     return 1 if failed else 0
 

@@ -1,12 +1,14 @@
 """Run folders -> the figures of a table; the cells of a row that was not run are None."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from igam_tf.datasets import SPECS, data_text, short_name, steps_per_epoch
-from igam_tf.evaluation.results import read_results, settings_text
-from igam_tf.formulas.statistics import excess
+from igam_tf.evaluation.results import evaluation_text, read_results
+from igam_tf.formulas.statistics import difference_interval
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import PAPER_SECONDS, Table, TableRow
 from igam_tf.system.journal import MASK_KEY, undigits
@@ -24,23 +26,37 @@ def finished(folder: Path) -> bool:
 
 
 def collect(table: Table, output: Path) -> dict[str, Any]:
-    """The content of a table, for JSON.
+    """The content of a table, see `content_of`.
 
     Args:
         table: one of `igam_tf.reproduce.tables.TABLES`.
         output: folder that holds a run folder for each row that was run.
 
-    Returns:
-        title, with the budget of the rows that stand for the paper's; attacks; the evaluation's
-        settings in words; data and teachers, a sentence each; rows, see `_row`; gains, see `_gains`;
-        seconds an epoch.
-
     Raises:
         UserError: rows that were evaluated differently, or a folder whose results are not a row's.
     """
     rows = [_row(row, table, output / row.name) for row in table.rows]
+    return content_of(table, rows, kept_images(rows))
+
+
+def content_of(table: Table, rows: list[dict], kept: Mapping[str, Mapping]) -> dict[str, Any]:
+    """What a table says, for JSON.
+
+    Args:
+        table: whose rows they are.
+        rows: see `_row`.
+        kept: see `kept_images`.
+
+    Returns:
+        title, with the budget of the rows that stand for the paper's; attacks; the evaluation's
+        settings in words; data and teachers, a sentence each; the rows; gains, see `_gains`; seconds
+        an epoch.
+
+    Raises:
+        UserError: rows that were evaluated differently.
+    """
     done = [row["run"] for row in rows if row["run"]]
-    settings = {run["settings"] for run in done}
+    settings = {f"{run['settings']}, {run['seed']}" for run in done}
     if len(settings) > 1:
         raise UserError(f"expected rows evaluated alike; received {'; '.join(sorted(settings))}")
     budgets = sorted({run["budget"] for run in done})
@@ -48,15 +64,25 @@ def collect(table: Table, output: Path) -> dict[str, Any]:
         "title": f"{table.title} ({'; '.join(budgets) or 'nothing run'})",
         "attacks": list(table.attacks),
         "settings": next(iter(settings), ""),
-        "data": _distinct(run["data"] for run in done),
-        "teachers": _distinct(run["teacher"] for run in done),
+        "data": distinct(run["data"] for run in done),
+        "teachers": distinct(run["teacher"] for run in done),
         "rows": rows,
-        "gains": _gains(table, rows),
+        "gains": _gains(table, kept),
         "epoch_seconds": _epoch_seconds(rows),
     }
 
 
-def _distinct(texts: Iterable[str]) -> list[str]:
+def kept_images(rows: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """Name of a row that was run -> attack -> which images the row keeps, [n] of 0 and 1."""
+    return {
+        row["name"]: {a: undigits(cell[MASK_KEY]).astype(float) for a, cell in row["cells"].items()}
+        for row in rows
+        if row["run"]
+    }
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Those that are not empty, each once."""
     return list(dict.fromkeys(text for text in texts if text))
 
 
@@ -97,7 +123,8 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
     last = stages[list(stages)[-1]]
     before = sum(minutes.values()) - last[-1]["train_minutes"]
     run = {
-        "settings": settings_text(report),
+        "settings": evaluation_text(report),
+        "seed": f"seed {report['results']['worst_case']['seed']}",
         "budget": _budget(config),
         "data": _data(folder),
         "teacher": _teacher(config, folder),
@@ -170,23 +197,22 @@ def _teacher(config: dict, folder: Path) -> str:
     return text
 
 
-def _gains(table: Table, rows: list[dict]) -> list[dict[str, Any]]:
-    """Paired differences of robust accuracy under the last attack, in points, with 95 % intervals."""
-    attack = table.attacks[-1]
-    found = {row["name"]: row for row in rows if row["run"]}
+def _gains(table: Table, kept: Mapping[str, Mapping]) -> list[dict[str, Any]]:
+    """Paired differences of accuracy, attack -> points and attack -> their 95 % interval."""
+    label = {row.name: row.label for row in table.rows}
     gains = []
     for name, other in table.gains:
-        if {name, other} <= found.keys():
-            ours, theirs = (undigits(found[n]["cells"][attack][MASK_KEY]) for n in (name, other))
-            gain = excess(ours, theirs)
+        if {name, other} <= kept.keys():
+            more = {attack: kept[name][attack] - kept[other][attack] for attack in table.attacks}
             gains.append(
                 {
-                    "row": found[name]["label"],
-                    "over": found[other]["label"],
-                    "attack": attack,
-                    "points": 100 * gain.net / gain.n,
-                    "ci95": [100 * gain.low, 100 * gain.high],
-                    "n": gain.n,
+                    "row": label[name],
+                    "over": label[other],
+                    "points": {attack: 100 * float(d.mean()) for attack, d in more.items()},
+                    "ci95": {
+                        attack: [100 * end for end in difference_interval(d)]
+                        for attack, d in more.items()
+                    },
                 }
             )
     return gains

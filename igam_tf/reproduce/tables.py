@@ -46,7 +46,7 @@ class Table:
         title: what the table shows.
         attacks: attack of each column.
         rows: the runs.
-        gains: names of pairs of rows whose paired difference under the last attack is given.
+        gains: names of pairs of rows whose paired differences are given.
         cpu: what the title adds at `--preset=cpu`.
     """
 
@@ -174,6 +174,7 @@ _BEST = (
     _best("l1-penalty", "gradient penalty, l1", method="gradient_penalty"),
     _best("igam-mnist", "IGAM-MNIST, l1"),
     _best("zero", "IGAM, l1, J_t = 0", teacher_gradient="zero"),
+    _best("shuffled", "IGAM, l1, J_t of another image", teacher_gradient="shuffled"),
     *(
         _best(method, _OTHER_METHODS.get(method, "PGD7-trained"), method=method)
         for method in ("fast", "n_fgsm", "trades", "pgd")
@@ -338,6 +339,9 @@ TABLES: dict[str, Table] = {
         title="Best recipes: CIFAR-10, --fidelity=best beside the squared l2 norm of the paper",
         attacks=("clean", "pgd20", "apgd"),
         rows=_BEST,
-        gains=(*((row.name, "fast") for row in _BEST if row.name != "fast"), ("igam-mnist", "zero")),
+        gains=(
+            *((row.name, "fast") for row in _BEST if row.name != "fast"),
+            *(("igam-mnist", control) for control in ("zero", "shuffled")),
+        ),
     ),
 }  # fmt: skip

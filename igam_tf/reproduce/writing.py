@@ -54,7 +54,11 @@ def markdown(content: dict[str, Any]) -> str:
         "on the source, nor evaluation."
     ]
     lines += [_cosine_note(content), ""]
-    for title, table in (("Paired differences", _gain_rows(content)), *_time_tables(content)):
+    if seeds := _seed_rows(content):
+        lines += ["## Each seed", "", "Above are means; their intervals are over the test images."]
+        lines += ["", *_pipes(seeds)]
+    differences = "Paired differences in points (95 % interval)", _gain_rows(content)
+    for title, table in (differences, *_time_tables(content)):
         lines += [f"## {title}", "", *_pipes(table)] if len(table) > 1 else []
     return "\n".join(lines).rstrip() + "\n"
 
@@ -167,10 +171,20 @@ def _interval(ci95: list[float], form: str = ".1f") -> str:
     return " to ".join(format(end, form) for end in ci95)
 
 
+def _seed_rows(content: dict[str, Any]) -> list[list[str]]:
+    """The accuracies that a table of means is of; empty for a table of one seed."""
+    rows = [
+        [row["label"], *(", ".join(f"{a:.1f}" for a in c["seeds"]) for c in row["cells"].values())]
+        for row in content["rows"]
+        if all("seeds" in cell for cell in row["cells"].values())
+    ]
+    return [["row", *map(_attack, content["attacks"])], *rows] if rows else []
+
+
 def _gain_rows(content: dict[str, Any]) -> list[list[str]]:
-    return [["row", "over", "attack", "points (95 % interval)", "n"]] + [
-        [g["row"], g["over"], _attack(g["attack"]),
-         f"{g['points']:+.1f} ({_interval(g['ci95'], '+.1f')})", str(g["n"])]
+    return [["row", "over", *map(_attack, content["attacks"])]] + [
+        [g["row"], g["over"],
+         *(f"{points:+.1f} ({_interval(g['ci95'][a], '+.1f')})" for a, points in g["points"].items())]
         for g in content["gains"]
     ]  # fmt: skip
 
