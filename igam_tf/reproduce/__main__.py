@@ -199,6 +199,16 @@ def run(commands: dict[str, list[str]], whole: Table, output: Path, name: str) -
     return failed
 
 
+def folders(name: str) -> tuple[Path, dict[int, Path]]:
+    """(folder of a table, seed -> folder of its rows), which are the same for one seed."""
+    several = FLAGS.seeds > 1
+    end = "-builtin" if FLAGS.data == "builtin" else ""
+    end += "-seeds" if several else f"-seed{FLAGS.seed}" if FLAGS.seed else ""
+    root = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{end}")
+    seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
+    return root, {seed: root / f"seed{seed}" if several else root for seed in seeds}
+
+
 def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> str:
     """Writes the table of each seed and, of several, that of their means; the last as Markdown."""
     contents = {seed: collect(whole, output) for seed, output in outputs.items()}
@@ -220,14 +230,7 @@ def main(argv: list[str]) -> int:
     rows = chosen_rows(whole)
     name = f"table{FLAGS.table}" if FLAGS.table.isdigit() else FLAGS.table
     name += f"-{FLAGS.target}" if FLAGS.target else ""
-    synthetic = "-builtin" if FLAGS.data == "builtin" else ""
-    several = FLAGS.seeds > 1
-    seed = "-seeds" if several else f"-seed{FLAGS.seed}" if FLAGS.seed else ""
-    root = Path(FLAGS.output or f"runs/{name}-{FLAGS.preset}{synthetic}{seed}")
-    outputs = {
-        seed: root / f"seed{seed}" if several else root
-        for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
-    }
+    root, outputs = folders(name)
     failed = []
     if not FLAGS.collect:
         teachers = FLAGS.teachers or str(root.parent / "teachers")
@@ -235,6 +238,7 @@ def main(argv: list[str]) -> int:
             seed: missing(rows, whole, output, seed, teachers) for seed, output in outputs.items()
         }
         for seed, output in outputs.items():
+            logging.info("seed %d, in %s", seed, output)
             names = run(commands[seed], whole, output, name)
             failed += [str((output / row).relative_to(root)) for row in names]
     elif absent := [str(output) for output in outputs.values() if not output.is_dir()]:
