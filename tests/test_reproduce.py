@@ -322,6 +322,7 @@ def test_means_of_seeds_by_hand(output, tmp_path_factory):
         [100 * end for end in wilson_interval(0.3 * 13.125, 13.125)]
     )
     assert igam["cells"][PGD]["difference"] == -13.5
+    assert igam["run"]["alignment"]["cosine_ci95"] == pytest.approx([0.2, 0.3])
     assert (igam["run"]["minutes"], igam["run"]["steps"]) == (
         {"teacher": 2.0, "student": 10.0},
         100,
@@ -341,6 +342,9 @@ def test_means_of_seeds_by_hand(output, tmp_path_factory):
 def test_seeds_that_were_evaluated_differently_have_no_mean(output):
     content = collect(SMALL, output)
     other = json.loads(json.dumps(content))
+    other["rows"][0]["run"]["alignment"] = None  # not measured yet
+    (mean, *_) = mean_of_seeds(SMALL, {0: content, 1: other})["rows"]
+    assert mean["run"]["alignment"] is None
     other["rows"][0]["run"]["settings"] = "n = 20"
     with pytest.raises(UserError, match=r"expected seeds evaluated alike; .*n = 20"):
         mean_of_seeds(SMALL, {0: content, 1: other})

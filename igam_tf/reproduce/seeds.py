@@ -77,7 +77,9 @@ def _mean_run(runs: list[dict]) -> dict[str, Any]:
 
 
 def _mean(values: list) -> Any:
-    """Of numbers; of dicts and lists of numbers, entry by entry; of anything else the first."""
+    """Of numbers; of dicts and lists of numbers, entry by entry; None where a seed has none."""
+    if any(value is None for value in values):
+        return None
     first = values[0]
     if isinstance(first, dict):
         return {key: _mean([value[key] for value in values]) for key in first}
