@@ -314,7 +314,8 @@ def test_means_of_seeds_by_hand(output, tmp_path_factory):
     finish(second / "pgd7", "1111110000", method="pgd", seed=1)
     contents = {0: collect(SMALL, output), 1: collect(SMALL, second)}
     content = mean_of_seeds(SMALL, contents)
-    assert content["settings"].endswith("mean of seeds 0, 1")
+    for said in ("title", "settings"):
+        assert content[said].endswith(", mean of seeds 0, 1")
     igam, _, _, zero = content["rows"]
     assert igam["cells"][PGD]["ours"] == pytest.approx(30.0)
     # Images count 1, 1/2, 1, 0, 1/2: mean 0.3, variance 0.16, thus 10 * 0.21 / 0.16 trials.

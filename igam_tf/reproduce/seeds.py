@@ -35,12 +35,12 @@ def mean_of_seeds(table: Table, contents: Mapping[int, dict[str, Any]]) -> dict[
         for name in masks[0]
         if all(name in of for of in masks)
     }
-    names = ", ".join(map(str, contents))
+    seeds = f"mean of seeds {', '.join(map(str, contents))}"
     rows = []
     for same in zip(*(content["rows"] for content in several), strict=True):
         row = dict(same[0])
         if row["name"] in kept:
-            row["run"] = _mean_run([r["run"] for r in same]) | {"seed": f"mean of seeds {names}"}
+            row["run"] = _mean_run([r["run"] for r in same]) | {"seed": seeds}
             row["cells"] = {
                 attack: _mean_cell([r["cells"][attack] for r in same], kept[row["name"]][attack])
                 for attack in table.attacks
@@ -50,6 +50,7 @@ def mean_of_seeds(table: Table, contents: Mapping[int, dict[str, Any]]) -> dict[
             row["cells"] = {a: cell | {"ours": None} for a, cell in row["cells"].items()}
         rows.append(row)
     content = content_of(table, rows, kept)
+    content["title"] += f", {seeds}"
     for said in ("data", "teachers"):
         content[said] = distinct(text for of in several for text in of[said])
     return content

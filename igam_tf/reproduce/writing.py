@@ -84,7 +84,7 @@ def over_minutes(content: dict[str, Any]) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     for axes, key, title in zip(panels, ("clean", "pgd20"), ("clean", "PGD-20"), strict=True):
@@ -96,13 +96,13 @@ def over_minutes(content: dict[str, Any]) -> "Figure":
                 markevery=-(-len(curve) // 12), linewidth=1.2, label=row["label"],
                 linestyle="-" if i < len(COLOURS) else "--",
             )  # fmt: skip
-        axes.set(xlabel="minutes trained", ylabel="accuracy on validation images (%)", title=title)
+        axes.set(xlabel="minutes trained", ylabel="validation accuracy (%)", title=title)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(textwrap.fill(content["title"], 120), fontsize=8)
     return figure
 
