@@ -100,7 +100,7 @@ def test_a_table_by_hand(output):
     assert content["rows"][0]["run"]["minutes"] == {"teacher": 2.0, "student": 10.0}
     # One example IGAM alone keeps, two PGD7-trained alone.
     (gain,) = content["gains"]
-    assert (gain["row"], gain["over"]) == ("IGAM-MNIST", "PGD7-trained")
+    assert (gain["row"], gain["over"], gain["n"]) == ("IGAM-MNIST", "PGD7-trained", 10)
     assert gain["points"] == {CLEAN: 0.0, PGD: pytest.approx(-10.0)}
     # 50 steps in 5 minutes are 6 s a step, stage 1 adds 120 s / 100; 391 steps an epoch.
     assert content["epoch_seconds"] == pytest.approx({"igam": 391 * 7.2, "pgd": 391 * 6.0})

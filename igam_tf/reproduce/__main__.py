@@ -145,15 +145,20 @@ def check_alike(folder: Path, seed: int) -> None:
             )
 
 
-def command(row: TableRow, whole: Table, output: Path, seed: int, teachers: str) -> list[str]:
-    """The command line of one row; `teachers` is the folder of those that are trained."""
+def command(
+    row: TableRow, whole: Table, output: Path, seed: int, teachers: str, checkpoints: dict[str, str]
+) -> list[str]:
+    """The command line of one row.
+
+    Teachers lie in the folder `teachers` where they are trained, in `checkpoints` where loaded.
+    """
     given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir")} | {"seed": seed}
     given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
     for name in ("validate_every", "precision"):
         if FLAGS[name].value is not None:
             given[name] = FLAGS[name].value
     given["teachers"] = teachers
-    source, checkpoints = row.flags["source"], teacher_checkpoints()
+    source = row.flags["source"]
     if METHODS[row.method].teacher and "teacher" not in row.flags:
         if source in checkpoints:
             given |= {"teacher": "load", "teacher_checkpoint": checkpoints[source]}
@@ -177,13 +182,16 @@ def missing(
     """Name -> command line of the rows that are not finished.
 
     Raises:
-        UserError: a finished row of another kind.
+        UserError: a finished row of another kind, or checkpoints that are not named as expected.
     """
+    checkpoints = teacher_checkpoints()
     done = [row for row in rows if finished(output / row.name)]
     for row in done:
         check_alike(output / row.name, seed)
     return {
-        row.name: command(row, whole, output, seed, teachers) for row in rows if row not in done
+        row.name: command(row, whole, output, seed, teachers, checkpoints)
+        for row in rows
+        if row not in done
     }
 
 

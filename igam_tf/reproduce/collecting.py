@@ -198,7 +198,7 @@ def _teacher(config: dict, folder: Path) -> str:
 
 
 def _gains(table: Table, kept: Mapping[str, Mapping]) -> list[dict[str, Any]]:
-    """Paired differences of accuracy, attack -> points and attack -> their 95 % interval."""
+    """Paired differences of accuracy, attack -> points and their 95 % interval, of n images."""
     label = {row.name: row.label for row in table.rows}
     gains = []
     for name, other in table.gains:
@@ -213,6 +213,7 @@ def _gains(table: Table, kept: Mapping[str, Mapping]) -> list[dict[str, Any]]:
                         attack: [100 * end for end in difference_interval(d)]
                         for attack, d in more.items()
                     },
+                    "n": len(next(iter(more.values()))),
                 }
             )
     return gains

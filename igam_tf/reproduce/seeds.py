@@ -78,7 +78,10 @@ def _mean_run(runs: list[dict]) -> dict[str, Any]:
 
 
 def _mean(values: list) -> Any:
-    """Of numbers; of dicts and lists of numbers, entry by entry; None where a seed has none."""
+    """Of numbers; of dicts and lists of numbers, entry by entry; None where a seed has none.
+
+    Of anything else, such as a name, the first.
+    """
     if any(value is None for value in values):
         return None
     first = values[0]

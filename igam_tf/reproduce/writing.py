@@ -182,9 +182,10 @@ def _seed_rows(content: dict[str, Any]) -> list[list[str]]:
 
 
 def _gain_rows(content: dict[str, Any]) -> list[list[str]]:
-    return [["row", "over", *map(_attack, content["attacks"])]] + [
+    return [["row", "over", *map(_attack, content["attacks"]), "n"]] + [
         [g["row"], g["over"],
-         *(f"{points:+.1f} ({_interval(g['ci95'][a], '+.1f')})" for a, points in g["points"].items())]
+         *(f"{points:+.1f} ({_interval(g['ci95'][a], '+.1f')})" for a, points in g["points"].items()),
+         str(g["n"])]
         for g in content["gains"]
     ]  # fmt: skip
 
