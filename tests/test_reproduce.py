@@ -439,6 +439,26 @@ def test_another_target_has_no_published_figures(command, tmp_path, monkeypatch,
     assert "21.7" not in out
 
 
+def test_other_attacks(command, tmp_path, monkeypatch, capsys):
+    """The paper's figures stay with their attacks; a finished row must have each attack."""
+    ran = []
+    monkeypatch.setattr(program, "run_all", recorded(ran))
+    whole = ("--table=1", "--preset=cpu", f"--output={tmp_path}")
+    command(*whole, "--rows=zero,standard", "--attacks=pgd20,clean,autoattack")
+    assert all("--eval_attacks=pgd20,clean,autoattack" in arguments for arguments in ran)
+    out = capsys.readouterr().out
+    assert "| row | PGD-20 | clean | AutoAttack | cos" in out
+    assert "| IGAM-MNIST | 43.5 / /  | 93.6 / /  |  |" in out
+    ran.clear()
+    finish(tmp_path / "zero", "1100000000")
+    lacking = r"zero under clean, pgd20, autoattack; it was not attacked by autoattack$"
+    for given in ((), ("--collect",)):
+        with pytest.raises(UserError, match=lacking):
+            command(*whole, *given, "--attacks=clean,pgd20,autoattack")
+    assert not ran
+    assert command(*whole, "--attacks=clean,pgd20", "--collect") == 0
+
+
 def test_another_seed_is_another_folder(command, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(program, "run_all", recorded(ran))
@@ -494,6 +514,7 @@ def test_finished_rows_of_another_kind_are_refused(command, tmp_path, monkeypatc
         (("--table=1", "--rows=other"), "expected --rows of standard, .*received other"),
         (("--table=1", "--teacher_checkpoints=there"), "<source>=<folder>.*received 'there'"),
         (("--table=1", "--collect", "--output=/nowhere"), "absent: /nowhere"),
+        (("--table=1", "--attacks=clean,strong"), "received 'strong'"),
         ((), "expected --table, one of 1, 2"),
         (("--table=1", "2"), "expected flags alone"),
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from igam_tf.attacks import attack_names
 from igam_tf.datasets import SPECS
 from igam_tf.experiments.config import PRECISIONS
 from igam_tf.experiments.presets import PRESETS
@@ -97,6 +98,11 @@ def define_flags() -> None:
         flags.DEFINE_enum(
             "target", None, tuple(SPECS),
             "Task of the students in place of the paper's, whose figures are then left out.",
+        )  # fmt: skip
+        flags.DEFINE_string(
+            "attacks", None,
+            "Attacks of every row, as --attacks of igam_tf.eval_pgd, such as clean,pgd20,autoattack; "
+            "the table's own if not given.",
         )  # fmt: skip
         flags.DEFINE_integer(
             "validate_every", None,
@@ -188,6 +194,7 @@ def missing(
     done = [row for row in rows if finished(output / row.name)]
     for row in done:
         check_alike(output / row.name, seed)
+    collect(whole, output)  # for what it refuses
     return {
         row.name: command(row, whole, output, seed, teachers, checkpoints)
         for row in rows
@@ -234,6 +241,8 @@ def main(argv: list[str]) -> int:
     whole = TABLES[FLAGS.table]
     if FLAGS.target:
         whole = whole.with_target(FLAGS.target)
+    if FLAGS.attacks is not None:
+        whole = whole.with_attacks(attack_names(FLAGS.attacks))
     whole = whole.at_preset(FLAGS.preset)
     rows = chosen_rows(whole)
     name = f"table{FLAGS.table}" if FLAGS.table.isdigit() else FLAGS.table

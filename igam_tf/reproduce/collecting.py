@@ -33,7 +33,8 @@ def collect(table: Table, output: Path) -> dict[str, Any]:
         output: folder that holds a run folder for each row that was run.
 
     Raises:
-        UserError: rows that were evaluated differently, or a folder whose results are not a row's.
+        UserError: rows that were evaluated differently or lack an attack, or a folder whose results
+            are not a row's.
     """
     rows = [_row(row, table, output / row.name) for row in table.rows]
     return content_of(table, rows, kept_images(rows))
@@ -92,6 +93,11 @@ def _row(row: TableRow, table: Table, folder: Path) -> dict[str, Any]:
     None stands for what was not published or not run.
     """
     run, results = _run(folder) if finished(folder) else (None, {})
+    if run and (absent := [attack for attack in table.attacks if attack not in results]):
+        raise UserError(
+            f"expected the row in {folder} under {', '.join(table.attacks)}; it was not attacked by "
+            f"{', '.join(absent)}"
+        )
     cells = {}
     for i, attack in enumerate(table.attacks):
         paper = row.paper[i] if row.paper else None

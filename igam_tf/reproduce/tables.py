@@ -1,7 +1,7 @@
 """The paper's tables as data: rows, their flags for `igam_tf.train`, the published figures."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igam_tf.experiments.presets import CPU_OBJECTIVE
@@ -20,7 +20,8 @@ class TableRow:
         name: name of its run folder.
         label: first cell in the table; the paper's where it has the row.
         flags: flags of `igam_tf.train`, beyond those that every row has.
-        paper: accuracy in % for each of the table's attacks, as published; empty: not in the paper.
+        paper: accuracy in % for each of the table's attacks, as published, None where the paper has no
+            such attack; empty: not in the paper.
         part: heading above the row; empty: the paper's own table.
         cpu: flags that take the place of these at `--preset=cpu`.
     """
@@ -28,7 +29,7 @@ class TableRow:
     name: str
     label: str
     flags: Mapping[str, str]
-    paper: tuple[float, ...] = ()
+    paper: tuple[float | None, ...] = ()
     part: str = ""
     cpu: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -85,6 +86,17 @@ class Table:
             for row in self.rows
         )
         return dataclasses.replace(self, title=f"{self.title}, target {target}", rows=rows)
+
+    def with_attacks(self, attacks: Sequence[str]) -> "Table":
+        """The same rows under these attacks, with the paper's figures for those that it has."""
+
+        def under_these(row: TableRow) -> TableRow:
+            published = dict(zip(self.attacks, row.paper, strict=bool(row.paper)))
+            return dataclasses.replace(row, paper=tuple(map(published.get, attacks)))
+
+        return dataclasses.replace(
+            self, attacks=tuple(attacks), rows=tuple(map(under_these, self.rows))
+        )
 
     @property
     def first_igam(self) -> TableRow:

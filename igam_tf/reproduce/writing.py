@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX*<>"  # each curve has its own, so that a print without colour can be read
-NAMES = {"clean": "clean", "fgsm": "FGSM", "apgd": "APGD-CE, then APGD-T"}
+NAMES = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "apgd": "APGD-CE, then APGD-T",
+    "autoattack": "AutoAttack",
+}
 
 
 def write(content: dict[str, Any], output: Path, name: str) -> str:
