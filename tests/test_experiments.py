@@ -284,6 +284,17 @@ def test_the_teacher_is_the_sources(key):
         assert (SPECS[key[0]].eps, SPECS[key[0]].step_size) == (8 / 255, 2 / 255)
 
 
+@pytest.mark.parametrize("preset", ["paper", "cpu"])
+@pytest.mark.parametrize("source", ["mnist", "cifar100", "tiny_imagenet"])
+def test_a_named_checkpoint_is_loaded(source, preset):
+    chosen = {"source": source, "target": "cifar10", "preset": preset}
+    chosen["teacher_checkpoint"] = "a.keras"
+    assert resolve(chosen).teacher == "load"
+    for trained in ({"teacher": "train"}, {"teacher_gradient": "plain"}):
+        with pytest.raises(UserError, match=r"without --teacher=train .*received .*=a\.keras"):
+            resolve(chosen | trained)
+
+
 def test_builtin_images_have_a_teacher_that_is_trained_unless_one_is_named():
     assert resolve({"data": "builtin"}).teacher == "train"
     assert resolve({"data": "builtin", "preset": "cpu"}).teacher_steps == 5500

@@ -58,8 +58,8 @@ class Config(Settings):
     )
     teacher: str = setting(
         "load",
-        "Load a robust network that is there already, or train one on --source. With --data=builtin "
-        "one is trained, unless --teacher_checkpoint names one.",
+        "Load a robust network that is there already, or train one on --source. Without "
+        "--teacher_checkpoint one is trained for cifar100, tiny_imagenet and --data=builtin.",
         "teacher",
         choices=("load", "train"),
     )

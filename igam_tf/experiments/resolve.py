@@ -136,7 +136,9 @@ def layers(chosen: dict[str, Any]) -> list[Layer]:
         "best": best_objective(of_target.eps),
     }[fidelity]
     teacher = dict(of_source.teacher.settings)
-    if base.data == "builtin" and "teacher_checkpoint" not in chosen:
+    if "teacher_checkpoint" in chosen:
+        teacher["teacher"] = "load"
+    elif base.data == "builtin":
         teacher["teacher"] = "train"  # nothing is fetched for synthetic images
     sized = PRESETS[preset]
     own = METHOD_SETTINGS.get(base.method, {})
@@ -204,6 +206,11 @@ def resolve(chosen: dict[str, Any]) -> Config:
     names = {n: checked_name(chosen[n], n) for n in ("source", "target") if chosen.get(n)}
     config = Config(**{name: value for name, (value, _) in explained(chosen | names).items()})
     _check(config)
+    if config.teacher == "train" and chosen.get("teacher_checkpoint"):
+        raise UserError(
+            "expected --teacher_checkpoint without --teacher=train and --teacher_gradient=plain, which "
+            f"train a teacher here; received --teacher_checkpoint={config.teacher_checkpoint}"
+        )
     return config
 
 
