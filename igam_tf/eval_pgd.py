@@ -4,6 +4,8 @@ python -m igam_tf.eval_pgd --model=runs/mnist-cifar10 --attacks=clean,fgsm,pgd20
 
 With --json, finished batches are kept in <file>.journal until the end: killed, the same command goes
 on where it was.
+
+Exit status: 0, or 3 where a figure is doubtful (0 with --allow_doubts); 1 is wrong input.
 """
 
 import madry_models.quiet  # noqa: F401
@@ -18,7 +20,6 @@ from absl import flags
 from igam_tf.attacks import LOSSES, NORMS, SHOWN, attack_names
 from igam_tf.evaluation.evaluate import (
     BATCH_NORMS,
-    check_outputs,
     check_threat,
     model_report,
     plan,
@@ -28,7 +29,9 @@ from igam_tf.evaluation.evaluate import (
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
     data_settings,
+    define_allow_doubts,
     define_data_flags,
+    doubtful_status,
     find_model,
     model_and_images,
     parse_fraction,
@@ -85,10 +88,11 @@ def define_flags() -> None:
         flags.DEFINE_integer(
             "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
         )
+        define_allow_doubts()
 
 
-def main(argv: list[str]) -> None:
-    """Evaluates one model."""
+def main(argv: list[str]) -> int:
+    """Evaluates one model; returns the exit status."""
     flags_alone(argv)
     attacks = attack_names(FLAGS.attacks)
     most = 1.0 if FLAGS.norm == "linf" else math.inf  # in l2 many pixels add up
@@ -98,12 +102,12 @@ def main(argv: list[str]) -> None:
     check_threat(FLAGS.norm, eps)
     output = writable("json", FLAGS.json) if FLAGS.json else None
     with devices.here(FLAGS.replicas).scope():
-        _evaluate(attacks, eps, step_size, output)
+        return _evaluate(attacks, eps, step_size, output)
 
 
 def _evaluate(
     attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
-) -> None:
+) -> int:
     load, path, run = find_model(FLAGS.model)
     model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
     pixel_max = pixel_range(model, split.spec, FLAGS.pixel_max)
@@ -113,23 +117,21 @@ def _evaluate(
         seed=FLAGS.seed, batch_size=FLAGS.batch_size, batch_norm=FLAGS.batch_norm,
     )  # fmt: skip
     about = {"model": FLAGS.model}
-    taken, _, planned = plan(split, **settings)
+    _, _, planned = plan(split, **settings)
     synthetic = {"data_seed": data_seed} if split.source == "builtin" else {}
     if output:
         check_earlier(output, about | planned | synthetic)
-    doubts = check_outputs(model, taken, pixel_max=pixel_max, batch_size=FLAGS.batch_size)
     journal = None
     if output:
         kept = output.with_name(f"{output.name}.journal")
         journal = Journal(kept, model_identity(model))
     report = about | model_report(model, split, journal=journal, **settings)
-    if doubts:
-        report["warnings"] = doubts
     report |= synthetic
     print(f"{FLAGS.model}\n{table(report)}")
     if output:
         write_json(output, report | {"versions": environment()})
         journal.path.unlink()
+    return doubtful_status(report["doubts"], FLAGS.allow_doubts)
 
 
 def check_earlier(file: Path, settings: dict) -> None:

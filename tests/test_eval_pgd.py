@@ -264,18 +264,16 @@ def test_a_pixel_range_that_is_wrong_is_remarked_on(command, greys, tmp_path):
     _ten_colours(scale=10).save(tmp_path / "m.keras")
     common = (f"--model={tmp_path / 'm.keras'}", "--dataset=mnist", "--attacks=clean")
     common += ("--num_examples=4",)
-    command(*common, f"--json={tmp_path / 'wrong.json'}")
+    assert command(*common, f"--json={tmp_path / 'wrong.json'}") == 3
+    assert command(*common, "--allow_doubts") == 0
     wrong = json.loads((tmp_path / "wrong.json").read_text())
     assert wrong["results"]["clean"]["accuracy"] == 25
-    margin, chance = wrong["warnings"]
-    assert (
-        "above 88, where softmax has no gradient: does the model expect pixels in 0..255?" in margin
-    )
-    assert "clean accuracy is not above chance: 1 of 4 images right" in chance
-    command(*common, "--pixel_max=1", f"--json={tmp_path / 'right.json'}")
+    assert [doubt["code"] for doubt in wrong["doubts"]] == ["saturated", "chance"]
+    assert "1 of 4 images right" in wrong["doubts"][1]["sentence"]
+    assert command(*common, "--pixel_max=1", f"--json={tmp_path / 'right.json'}") == 0
     right = json.loads((tmp_path / "right.json").read_text())
     assert (right["results"]["clean"]["accuracy"], right["pixel_max"]) == (100, 1.0)
-    assert "warnings" not in right
+    assert right["doubts"] == []
 
 
 def test_probabilities_are_refused_or_undone(command, greys, tmp_path):

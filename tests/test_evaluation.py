@@ -465,7 +465,8 @@ def test_table():
         "batch size 4, seed 3"
     )
     assert " ".join(text[3].split()) == "attack accuracy % 95 % interval steps step size restarts"
-    assert [line.split()[0] for line in text[4:]] == ["clean", "fgsm", "pgd2", "worst_case"]
+    assert [line.split()[0] for line in text[4:8]] == ["clean", "fgsm", "pgd2", "worst_case"]
+    assert text[8].startswith("DOUBTFUL: Clean accuracy is not above chance: ")
     assert text[5].split()[-3:] == ["1", "8/255", "1"]
     assert text[6].split()[-3:] == ["2", "2/255", "1"]
 
@@ -496,8 +497,9 @@ def test_arrays_give_the_data_sets_report():
         eps=8 / 255, pixel_max=255.0, seed=3, batch_size=4,
     )  # fmt: skip
     assert ours["results"] == expected["results"]
-    assert ours.keys() - {"warnings"} == expected.keys()
-    assert all("clean accuracy is not above chance" in said for said in ours["warnings"])
+    assert ours.keys() == expected.keys()
+    assert ours["doubts"] == expected["doubts"]
+    assert [doubt["code"] for doubt in ours["doubts"]] == ["chance"]
     assert ours["dataset"] == "arrays"
 
 

@@ -2,7 +2,8 @@
 
 python -m igam_tf.audit --model=runs/mnist-cifar10 --budget=quick
 
-Exit status: 0, or 2 where a check FAILs; 1 is wrong input.
+Exit status: 0; 2 where a check FAILs; else 3 where the headline is doubtful (0 with --allow_doubts);
+1 is wrong input.
 """
 
 import madry_models.quiet  # noqa: F401
@@ -24,7 +25,9 @@ from igam_tf.evaluation.evaluate import check_fits, logits_function
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
     data_settings,
+    define_allow_doubts,
     define_data_flags,
+    doubtful_status,
     find_model,
     model_and_images,
     parse_fraction,
@@ -105,6 +108,7 @@ def define_flags() -> None:
         flags.DEFINE_integer(
             "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
         )
+        define_allow_doubts()
 
 
 def main(argv: list[str]) -> int:
@@ -173,7 +177,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         write_text(folder / "report.html", html(report))
         print(f"{summary(report)}\n{folder / 'report.html'}")
     failed = any(check["status"] == FAIL for check in report["lines"].values())
-    return FAILED_STATUS if failed else 0
+    return FAILED_STATUS if failed else doubtful_status(report["doubts"], FLAGS.allow_doubts)
 
 
 def _workdir(run: dict) -> Path:

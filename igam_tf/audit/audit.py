@@ -21,6 +21,7 @@ from igam_tf.evaluation.evaluate import (
     split_of_arrays,
 )
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.look import as_json
 from igam_tf.system.journal import MASK_KEY, digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
@@ -61,8 +62,9 @@ def audit(
 
     Returns:
         verdict: the report in a sentence; headline: the worst case per example over every attack at
-        the headline eps; subject: model, data and settings; lines: name -> check with its finding;
-        rows: name -> attack with accuracy, settings, and its robust mask under MASK_KEY.
+        the headline eps; doubts: what makes it doubtful, see `igam_tf.method.look`; subject: model,
+        data and settings; lines: name -> check with its finding; rows: name -> attack with accuracy,
+        settings, and its robust mask under MASK_KEY.
     """
     checks = _resume(audited, progress_file)
 
@@ -92,6 +94,7 @@ def audit(
             chance=1 / audited.split.spec.num_classes,
         ),
         "headline": headline,
+        "doubts": as_json(audited.doubts),
         "subject": _facts(audited),
         "lines": checks,
         "rows": {name: result.to_json() for name, result in sorted(audited.results.items())},

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split, in_pixel_range
-from igam_tf.evaluation.evaluate import check_fits, figures, logits_function, stated
+from igam_tf.evaluation.evaluate import check_outputs, figures, logits_function, stated
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
@@ -112,6 +112,7 @@ class AuditedModel:
     Attributes:
         results: name of each attack that has run -> its AttackResult.
         tools: compiled functions, by name, that several checks use.
+        doubts: what makes its figures doubtful, before any attack.
 
     Raises:
         UserError: the model does not fit the images.
@@ -145,9 +146,8 @@ class AuditedModel:
         self.results: dict[str, AttackResult] = {}
         self.tools: dict[str, Callable] = {}
         self._compiled: dict[str, dict] = {}
-        logits_fn = logits_function(model, "inference")
-        check_fits(logits_fn, split, self.pixel_max)
-        self.logits_fn = attached(logits_fn)
+        self.doubts = check_outputs(model, split, pixel_max=self.pixel_max, batch_size=batch_size)
+        self.logits_fn = attached(logits_function(model, "inference"))
         self.logits = tf.function(self.logits_fn, reduce_retracing=True)
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN
 from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.method.look import doubtful_lines
 
 _MARKS = {PASS: "✓", WARN: "!", FAIL: "✗", NOT_APPLICABLE: "–"}
 _COLUMNS = (
@@ -23,7 +24,12 @@ def check_text(check: dict[str, Any]) -> str:
 
 def summary(report: dict[str, Any]) -> str:
     """The end of the terminal's output."""
-    return f"\n{facts(report)}\n{report['headline']['text']}\n{report['verdict']}"
+    return "\n".join(["", facts(report), *_headline(report), report["verdict"]])
+
+
+def _headline(report: dict[str, Any]) -> list[str]:
+    """The headline, and a line for each doubt about it."""
+    return [report["headline"]["text"], *doubtful_lines(report)]
 
 
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -64,7 +70,8 @@ def markdown(report: dict[str, Any]) -> str:
         return ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
 
     checks = list(report["lines"].values())
-    text = ["# Audit", "", facts(report), "", f"**{report['headline']['text']}**", ""]
+    text = ["# Audit", "", facts(report), ""]
+    text += [line for said in _headline(report) for line in (f"**{said}**", "")]
     text += [report["verdict"], "", "## Checks", ""]
     text += table(
         ("", "check", "figure", "threshold", "what to do"),
@@ -136,7 +143,7 @@ def html(report: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Audit of {escape(report['name'])}</title><style>{_STYLE}</style></head><body>"
         f'<h1>Audit</h1><p class="facts">{escape(facts(report))}</p>'
-        f'<p class="headline">{escape(report["headline"]["text"])}</p>'
+        f'<p class="headline">{"<br>".join(map(escape, _headline(report)))}</p>'
         f'<p class="verdict">{escape(report["verdict"])}</p>'
         "<h2>Checks</h2><table><tr><th>status</th><th>check</th><th>figure</th></tr>"
         f"{''.join(rows)}</table><h2>Plots</h2>{figures}"

@@ -14,13 +14,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.look import Doubt, as_json, doubtful_lines
 from igam_tf.method.networks import are_probabilities, logits_of, reason_of
 from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
@@ -218,13 +218,14 @@ def model_report(
     pixel_max = pixel_range(model, split.spec, pixel_max)
     common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
     split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
-    logits_fn = logits_function(model, batch_norm)
-    check_fits(logits_fn, split, pixel_max)
+    doubts = check_outputs(model, split, pixel_max=pixel_max, batch_size=batch_size)
+    if PROBABILITIES in doubts:
+        raise UserError(f"{PROBABILITIES.sentence} {PROBABILITIES.remedy}")
     results = evaluate(
-        logits_fn, split.images, split.labels,
+        logits_function(model, batch_norm), split.images, split.labels,
         attacks=specs, pixel_max=pixel_max, progress=progress, journal=journal, **common,
     )  # fmt: skip
-    return about | {"results": results}
+    return about | {"results": results, "doubts": as_json(doubts)}
 
 
 def settings_alone(report: dict) -> dict:
@@ -273,8 +274,8 @@ def evaluate_model(
     Returns:
         The report that `python -m igam_tf.eval_pgd --json` writes, and prints by `table`: `results`,
         name of each attack and `worst_case` -> accuracy and its 95 % interval in percent, n, and every
-        setting; and `warnings`, sentences on what makes the figures doubtful, such as saturated logits
-        or an accuracy at chance; empty where nothing does.
+        setting; and `doubts`, what makes the figures doubtful, each with `code`, `sentence` and
+        `remedy`; empty where nothing does.
 
     Raises:
         UserError: images, labels or outputs of the model that do not go together; probabilities
@@ -294,14 +295,11 @@ def evaluate_model(
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
     split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max)
-    undo = "igam_tf.method.networks.LogProbabilities(model)"
-    doubts = check_outputs(model, split, pixel_max=pixel_max, batch_size=batch_size, undo=undo)
-    report = model_report(
+    return model_report(
         model, split,
         attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
         batch_size=batch_size, batch_norm=batch_norm, pixel_max=pixel_max, progress=progress,
     )  # fmt: skip
-    return report | {"warnings": doubts}
 
 
 def split_of_arrays(
@@ -361,30 +359,31 @@ def split_of_arrays(
 
 # exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
 LARGEST_MARGIN = 88.0
+PROBABILITIES = Doubt(
+    code="probabilities",
+    sentence="expected logits; received probabilities, each image's outputs are positive and add up to "
+    "1:",
+    remedy="--from_probabilities takes their logarithm; in Python, "
+    "igam_tf.method.networks.LogProbabilities(model).",
+)
 _CHECKED = 500  # first so many images, enough to see an accuracy at chance
 
 
 def check_outputs(
-    model: keras.Model,
-    split: Split,
-    *,
-    pixel_max: float,
-    batch_size: int = 100,
-    undo: str = "--from_probabilities",
-) -> list[str]:
-    """Sentences on what makes a model's figures doubtful: saturated logits, an accuracy at chance.
+    model: keras.Model, split: Split, *, pixel_max: float, batch_size: int = 100
+) -> list[Doubt]:
+    """What makes a model's figures doubtful: probabilities, saturated logits, an accuracy at chance.
 
-    They rest on the first 500 images, in inference mode, and are logged as warnings too.
+    Found on the first 500 images, in inference mode.
 
     Args:
         model: [B,H,W,C] -> logits [B,K].
         split: the images that are attacked.
         pixel_max: highest pixel value of the model's input.
         batch_size: images at once.
-        undo: what the user can set or call to attack the logarithm of probabilities, for the error.
 
     Raises:
-        UserError: the outputs are probabilities, or the model is not for such images.
+        UserError: the model is not for such images.
     """
     logits_fn = logits_function(model, "inference")
     check_fits(logits_fn, split, pixel_max)
@@ -396,28 +395,24 @@ def check_outputs(
     if not np.isfinite(z).all():
         return []  # `evaluate` says so
     if are_probabilities(z):
-        raise UserError(
-            "expected logits; received probabilities, each image's outputs are positive and add up to "
-            f"1: {undo} takes their logarithm"
-        )
-    found, pixels = [], f"pixels in 0..{pixel_max:g}"
+        return [PROBABILITIES]
+    found, remedy = [], f"Does the model expect pixels in 0..{pixel_max:g}? Else set pixel_max."
     top = np.sort(z, axis=1)
     margin = float(np.median(top[:, -1] - top[:, -2])) if z.shape[1] > 1 else 0.0
     if margin > LARGEST_MARGIN:
-        found.append(
-            f"the two highest logits are {margin:.3g} apart in the median, above {LARGEST_MARGIN:g}, "
-            f"where softmax has no gradient: does the model expect {pixels}? Else set pixel_max"
+        sentence = (
+            f"The two highest logits are {margin:.3g} apart in the median, above {LARGEST_MARGIN:g}, "
+            "where softmax has no gradient."
         )
+        found.append(Doubt(code="saturated", sentence=sentence, remedy=remedy))
     right, n = int((z.argmax(1) == labels).sum()), len(labels)
     low, _ = wilson_interval(right, n)
     if low <= 1 / z.shape[1]:
-        found.append(
-            f"clean accuracy is not above chance: {right} of {n} images right, 95 % interval from "
-            f"{100 * low:.1f} %, chance {100 / z.shape[1]:.1f} %: does the model expect {pixels}? "
-            "Else set pixel_max"
+        sentence = (
+            f"Clean accuracy is not above chance: {right} of {n} images right, 95 % interval from "
+            f"{100 * low:.1f} %, chance {100 / z.shape[1]:.1f} %."
         )
-    for sentence in found:
-        logging.warning("%s", sentence)
+        found.append(Doubt(code="chance", sentence=sentence, remedy=remedy))
     return found
 
 
@@ -461,7 +456,7 @@ def step_text(row: dict) -> str:
 
 
 def table(report: dict) -> str:
-    """A report of `model_report` as plain text."""
+    """A report of `model_report` as plain text, with a line for each doubt below it."""
     results, highest = report["results"], report["pixel_max"]
     worst = results[WORST_CASE]
     losses = {row["loss"] for row in results.values() if row.get("loss")}
@@ -489,4 +484,4 @@ def table(report: dict) -> str:
     for first, *rest in cells:
         padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    return "\n".join(lines)
+    return "\n".join(lines + doubtful_lines(report))

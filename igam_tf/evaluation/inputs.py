@@ -1,6 +1,6 @@
 """Loads the models, images and numbers that command-line arguments name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from madry_models.tf1_checkpoint import from_tf1_checkpoint
 flags.disclaim_key_flags()
 
 NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
+DOUBTFUL_STATUS = 3
 DATA_FLAGS = (
     "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities"
 )  # fmt: skip
@@ -127,6 +128,19 @@ def define_data_flags() -> None:
         "from_probabilities", False,
         "The model returns probabilities, whose logarithm is attacked.",
     )  # fmt: skip
+
+
+def define_allow_doubts() -> None:
+    """The flag that decides the exit status of a program that prints doubtful figures."""
+    flags.DEFINE_bool(
+        "allow_doubts", False,
+        f"Ends with status 0 where figures are doubtful, instead of {DOUBTFUL_STATUS}.",
+    )  # fmt: skip
+
+
+def doubtful_status(doubts: Sequence[dict], allowed: bool) -> int:
+    """The exit status of a program that printed figures with these doubts."""
+    return DOUBTFUL_STATUS if doubts and not allowed else 0
 
 
 def data_settings(values: flags.FlagValues) -> dict[str, Any]:
