@@ -12,6 +12,7 @@ import madry_models.quiet  # noqa: F401
 
 # isort: split
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from igam_tf.evaluation.inputs import (
     pixel_range,
 )
 from igam_tf.system import devices
-from igam_tf.system.journal import Journal, model_identity
+from igam_tf.system.journal import journal_beside, model_identity
 from igam_tf.system.run_folder import environment, read_json, write_json
 from madry_models.errors import UserError, flags_alone, writable
 from madry_models.program import heading, run_entry_point
@@ -121,16 +122,13 @@ def _evaluate(
     synthetic = {"data_seed": data_seed} if split.source == "builtin" else {}
     if output:
         check_earlier(output, about | planned | synthetic)
-    journal = None
-    if output:
-        kept = output.with_name(f"{output.name}.journal")
-        journal = Journal(kept, model_identity(model))
-    report = about | model_report(model, split, journal=journal, **settings)
-    report |= synthetic
-    print(f"{FLAGS.model}\n{table(report)}")
-    if output:
-        write_json(output, report | {"versions": environment()})
-        journal.path.unlink()
+    with journal_beside(output, model_identity(model)) if output else nullcontext() as journal:
+        report = about | model_report(model, split, journal=journal, **settings)
+        report |= synthetic
+        if output:
+            write_json(output, report | {"versions": environment()})
+    print(f"{FLAGS.model}
+{table(report)}")
     return doubtful_status(report["doubts"], FLAGS.allow_doubts)
 
 

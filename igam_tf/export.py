@@ -32,6 +32,7 @@ from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import MASK_KEY
 from igam_tf.system.run_folder import environment, write_json, write_text
 from madry_models.errors import UserError, flags_alone
+from madry_models.literal import literal
 from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -68,7 +69,7 @@ def largest_difference(
     """
     x = np.random.default_rng(0).uniform(0, pixel_max, (16, *shape)).astype(np.float32)
     expected = model(x, training=False)
-    loaded = tf.saved_model.load(str(folder / SAVED_MODEL))  # its functions die with it
+    loaded = tf.saved_model.load(str(literal(folder) / SAVED_MODEL))  # its functions die with it
     difference = float(np.abs(expected - loaded.serve(tf.constant(x))).max())
     largest = float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1.0, largest):

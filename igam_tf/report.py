@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if not argv[1:]:
         raise UserError(f"expected run folders: {called_as()} <folder> <folder> ...")
-    print(report([Path(folder) for folder in argv[1:]]))
+    print(report([Path(folder).expanduser() for folder in argv[1:]]))
 
 
 def program() -> None:

@@ -10,6 +10,7 @@ task: its input gradients J are what a student's are to become.
 import madry_models.quiet  # noqa: F401
 
 # isort: split
+from contextlib import ExitStack
 from pathlib import Path
 
 import keras
@@ -32,7 +33,7 @@ from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.system import devices
-from igam_tf.system.journal import MASK_KEY, Journal, model_identity, undigits
+from igam_tf.system.journal import MASK_KEY, Journal, journal_beside, model_identity, undigits
 from igam_tf.system.run_folder import environment, write_json
 from igam_tf.training.opening import opened_run
 from madry_models.errors import UserError, flags_alone, writable
@@ -89,7 +90,16 @@ def main(argv: list[str]) -> None:
             teacher = run.teacher()
         if run.folder.chief:
             with devices.alone(chosen).scope():
-                check({"teacher": teacher, "reference": reference}, images, config, attacks, output)
+                models = {"teacher": teacher, "reference": reference}
+                with ExitStack() as kept:
+                    journals = {
+                        name: kept.enter_context(
+                            journal_beside(output, model_identity(model), name)
+                        )
+                        for name, model in models.items()
+                        if output
+                    }
+                    check(models, images, config, attacks, output, journals)
 
 
 def check(
@@ -98,13 +108,9 @@ def check(
     config: Config,
     attacks: list[str],
     output: Path | None,
+    journals: dict[str, Journal],
 ) -> None:
-    """Measures and prints; finished batches of attacks are kept beside `output` until the end."""
-    journals = {}
-    if output:
-        for name, model in models.items():
-            kept = output.with_name(f"{output.name}.{name}.journal")
-            journals[name] = Journal(kept, model_identity(model))
+    """Measures and prints; finished batches of attacks are kept in `journals`."""
     reports = {
         name: model_report(
             model, images, attacks=attacks, seed=config.seed, journal=journals.get(name)
@@ -133,8 +139,6 @@ def check(
         content = {"settings": {"input_gradient": config.input_gradient}, "reports": reports}
         content |= {"teaching": found, "verdict": said, "versions": environment()}
         write_json(output, content)
-        for journal in journals.values():
-            journal.path.unlink()
 
 
 def teaching_table(found: dict[str, dict]) -> str:

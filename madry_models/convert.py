@@ -38,7 +38,7 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
     model = from_tf1_checkpoint(checkpoint)
     shape = (16, 28, 28, 1) if model.pixel_max == 1.0 else (16, 32, 32, 3)
     x = np.random.default_rng(0).uniform(0, model.pixel_max, shape).astype("float32")
-    partial = output.with_name(f".partial-{output.name}")
+    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
     try:
         model.save(partial)
         reloaded = keras.saving.load_model(partial)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from madry_models.archives import archive_errors, open_zip
 from madry_models.digests import hexdigest
 from madry_models.errors import UserError, flags_alone
+from madry_models.locks import take_lock
 
 TIMEOUT = 15.0  # seconds without a byte
 NAMES = ("natural", "adv_trained", "secret")
@@ -75,14 +76,35 @@ def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
         known = ", ".join("/".join(key) for key in SOURCES)
         raise UserError(f"unknown checkpoint {model}/{name}: expected one of {known}.")
     target = Path(dest or Path("models") / model).expanduser() / name
-    if any(target.glob("*.index")):
-        print(f"{target} is already there.")
+    if _is_there(target):
         return target
+    lock_path = target.with_name(f".{name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(lock_path, wait=True)
+    except OSError as error:
+        raise UserError(
+            f"expected a folder to write to in {target.parent}; {error.strerror}"
+        ) from None
+    with lock:
+        try:
+            if not _is_there(target):  # another process may have brought it meanwhile
+                _fetch(SOURCES[model, name], target)
+        finally:
+            lock_path.unlink(missing_ok=True)
+    return target
+
+
+def _is_there(target: Path) -> bool:
+    if found := any(target.glob("*.index")):
+        print(f"{target} is already there.")
+    return found
+
+
+def _fetch(source: Source, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is in the way: expected a checkpoint or nothing; remove it.")
-
-    source = SOURCES[model, name]
-    partial = target.with_name(f".{name}.partial")
+    partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:
         partial.mkdir(parents=True)
@@ -104,7 +126,6 @@ def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"unpacked to {target}")
-    return target
 
 
 def _download(url: str, path: Path) -> None:

@@ -4,6 +4,7 @@ import difflib
 import importlib.metadata
 import logging
 import math
+import os
 import shutil
 import signal
 import sys
@@ -251,6 +252,7 @@ def run_entry_point(
     """Runs `main` with the arguments that are no flags, and exits with its status.
 
     A wrong flag and a `UserError` end in one line and status 1, Ctrl-C in one line and status 130.
+    Where nobody reads what is printed any more, as behind `| head`, it ends in silence.
 
     Args:
         main: the program; the docstring of its module is what --help begins with.
@@ -268,4 +270,12 @@ def run_entry_point(
             return INTERRUPTED_STATUS
 
     module = sys.modules[main.__module__]
-    app.run(guarded, flags_parser=partial(_parse, module=module, flagfiles=flagfiles))
+    try:
+        try:
+            app.run(guarded, flags_parser=partial(_parse, module=module, flagfiles=flagfiles))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # Python writes what is left once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)

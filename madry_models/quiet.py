@@ -1,6 +1,7 @@
 """Loads TensorFlow without the lines that its C++ code then writes; a program imports it first.
 
-They stay where the command line has --verbosity=debug, or the environment TF_CPP_MIN_LOG_LEVEL=0.
+They stay where the command line has --verbosity=debug, or the environment TF_CPP_MIN_LOG_LEVEL=0. In a
+process that imports a program's module, and is another program, nothing happens here.
 """
 
 import os
@@ -8,6 +9,17 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+
+def is_program() -> bool:
+    """Whether this process is a program of these packages: `python -m`, or a script that pip wrote."""
+    path = Path(sys.argv[0] if sys.argv else "")
+    ours = Path(__file__).absolute().parents[1]
+    script = re.fullmatch(r"(igam|madry)-[a-z-]+(\.exe)?", path.name)
+    return bool(script) or any(
+        path.is_relative_to(ours / package) for package in ("igam_tf", "madry_models")
+    )
 
 
 @contextmanager
@@ -31,9 +43,15 @@ def _stop_in_one_line(kind, error, traceback) -> None:
         sys.__excepthook__(kind, error, traceback)
 
 
-sys.excepthook = _stop_in_one_line  # before and after `run_entry_point`, which does it by itself
-_debug = re.search(r"^--?v(erbosity)?[=\n](debug|[1-9]\d*)$", "\n".join(sys.argv), re.M)
-# Some lines come before TensorFlow looks at the environment, others as long as the process lives.
-if not _debug and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
-    with _silent():
-        import tensorflow  # noqa: F401
+if is_program():
+    sys.excepthook = (
+        _stop_in_one_line  # before and after `run_entry_point`, which does it by itself
+    )
+    if not sys.stderr.isatty():  # a log: a bar writes a line a minute
+        for name in ("DELAY", "MININTERVAL"):
+            os.environ.setdefault(f"TQDM_{name}", "60")
+    _debug = re.search(r"^--?v(erbosity)?[=\n](debug|[1-9]\d*)$", "\n".join(sys.argv), re.M)
+    # Some lines come before TensorFlow looks at the environment, others as long as the process lives.
+    if not _debug and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
+        with _silent():
+            import tensorflow  # noqa: F401

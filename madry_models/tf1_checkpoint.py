@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from madry_models.errors import UserError
+from madry_models.literal import literal
 from madry_models.mnist_cnn import MnistCNN
 from madry_models.network import Network
 from madry_models.wide_resnet import NormReLU, WideResNet
@@ -176,7 +177,7 @@ def checkpoint_prefix(path: str | Path) -> Path:
 def _open(path: str | Path):
     prefix = checkpoint_prefix(path)
     try:
-        return prefix, tf.train.load_checkpoint(str(prefix))
+        return prefix, tf.train.load_checkpoint(str(literal(prefix.parent) / prefix.name))
     except _READ_ERRORS as error:
         raise UserError(_unreadable(prefix, error)) from None
 

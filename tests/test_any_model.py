@@ -245,7 +245,7 @@ def test_students_by_name(tmp_path, monkeypatch):
         "                             keras.layers.Dense(num_classes)])\n"
         "def nothing(): return 3\n"
     )
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     x, _ = batch(2)
     for name in ("wrn-8-1", "keras:MobileNetV3Small", "own_students:net"):
         assert build_network(name, SHAPE, 7)(x).shape == (2, 7)
@@ -433,6 +433,7 @@ def test_a_run_with_a_student_of_ones_own(tmp_path, monkeypatch, command_of):
         "    return Net(num_classes)\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     command_of(train)(
         "--data=builtin", "--teacher=train", "--preset=smoke", "--student=own_registered:net",
         "--second_order=finite_difference", "--eval_attacks=clean,pgd2", "--workdir=run",

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -207,8 +208,12 @@ def test_tensorflow_talks_when_asked_to():
 
 def test_a_library_leaves_the_environment_alone():
     code = (
-        "import os; before = dict(os.environ); import igam_tf, madry_models.fetch; igam_tf.load_madry;"
-        "print(os.environ == before)"
+        "import logging, os, signal, sys;"
+        "state = lambda: (dict(os.environ), list(sys.path), sys.excepthook, logging.root.handlers[:], "
+        "[signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)]);"
+        "import absl.logging; before = state();"
+        "import igam_tf, madry_models.fetch; igam_tf.load_madry; import igam_tf.train;"
+        "print(state() == before)"
     )
     assert python("-c", code).stdout == "True\n"
 
@@ -225,8 +230,35 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch, capsys):
 
 
 def test_ctrl_c_while_tensorflow_is_loaded_is_one_line_too():
-    done = python("-c", "import madry_models.quiet; raise KeyboardInterrupt")
+    code = (
+        "import sys; sys.argv[0] = 'igam-train'; import madry_models.quiet; raise KeyboardInterrupt"
+    )
+    done = python("-c", code)
     assert (done.returncode, done.stderr) == (-2, "stopped by Ctrl-C\n")
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-m", "madry_models.fetch", "--help"], env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_bars_write_a_line_a_minute_where_there_is_no_terminal():
+    code = (
+        "import sys; sys.argv[0] = 'igam-train'; import madry_models.quiet; from tqdm import tqdm;"
+        "now = [0.0]; tqdm.monitor_interval = 0; bar = tqdm(total=300); bar._time = lambda: now[0];"
+        "bar.start_t = bar.last_print_t = 0.0\n"
+        "for _ in range(300): now[0] += 1.0; bar.update()"
+    )
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "0"} | ENVIRONMENT
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert 3 <= done.stderr.count("it/s]") <= 6
 
 
 def test_log_lines_are_sentences_of_these_packages():

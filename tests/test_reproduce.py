@@ -526,10 +526,12 @@ def test_mistakes(arguments, message, command):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_row_first(tmp_path, number):
-    """The row is told to stop, saves, and this program ends in one line, without a traceback."""
+    """The row is told to stop, and by which signal, and saves; this program ends in one line."""
     row = (
-        "import signal, sys, time;"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(143))); time.sleep(60)"
+        "import signal, sys, time\n"
+        "def save(number, _): print('saved', number); sys.exit(128 + number)\n"
+        "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, save)\n"
+        "time.sleep(60)"
     )
     here = (
         "import os, signal, sys, threading;"
@@ -549,7 +551,7 @@ def test_a_signal_ends_the_row_first(tmp_path, number):
         env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
     )
     assert process.returncode == 128 + number
-    assert process.stdout == "saved\n"
+    assert process.stdout == f"saved {int(number)}\n"
     end = "stopped by Ctrl-C\n" if number == signal.SIGINT else ""
     assert process.stderr == f"row 1 of 1: row\n{end}"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -53,13 +54,23 @@ def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(run, tmp_pa
     assert [json.loads(line)["step"] for line in log] == [2, 4]  # trained once
     records = [json.loads((p / "teacher_source.json").read_text()) for p in (first, second)]
     assert records[0] == records[1]
-    assert records[0]["folder"] == str(shared)
+    assert records[0]["folder"] == shared.name
     assert records[0]["train_images"] == 600
     assert records[0]["minutes"] > 0
     assert records[0]["report"]["results"].keys() == {"clean", "pgd40", "worst_case"}
     assert records[0]["report"]["results"]["clean"]["n"] == 8
     assert_alike(first / "teacher_source.keras", shared / "teacher_source.keras")
     assert_alike(first / "student.keras", second / "student.keras")
+    # Moved to where its teacher's folder is not, it measures its own copy.
+    moved = tmp_path / "elsewhere" / "first"
+    shutil.copytree(first, moved)
+    (moved / "results.json").unlink()
+    (moved / "teacher_source.json").write_text(
+        json.dumps({k: v for k, v in records[0].items() if k != "report"})
+    )
+    run("elsewhere/first")
+    assert json.loads((moved / "teacher_source.json").read_text()) == records[0]
+    assert not (moved.parent / "teachers").exists()
     images = json.loads((first / "data.json").read_text())
     assert images == {
         "data": "cifar10", "stored_as": "", "train_images": 568, "validation_images": 32,
@@ -96,7 +107,7 @@ def test_networks_that_are_none_for_the_source(run, name, sentence):
 def test_a_model_of_a_run_brings_the_module_of_its_teacher(tmp_path, monkeypatch):
     """Its classes are then known where the teacher's file is loaded."""
     (tmp_path / "own_teachers.py").write_text("def net(): pass\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     settings = {"target": "cifar10", "student": "wrn-8-1", "teacher_network": "own_teachers:net"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "student.keras").touch()

@@ -114,6 +114,7 @@ def test_finished_stages_are_not_done_again(finished):
     assert again.returncode == 0, again.stderr
     assert {p.name: p.stat().st_mtime_ns for p in finished.glob("*.keras")} == before
     assert "stage student" not in again.stderr
+    assert again.stdout.count("worst_case") == 3  # of student, teacher, and teacher of the source
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_finished_stages_are_not_done_again(finished):
 )
 def test_killed_and_resumed_ends_in_the_same_weights(finished, tmp_path, moment):
     """SIGKILL as soon as the moment is logged; the discriminator's turn comes on steps 2, 4, 6."""
-    folder = tmp_path / "killed"
+    folder = tmp_path / "killed[1]"  # which is no pattern here
     process = subprocess.Popen(
         command(*SMOKE, f"--workdir={folder}"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         env=ENVIRONMENT,

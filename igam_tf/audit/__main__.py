@@ -13,6 +13,7 @@ import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -60,6 +61,12 @@ class AuditSettings:
     batch_size: int
     transfer_from: dict[str, str]
     pixel_max: float | None = None
+
+    @staticmethod
+    def without_places(settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings without the paths of networks, which their identities stand for."""
+        others = sorted(settings["transfer_from"].values())
+        return {**settings, "model": "", "transfer_from": others}
 
 
 def define_flags() -> None:
@@ -162,7 +169,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
             model, split, pixel_max=FLAGS.pixel_max,
             eps=eps, step_size=step_size, seed=FLAGS.seed, batch_size=FLAGS.batch_size, budget=budget,
             sources=sources,
-            journal=Journal(folder / "journal.jsonl", f"{FLAGS.model} {settings.identity}"),
+            journal=Journal(folder / "journal.jsonl", settings.identity),
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         report = audit(

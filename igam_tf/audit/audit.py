@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from igam_tf.audit import attacking, outputs, planted
 from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
@@ -22,7 +23,7 @@ from igam_tf.evaluation.evaluate import (
 )
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
-from igam_tf.system.journal import MASK_KEY, digits
+from igam_tf.system.journal import MASK_KEY, checksum, digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
 
@@ -71,7 +72,8 @@ def audit(
     def keep() -> None:
         if progress_file:
             rows = {name: result.to_json() for name, result in audited.results.items()}
-            write_json(progress_file, {"lines": checks, "rows": rows})
+            content = {"lines": checks, "rows": rows}
+            write_json(progress_file, content | {"sha256": checksum(content)})
 
     for name in names:
         if name not in checks:
@@ -162,10 +164,20 @@ def audit_model(
 
 
 def _resume(audited: AuditedModel, progress_file: Path | None) -> dict[str, dict]:
-    """The finished checks, name -> finding, and into `audited` the results of their attacks."""
+    """The finished checks, name -> finding, and into `audited` the results of their attacks.
+
+    A file that is damaged, or of an earlier version, counts as not there.
+    """
     if progress_file is None or not progress_file.exists():
         return {}
-    kept = read_json(progress_file)
+    try:
+        kept = read_json(progress_file)
+        sound = kept.pop("sha256", None) == checksum(kept)
+    except UserError:
+        sound = False
+    if not sound:
+        logging.warning("%s is damaged, or of an earlier version: all is done again", progress_file)
+        return {}
     audited.results |= {name: AttackResult.from_json(row) for name, row in kept["rows"].items()}
     return kept["lines"]
 

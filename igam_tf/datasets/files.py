@@ -1,6 +1,8 @@
 """Images of one's own: `folder:<path>` and `npz:<path>`, read whole, as uint8."""
 
 import functools
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _EVERY = 5  # without train/ and test/, of a class's images every fifth is for testing
 
@@ -27,7 +30,8 @@ def read_folder(path: str, image_size: int) -> tuple[Arrays, tuple[str, ...]]:
     testing, and the last one of a class with fewer than five. Labels follow the sorted names of the
     subfolders. A split's images stand in a fixed random order, so that its beginning holds every class.
     Grey images have one channel where all are grey; among coloured ones they get three equal ones. An
-    alpha channel is left out; of an animation the first picture is taken.
+    alpha channel is left out; of an animation the first picture is taken, of 16 bits the higher eight.
+    Photographs stand upright, as their EXIF data say.
 
     Args:
         path: of the folder.
@@ -35,7 +39,8 @@ def read_folder(path: str, image_size: int) -> tuple[Arrays, tuple[str, ...]]:
 
     Raises:
         UserError: no such folder, fewer than two classes, a class without images, an image that
-            cannot be read, or images of several sizes without `image_size`.
+            cannot be read or is neither RGB nor grey (CMYK), or images of several sizes without
+            `image_size`.
     """
     root = Path(path)
     if not root.is_dir():
@@ -63,7 +68,8 @@ def read_folder(path: str, image_size: int) -> tuple[Arrays, tuple[str, ...]]:
             f"{', '.join(names) or 'none'}"
         )
     files = {split: _shuffled(classes) for split, classes in found.items()}
-    images = _decoded(tuple(f for pairs in files.values() for f, _ in pairs), image_size)
+    every = tuple(f for pairs in files.values() for f, _ in pairs)
+    images = _decoded(every, image_size, tuple(map(_state, every)))
     n = len(files["train"])
     labels = {s: np.array([label for _, label in p], np.int64) for s, p in files.items()}
     return {"train": (images[:n], labels["train"]), "test": (images[n:], labels["test"])}, names
@@ -105,21 +111,20 @@ def _shuffled(classes: dict[str, list[Path]]) -> list[tuple[str, int]]:
     return [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
 
 
-@functools.lru_cache(maxsize=2)  # source and target: files are decoded once
-def _decoded(files: tuple[str, ...], image_size: int) -> np.ndarray:
-    """uint8 [N,H,W,C] of so many files; C is 1 where all are grey, else 3."""
-    import tensorflow as tf
+def _state(file: str | Path) -> tuple[int, ...]:
+    """What changes of a file where its content does, and cannot be set back."""
+    found = os.stat(file)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
+
+@functools.lru_cache(maxsize=2)  # source and target: files are decoded once
+def _decoded(
+    files: tuple[str, ...], image_size: int, _states: tuple[tuple[int, ...], ...]
+) -> np.ndarray:
+    """uint8 [N,H,W,C] of so many files; C is 1 where all are grey, else 3."""
     images: list[np.ndarray] = []
     for file in files:
-        try:
-            image = tf.io.decode_image(tf.io.read_file(file), expand_animations=False).numpy()
-        except (tf.errors.OpError, OSError) as error:
-            raise UserError(
-                f"expected an image (png, jpg, bmp or gif) in {file}; it cannot be read: "
-                f"{str(getattr(error, 'message', error)).splitlines()[0]}"
-            ) from error
-        image = image[..., :1] if image.shape[2] < 3 else image[..., :3]
+        image = _pixels_of(file)
         if image_size:
             image = resized(image[None], (image_size, image_size))[0]
         elif images and image.shape[:2] != images[0].shape[:2]:
@@ -131,6 +136,40 @@ def _decoded(files: tuple[str, ...], image_size: int) -> np.ndarray:
     if len({image.shape[2] for image in images}) > 1:
         images = [np.repeat(i, 3, axis=2) if i.shape[2] == 1 else i for i in images]
     return np.stack(images)
+
+
+def _pixels_of(file: str) -> np.ndarray:
+    """uint8 [H,W,C] as a viewer shows the image; C is 1 where it is grey.
+
+    Raises:
+        UserError: it cannot be read, or is of a kind whose colours this does not know.
+    """
+    # matplotlib brings it. TensorFlow's decoder takes a BMP's palette indices for grey values, and
+    # leaves photographs lying on their side.
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd but readable files
+            with Image.open(file, formats=_FORMATS) as found:
+                image = ImageOps.exif_transpose(found)
+            if image.mode.startswith(
+                "I;16"
+            ):  # as Pillow has it from coloured ones: the higher byte
+                return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
+            if image.mode in ("1", "L", "LA"):
+                return np.array(image.convert("L"))[..., None]
+            if image.mode not in ("P", "PA", "RGB", "RGBA", "RGBX"):
+                raise ValueError(f"its pixels are {image.mode}; save it as RGB or grey")
+            pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # anything may come out of a file of unknown origin
+        raise UserError(
+            f"expected an image (png, jpg, bmp or gif) in {file}; it cannot be read: "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
+    if image.mode in ("P", "PA") and (pixels == pixels[..., :1]).all():
+        return pixels[..., :1]  # a palette of greys
+    return pixels
 
 
 def _size(image: np.ndarray) -> str:
@@ -164,11 +203,11 @@ def read_npz(path: str, image_size: int) -> tuple[Arrays, tuple[str, ...]]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"expected a file with {', '.join(ARRAYS)} in npz:{path}; it is not there")
-    return _checked_npz(path, image_size, file.stat().st_mtime_ns), ()
+    return _checked_npz(path, image_size, _state(file)), ()
 
 
 @functools.lru_cache(maxsize=2)
-def _checked_npz(path: str, image_size: int, _changed: int) -> Arrays:
+def _checked_npz(path: str, image_size: int, _state: tuple[int, ...]) -> Arrays:
     arrays, seen = _npz(path), {}
     for split in ("train", "test"):
         x = _pixels(f"x_{split}", arrays[f"x_{split}"], path)

@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 from igam_tf.datasets.files import READERS, file_spec, resized
 from igam_tf.datasets.registry import SPECS, DatasetSpec, Split
 from madry_models.errors import UserError
+from madry_models.literal import literal
 
 SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"
@@ -188,7 +189,8 @@ def class_names(spec: DatasetSpec, *, source: str, data_dir: str | None = None) 
     with _quiet_tfds():
         import tensorflow_datasets as tfds
 
-        names = tfds.builder(spec.name, data_dir=data_dir).info.features["label"].names
+        builder = tfds.builder(spec.name, data_dir=_found_by_tfds(data_dir))
+        names = builder.info.features["label"].names
     return list(names)[: spec.num_classes]
 
 
@@ -310,17 +312,26 @@ def _bad_records(files: list[os.PathLike]) -> str | None:
     return None
 
 
+def _found_by_tfds(data_dir: str | None) -> str | None:
+    """A path of the user's folder in which tensorflow-datasets finds what is there."""
+    if data_dir is None:
+        return None
+    folder = Path(data_dir).expanduser()
+    return os.fspath(literal(folder) if folder.is_dir() else folder)
+
+
 def _prepared_builder(name: str, data_dir: str | None):
     """The tfds builder of a data set that is ready to be read."""
+    place = _found_by_tfds(data_dir)
     with _quiet_tfds():
         import tensorflow_datasets as tfds
 
         if name == "tiny_imagenet":
             from igam_tf.datasets.tiny_imagenet import prepared_builder
 
-            return prepared_builder(data_dir)
+            return prepared_builder(place)
         try:
-            builder = tfds.builder(name, data_dir=data_dir)
+            builder = tfds.builder(name, data_dir=place)
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(
                 "expected tfds:<name> of a data set that tensorflow-datasets knows, or that is in "
@@ -349,7 +360,7 @@ def _download(builder) -> None:
         except Exception as error:  # network, disk, permissions, checksums: anything may come
             problem = _first_line(error)
     if problem is not None:
-        root = os.path.dirname(os.path.dirname(os.fspath(builder.data_path)))
+        root = os.path.realpath(os.path.dirname(os.path.dirname(os.fspath(builder.data_path))))
         builtin = ", or use synthetic images with --data=builtin" if builder.name in SPECS else ""
         raise UserError(
             f"data set {builder.name} is not prepared in {root} and could not be downloaded "
@@ -383,8 +394,9 @@ def _unreachable(url: str | None) -> str | None:
 
 def _damaged(builder, problem) -> UserError:
     return UserError(
-        f"data set {builder.name} in {builder.data_path} is damaged ({_first_line(problem)}): "
-        "remove that folder and prepare it again, or name another with --data_dir"
+        f"data set {builder.name} in {os.path.realpath(builder.data_path)} is damaged "
+        f"({_first_line(problem)}): remove that folder and prepare it again, or name another with "
+        "--data_dir"
     )
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from igam_tf.datasets import data_text
-from igam_tf.evaluation.evaluate import fraction_text, step_text
+from igam_tf.evaluation.evaluate import WORST_CASE, fraction_text, step_text
+from igam_tf.system.journal import MASK_KEY
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError
 
@@ -19,6 +20,7 @@ def read_results(folder: Path) -> dict[str, dict]:
         reports = read_json(path)
         for report in reports.values():
             settings_text(report)
+            check_masks(report)
     except OSError as error:
         raise UserError(f"expected a finished run folder with {path}; {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -26,6 +28,26 @@ def read_results(folder: Path) -> dict[str, dict]:
             f"expected a report of each model in {path}; it is damaged: {error}"
         ) from error
     return reports
+
+
+def check_masks(report: dict) -> None:
+    """Compares every figure of a report with the robust masks that it comes from.
+
+    Raises:
+        ValueError: they contradict each other, so that the file was changed.
+        KeyError, TypeError: it is no report.
+    """
+    results = report["results"]
+    masks = {name: row[MASK_KEY] for name, row in results.items() if MASK_KEY in row}
+    if masks.keys() == results.keys() - {WORST_CASE}:
+        every = zip(*masks.values(), strict=True)
+        masks[WORST_CASE] = "".join("1" if set(each) == {"1"} else "0" for each in every)
+    for name, mask in masks.items():
+        stated, counted = results[name]["accuracy"], 100 * mask.count("1") / max(len(mask), 1)
+        if len(mask) != results[name]["n"] or abs(stated - counted) > 1e-6 or set(mask) - {*"01"}:
+            raise ValueError(
+                f"{name} says {stated} % of {results[name]['n']}, its mask {counted:g} %"
+            )
 
 
 def settings_text(r: dict) -> str:

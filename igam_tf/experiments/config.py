@@ -1,9 +1,9 @@
 """Every setting of a run in one place; `igam_tf.experiments.resolve` puts their values together."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from igam_tf.datasets import NAMES, checked_name, parse_fraction
+from igam_tf.datasets import NAMES, checked_name, parse_fraction, short_name
 from igam_tf.method.settings import ONE_OR_MORE, POSITIVE, Settings, setting
 from igam_tf.method.transforms import AUTO, MAPS, SAMPLINGS
 from madry_models.network import ACTIVATIONS
@@ -31,6 +31,15 @@ class Config(Settings):
     prefix: ClassVar[str] = "--"
     # Settings of earlier versions -> the values with which a run of theirs can go on.
     retired: ClassVar[dict[str, tuple]] = {"jit": ("auto", "off")}
+
+    @staticmethod
+    def without_places(settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings, or those of a config.json, without the folders in which a machine has its images.
+
+        A run knows the images themselves, see `igam_tf.training.stages.Run.load`.
+        """
+        names = {name: short_name(settings[name]) for name in ("source", "target")}
+        return {**settings, **names, "data_dir": ""}
 
     source: str = setting("mnist", f"Task of the teacher: {NAMES}.", "experiment")
     target: str = setting("cifar10", f"Task of the student: {NAMES}.", "experiment")

@@ -13,6 +13,7 @@ import keras
 from igam_tf.method.networks import reason_of
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
+from madry_models.quiet import is_program
 
 Shape = tuple[int, int, int]
 
@@ -91,9 +92,9 @@ def keras_application(name: str, shape: Shape, num_classes: int, **_) -> keras.M
 
 
 def _imported(module: str, name: str):
-    """A module; those of the working directory are found."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    """A module; a program finds those of the working directory, too, after all others."""
+    if is_program() and not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())
     try:
         return importlib.import_module(module)
     except ImportError as error:

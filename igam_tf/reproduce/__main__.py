@@ -11,6 +11,7 @@ import madry_models.quiet  # noqa: F401
 # isort: split
 import sys
 from pathlib import Path
+from typing import IO
 
 from absl import flags, logging
 
@@ -27,6 +28,7 @@ from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
 from igam_tf.system.run_folder import read_json
 from madry_models.errors import UserError, flags_alone
+from madry_models.locks import take_lock
 from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
@@ -224,6 +226,25 @@ def folders(name: str) -> tuple[Path, dict[int, Path]]:
     return root, {seed: root / f"seed{seed}" if several else root for seed in seeds}
 
 
+def alone_in(root: Path) -> IO[bytes]:
+    """The lock of a table's folder, which is made if absent.
+
+    Raises:
+        UserError: another process makes the same table, or the folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return take_lock(root / ".lock")
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is working in --output={root}; wait for it or name another folder"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"expected a folder to write to in --output={root}; {error.strerror}: {error.filename}"
+        ) from error
+
+
 def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> str:
     """Writes the table of each seed and, of several, that of their means; the last as Markdown."""
     contents = {seed: collect(whole, output) for seed, output in outputs.items()}
@@ -248,6 +269,9 @@ def main(argv: list[str]) -> int:
     name = f"table{FLAGS.table}" if FLAGS.table.isdigit() else FLAGS.table
     name += f"-{FLAGS.target}" if FLAGS.target else ""
     root, outputs = folders(name)
+    if FLAGS.collect and (absent := [str(o) for o in outputs.values() if not o.is_dir()]):
+        raise UserError(f"expected finished rows in --output; absent: {', '.join(absent)}")
+    _lock = alone_in(root)  # until this program ends
     failed = []
     if not FLAGS.collect:
         teachers = FLAGS.teachers or str(root.parent / "teachers")
@@ -258,8 +282,6 @@ def main(argv: list[str]) -> int:
             logging.info("seed %d, in %s", seed, output)
             names = run(commands[seed], whole, output, name)
             failed += [str((output / row).relative_to(root)) for row in names]
-    elif absent := [str(output) for output in outputs.values() if not output.is_dir()]:
-        raise UserError(f"expected finished rows in --output; absent: {', '.join(absent)}")
     print("\n" + tables_of(whole, outputs, root, name))
     if failed:
         where = "above" if FLAGS.jobs == 1 else f"in {root}/<row>.log"

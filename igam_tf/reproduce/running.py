@@ -20,7 +20,9 @@ def run_all(
 
     Several at once have a share of the processor's cores each, so that none slows another down.
 
-    SIGTERM and Ctrl-C, to this program or to a row, end all that run, and then this program too.
+    SIGTERM and Ctrl-C, to this program or to a row, end all that run, and then this program too. A
+    closed terminal counts as SIGTERM. A row gets the signal from here alone, not from the terminal, so
+    that it gets one, and says which.
 
     Args:
         commands: name of a row -> its command line.
@@ -34,7 +36,9 @@ def run_all(
     waiting = list(commands)
     free = shares_of_cores(jobs)
     running: dict[str, tuple[subprocess.Popen, set[int]]] = {}  # with the cores of each
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda number, _: sys.exit(128 + number)) for n in heeded}
+    end_with = signal.SIGTERM
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -49,10 +53,14 @@ def run_all(
                 free.append(cores)
                 yield name, _status(process)
             time.sleep(0.0 if ended else 0.1)
+    except KeyboardInterrupt:
+        end_with = signal.SIGINT
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process, _ in running.values():
-            process.terminate()  # a row saves first
+            process.send_signal(end_with)  # a row saves first
         for process, _ in running.values():
             process.wait()
 
@@ -72,7 +80,7 @@ def shares_of_cores(jobs: int) -> list[set[int]]:
 
 def _begin(arguments: list[str], log: Path | None, cores: set[int]) -> subprocess.Popen:
     with log.open("ab") if log else contextlib.nullcontext() as file:
-        process = subprocess.Popen(arguments, stdout=file, stderr=file)
+        process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
     if cores:
         with contextlib.suppress(ProcessLookupError):  # it ended at once
             os.sched_setaffinity(process.pid, cores)

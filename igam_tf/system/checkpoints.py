@@ -16,6 +16,7 @@ from absl import logging
 from igam_tf.system.run_folder import sync
 from madry_models.digests import hexdigest
 from madry_models.errors import UserError
+from madry_models.literal import literal
 
 DIGESTS = "sha256"
 
@@ -85,7 +86,7 @@ class Checkpoints:
             )
 
     def _read(self, path: Path) -> None:
-        prefix = str(path / "state")
+        prefix = str(literal(path) / "state")
         try:
             try:
                 self._state.read(prefix).assert_consumed()

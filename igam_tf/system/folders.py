@@ -34,6 +34,11 @@ def new_folder(flag: str, path: str) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        os.replace(partial, place)
+        try:
+            os.replace(partial, place)
+        except OSError as error:
+            raise UserError(
+                f"expected --{flag}={path} to stay new or empty; another process wrote it meanwhile"
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

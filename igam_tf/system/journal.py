@@ -5,17 +5,24 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from madry_models.errors import UserError
+from madry_models.locks import take_lock
 
 # Results and journals hold robust masks under this key, as they always have: files of before are read.
 MASK_KEY = "standing"
+_LINE = re.compile(
+    rf'{{"key": "([0-9a-f]+)", "{MASK_KEY}": "([01]*)", "sha256": "[0-9a-f]+"}}'.encode()
+)
 
 
 def digits(robust: np.ndarray) -> str:
@@ -28,11 +35,21 @@ def undigits(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8) == ord("1")
 
 
+def checksum(content: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a content as JSON has it."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _line(key: str, mask: str) -> str:
+    return json.dumps({"key": key, MASK_KEY: mask, "sha256": checksum([key, mask])})
+
+
 class Journal:
     """A cache of outcomes on disk: robust masks of finished batches, keyed by model, images, settings.
 
-    One line of JSON for each batch is on disk before the next batch begins. A change of the model, of
-    an image or of a setting changes the key, so that an outcome is never taken for another's.
+    One line of JSON for each batch, with its checksum, is on disk before the next batch begins. A
+    change of the model, of an image or of a setting changes the key, so that an outcome is never taken
+    for another's. A line that is damaged, or that an earlier version wrote, counts as not there.
 
     Args:
         path: the file; made if absent. Half a line at its end, of a process that was killed, is cut.
@@ -51,13 +68,30 @@ class Journal:
                 whole = file.read()
                 end = whole.rfind(b"\n") + 1
                 file.truncate(end)
-            for line in whole[:end].splitlines():
-                entry = json.loads(line)
-                self._known[entry["key"]] = entry[MASK_KEY]
         except OSError as error:
             raise UserError(f"expected to read and write {path}; {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"expected a journal of an evaluation in {path}; {error}") from error
+        lines = whole.split(b"\n")[:-1]
+        passed_over = [line for line in lines if not self._take(line)]
+        if passed_over and _is_another_json(lines[0]):
+            raise UserError(
+                f"expected a journal of an evaluation in {path}; it is another file: move it away"
+            )
+        if passed_over:
+            logging.warning(
+                "%d of %d lines of %s are damaged, or of an earlier version; their batches are "
+                "computed again", len(passed_over), len(lines), path
+            )  # fmt: skip
+
+    def _take(self, line: bytes) -> bool:
+        """Takes over the outcome in a line; returns whether it is sound."""
+        found = _LINE.fullmatch(line)
+        if not found:
+            return False
+        key, mask = (part.decode() for part in found.groups())
+        if _line(key, mask).encode() != line:
+            return False
+        self._known[key] = mask
+        return True
 
     def key(self, *parts: Any) -> str:
         """Digest of the identity and of `parts`: arrays, or anything JSON can write."""
@@ -79,9 +113,46 @@ class Journal:
         """Keeps the mask [B] bool of a finished batch."""
         self._known[key] = digits(robust)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, MASK_KEY: self._known[key]}) + "\n")
+            file.write(_line(key, self._known[key]) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _is_another_json(line: bytes) -> bool:
+    """Whether a line is JSON that no journal has."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return not isinstance(content, dict) or "key" not in content
+
+
+@contextmanager
+def journal_beside(file: Path, identity: str, part: str = "") -> Iterator[Journal]:
+    """The journal <file>.journal of results on their way to `file`, this process's own meanwhile.
+
+    It is removed where the block ends without error.
+
+    Args:
+        file: where the results are written in the block.
+        identity: see `Journal`.
+        part: of several journals of one file, which.
+
+    Raises:
+        UserError: another process is at it, or as `Journal`.
+    """
+    path = file.with_name(".".join(filter(None, (file.name, part, "journal"))))
+    try:
+        lock = take_lock(path)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is writing {file}; wait for it or name another file"
+        ) from error
+    except OSError as error:
+        raise UserError(f"expected to read and write {path}; {error.strerror}") from error
+    with lock:
+        yield Journal(path, identity)
+        path.unlink()
 
 
 def remembered(

@@ -12,7 +12,6 @@ Every file appears whole or not at all: it is written beside its place and renam
 """
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -32,6 +31,7 @@ from absl import logging
 from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
 from madry_models.archives import archive_errors, open_zip
 from madry_models.errors import UserError
+from madry_models.locks import is_at, take_lock
 
 _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
 
@@ -190,31 +190,31 @@ class RunFolder:
             raise
 
     def _take(self, wait: bool) -> None:
-        path = self.path
+        path, lock = self.path, self.path / ".lock"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the run lives)
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = take_lock(lock)
+            except BlockingIOError:
+                if not wait:
+                    raise
+                logging.info("waiting for the process that works in %s", path)
+                self._lock = take_lock(lock, wait=True)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is working in --workdir={path}; wait for it or name another folder"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"expected a folder to write to in --workdir={path}; {error.strerror}: {error.filename}"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if wait:
-                logging.info("waiting for the process that works in %s", path)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-                return
-            self.close()
-            raise UserError(
-                f"another process is working in --workdir={path}; wait for it or name another folder"
             ) from error
 
     def _settle(self, config: Any) -> None:
         """Writes the settings, or compares them with those that are there.
 
         A run of an earlier version goes on: a setting that it did not have had its default, and one
-        that this version no longer has must have a value that `config.retired` allows.
+        that this version no longer has must have a value that `config.retired` allows. Where something
+        lies on this machine, as `config.without_places` knows, is not compared.
         """
         path, settings = self / "config.json", _as_json(dataclasses.asdict(config))
         if path.exists():
@@ -226,10 +226,12 @@ class RunFolder:
             for field in dataclasses.fields(config):
                 if field.default is not dataclasses.MISSING:
                     before.setdefault(field.name, _as_json(field.default))
+            without_places = getattr(config, "without_places", dict)
+            ours, theirs = without_places(settings), without_places(before)
             changed = [
                 f"--{name} was {before.get(name)!r}, is {settings.get(name)!r}"
                 for name in sorted(before.keys() | settings.keys())
-                if before.get(name) != settings.get(name)
+                if theirs.get(name) != ours.get(name)
             ]
             if changed:
                 raise UserError(
@@ -251,7 +253,18 @@ class RunFolder:
         write_json(path, settings | {"environment": environment()})
 
     def __truediv__(self, name: str) -> Path:
+        """The path of a file in the folder; raises as `check_place`."""
+        self.check_place()
         return self.path / name
+
+    def check_place(self) -> None:
+        """Raises a UserError where the folder was renamed or removed since it is this process's own."""
+        if self._lock and not is_at(self._lock, self.path / ".lock"):
+            raise UserError(
+                f"expected the run folder {self.path} to stay at its place; it was renamed or removed "
+                "while this process worked in it: what was saved is kept where it is now, and "
+                "--workdir=<its new name> goes on from it"
+            )
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -263,3 +276,4 @@ class RunFolder:
         """Releases the lock, so that another process can work in the folder."""
         if self._lock:
             self._lock.close()
+            self._lock = None

@@ -30,7 +30,7 @@ def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
         UserError: neither of them, or a network of other images.
     """
     if path.endswith(".keras"):
-        network = load_model(Path(path))
+        network = load_model(Path(path).expanduser())
     else:
         from madry_models.tf1_checkpoint import from_tf1_checkpoint
 

@@ -35,7 +35,7 @@ class Log:
     """Writes the scalars of one stage to `metrics.jsonl` and, grouped, to TensorBoard."""
 
     def __init__(self, folder: RunFolder, stage: str):
-        self._stage, self._path = stage, folder / "metrics.jsonl"
+        self._stage, self._folder = stage, folder
         self._silent = not folder.chief
         self.tensorboard = (
             tf.summary.create_noop_writer()
@@ -45,18 +45,18 @@ class Log:
 
     def forget_after(self, step: int) -> None:
         """Drops the lines after `step`, the checkpoint's: the stage writes them once more."""
-        if self._silent or not self._path.exists():
+        path = self._folder / "metrics.jsonl"
+        if self._silent or not path.exists():
             return
-        rows = read_metrics(self._path)
-        keep = [row for row in rows if row["stage"] != self._stage or row["step"] <= step]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in keep))
+        keep = [r for r in read_metrics(path) if r["stage"] != self._stage or r["step"] <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in keep))
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
         """Writes scalars of one step; one that is NaN was not measured and is left out."""
         scalars = {name: value for name, value in scalars.items() if not math.isnan(value)}
         if self._silent:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self._stage, "step": step} | scalars) + "\n")
         with self.tensorboard.as_default(step=step):
             for name, value in scalars.items():
@@ -148,7 +148,7 @@ def train(
     data = devices.shares(batches(done))
     train_function = trainer.make_train_function() or trainer.train_function
     clock = _Stopwatch(float(minutes.numpy()))
-    with stop, tqdm(initial=done, total=steps, desc=stage, unit="step", mininterval=1.0) as bar:
+    with stop, tqdm(initial=done, total=steps, desc=stage, unit="step") as bar:
         for step in range(done + 1, steps + 1):
             try:
                 train_function(data)
@@ -175,6 +175,7 @@ def train(
                 with clock.stopped(), averaged(trainer.optimizer, trainer.trained_variables):
                     log(step, validate(step, log) | {"train_minutes": clock.minutes()})
             if stop.signal or step % checkpoint_every == 0 or step == steps:
+                folder.check_place()
                 with clock.stopped():
                     minutes.assign(clock.minutes())
                     checkpoints.save(step)

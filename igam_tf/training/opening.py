@@ -93,7 +93,7 @@ def opened_run(
         if not chief:
             devices.same_everywhere(chosen, 0)  # wait for the chief, who makes the folder
         path = workdir or default_workdir(config)
-        with RunFolder(path, config, chief=chief, wait=wait) as folder:
+        with RunFolder(Path(path).expanduser(), config, chief=chief, wait=wait) as folder:
             if chief:
                 devices.same_everywhere(chosen, 0)
             with chosen.scope():

@@ -4,6 +4,7 @@ Each stage writes one product to the run folder. A stage whose product is there 
 """
 
 import dataclasses
+import filecmp
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
+from igam_tf.evaluation.results import read_results
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import described_transform, source_spec, target_spec
 from igam_tf.method.architectures import import_classes
@@ -71,7 +73,8 @@ class Run:
         teachers: str | None = None,
     ):
         self.config, self.folder, self.teacher_checkpoint = config, folder, teacher_checkpoint
-        self.teachers = Path(teachers or folder.path.absolute().parent / "teachers").absolute()
+        self.teachers = Path(teachers or folder.path.absolute().parent / "teachers")
+        self.teachers = self.teachers.expanduser().absolute()
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
         self.synchronized = several and config.sync_batch_norm
         self.own_statistics = several and not config.sync_batch_norm
@@ -81,10 +84,15 @@ class Run:
     # --- data ---------------------------------------------------------------------------------
 
     def load(self, spec: datasets.DatasetSpec, split: str) -> datasets.Split:
-        """A split of a data set of this run."""
+        """A split of a data set of this run.
+
+        Raises:
+            UserError: as `datasets.load`, or the run began with other images. Where they lie is no
+                setting of a run, for that differs between machines.
+        """
         c = self.config
         num = c.train_examples if split == "train" else 0
-        return datasets.load(
+        found = datasets.load(
             spec,
             split,
             source=c.data,
@@ -92,6 +100,17 @@ class Run:
             seed=c.data_seed,
             num=num or None,
         )
+        path, shape = self.folder / "images.json", "x".join(map(str, spec.image_shape))
+        known = read_json(path) if path.exists() else {}
+        name, now = f"{spec.title}, {split}, {shape}", found.fingerprint()
+        if known.get(name, now) != now:
+            raise UserError(
+                f"expected the images that the run in {self.folder.path} began with; of {name} there "
+                "are others now: put those of before back, or name another --workdir"
+            )
+        if name not in known and self.folder.chief:
+            write_json(path, known | {name: now})
+        return found
 
     @property
     def target(self) -> tuple[datasets.Split, datasets.Split]:
@@ -138,7 +157,7 @@ class Run:
             network = self._trained_source(shared, settings, split)
             if self.folder.chief:
                 about = {
-                    "folder": str(shared.path),
+                    "folder": shared.path.name,
                     "settings": dataclasses.asdict(settings),
                     "data": spec.title,
                     "train_images": len(split.labels),
@@ -173,29 +192,35 @@ class Run:
     def source_report(self) -> None:
         """Adds the accuracy of a teacher that was trained here, on its own task, to its record.
 
-        Whichever run comes first measures it, for all that share the teacher.
+        Whichever run comes first measures it, for all that share the teacher. A run that was moved
+        away from the shared teachers measures its own copy.
         """
         path = self.folder / f"{STAGE}.json"
         record = read_json(path) if path.exists() else None
         if not record or "report" in record:
             return
-        c, spec = self.config, source_spec(self.config)
-        settings = TeacherSettings(**record["settings"])
-        with RunFolder(record["folder"], settings, wait=True) as shared:
-            results = shared / "results.json"
-            if not results.exists():
-                test = self.load(spec, "test")
-                report = model_report(
-                    load_model(self.folder / f"{STAGE}.keras"),
-                    test,
-                    attacks=attack_names(spec.teacher.attacks),
-                    num_examples=min(c.teacher_eval_examples or c.eval_examples, len(test.labels)),
-                    seed=c.seed,
-                )
-                write_json(results, {"teacher": report})
-            record["report"] = read_json(results)["teacher"]
-        print(f"\nteacher of {spec.title}, {record['folder']}\n{table(record['report'])}")
+        settings, own = TeacherSettings(**record["settings"]), self.folder / f"{STAGE}.keras"
+        shared = self.teachers / settings.folder
+        if (shared / own.name).exists() and filecmp.cmp(shared / own.name, own, shallow=False):
+            with RunFolder(shared, settings, wait=True) as folder:
+                results = folder / "results.json"
+                if not results.exists():
+                    write_json(results, {"teacher": self._source_figures()})
+                record["report"] = read_json(results)["teacher"]
+        else:
+            record["report"] = self._source_figures()
         write_json(path, record)
+
+    def _source_figures(self) -> dict:
+        c, spec = self.config, source_spec(self.config)
+        test = self.load(spec, "test")
+        return model_report(
+            load_model(self.folder / f"{STAGE}.keras"),
+            test,
+            attacks=attack_names(spec.teacher.attacks),
+            num_examples=min(c.teacher_eval_examples or c.eval_examples, len(test.labels)),
+            seed=c.seed,
+        )
 
     def teacher(self) -> Teacher:
         """Stage 1: the frozen teacher with logits trained on natural target images (eq. 5-6)."""
@@ -266,13 +291,29 @@ class Run:
     # --- stage 3 ----------------------------------------------------------------------------------
 
     def evaluate(self) -> dict:
-        """Scores the student, and the fine-tuned teacher as a classifier, on test images.
+        """Scores the student, and the fine-tuned teacher as a classifier, on test images; prints it.
 
         With a teacher, the student's report has a key `alignment`, see `igam_tf.evaluation.alignment`.
         """
         path = self.folder / "results.json"
-        if path.exists():
-            return read_json(path)
+        reports = read_results(self.folder.path) if path.exists() else self._scores()
+        source = self.folder / f"{STAGE}.json"
+        record = read_json(source) if source.exists() else {}
+        if "report" in record:
+            print(f"\nteacher of {record['data']}\n{table(record['report'])}")
+        for name, report in reports.items():
+            print(f"\n{name}, {self.folder.path}\n{table(report)}")
+            if found := report.get("alignment"):
+                print(
+                    f"\ncos(J_s, J_t) on these images: {found['cosine']:.3f} "
+                    f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
+                    f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}; J_t explains "
+                    f"{100 * found['explained']:.1f} % of |J_s|^2"
+                )
+        return reports
+
+    def _scores(self) -> dict:
+        """Measures what `evaluate` prints, and writes it."""
         c = self.config
         test = self.load(target_spec(c), "test")
         models = {c.method: self.student()}
@@ -288,23 +329,16 @@ class Run:
                 num_examples=c.eval_examples,
                 seed=c.seed,
             )
-            print(f"\n{name}, {self.folder.path}\n{table(reports[name])}")
         if "teacher" in models:
-            reports[c.method]["alignment"] = found = alignment(
+            reports[c.method]["alignment"] = alignment(
                 models[c.method],
                 models["teacher"],
                 test,
                 num_examples=c.eval_examples,
                 input_gradient=c.input_gradient,
             )
-            print(
-                f"\ncos(J_s, J_t) on these images: {found['cosine']:.3f} "
-                f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
-                f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}; J_t explains "
-                f"{100 * found['explained']:.1f} % of |J_s|^2"
-            )
         write_json(self.folder / "data.json", self._data(test))
-        write_json(path, reports)
+        write_json(self.folder / "results.json", reports)
         with self._tensorboard().as_default(step=c.train_steps):
             for attack, row in reports[c.method]["results"].items():
                 tf.summary.scalar(f"test/{attack}_percent", row["accuracy"])
