@@ -127,8 +127,7 @@ def _evaluate(
         report |= synthetic
         if output:
             write_json(output, report | {"versions": environment()})
-    print(f"{FLAGS.model}
-{table(report)}")
+    print(f"{FLAGS.model}\n{table(report)}")
     return doubtful_status(report["doubts"], FLAGS.allow_doubts)
 
 

@@ -534,7 +534,7 @@ def test_a_signal_ends_the_row_first(tmp_path, number):
         "time.sleep(60)"
     )
     here = (
-        "import os, signal, sys, threading;"
+        "import os, signal, sys, threading; sys.argv[0] = 'igam-reproduce';"
         # A background job of a shell begins with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from pathlib import Path; from igam_tf.reproduce.__main__ import run_all, run_entry_point;"
