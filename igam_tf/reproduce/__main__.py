@@ -271,7 +271,14 @@ def main(argv: list[str]) -> int:
     root, outputs = folders(name)
     if FLAGS.collect and (absent := [str(o) for o in outputs.values() if not o.is_dir()]):
         raise UserError(f"expected finished rows in --output; absent: {', '.join(absent)}")
-    _lock = alone_in(root)  # until this program ends
+    with alone_in(root):
+        return make(rows, whole, root, outputs, name)
+
+
+def make(
+    rows: list[TableRow], whole: Table, root: Path, outputs: dict[int, Path], name: str
+) -> int:
+    """Runs what is missing, writes the tables and prints the last; returns the exit status."""
     failed = []
     if not FLAGS.collect:
         teachers = FLAGS.teachers or str(root.parent / "teachers")
