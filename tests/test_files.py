@@ -258,6 +258,10 @@ def test_a_damaged_line_of_a_journal_is_not_there(tmp_path, damage):
             np.testing.assert_array_equal(mask, MASK)
     again = Journal(path, "model")
     again.put(keys[2], MASK)
+    tmp_path.rename(away := tmp_path.with_name(f"{tmp_path.name} away"))
+    with pytest.raises(UserError, match="renamed or removed"):
+        again.put(keys[1], MASK)
+    away.rename(tmp_path)
     np.testing.assert_array_equal(Journal(path, "model").get(keys[2]), MASK)
 
 

@@ -193,6 +193,24 @@ def test_killed_before_there_were_settings(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {".lock", "config.json"}
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_run_folder_that_goes_away_ends_in_one_sentence(whole, tmp_path, removed):
+    """And goes on at its new place, if it has one."""
+    path, ours = tmp_path / "run", trainer()
+
+    def validate(step, log):
+        if step == 3:
+            shutil.rmtree(path) if removed else path.rename(tmp_path / "new")
+        return {}
+
+    how = {"steps": STEPS, "log_every": 8, "checkpoint_every": 2, "validate": validate}
+    with RunFolder(path, Config()) as folder, pytest.raises(UserError, match="renamed or removed"):
+        train(ours, batches, folder=folder, stage="s", **how)
+    assert not path.exists()
+    if not removed:
+        same(run(tmp_path / "new"), whole)
+
+
 # --- damaged checkpoints --------------------------------------------------------------------------
 
 

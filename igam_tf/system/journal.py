@@ -110,12 +110,22 @@ class Journal:
         return None if text is None else undigits(text)
 
     def put(self, key: str, robust: np.ndarray) -> None:
-        """Keeps the mask [B] bool of a finished batch."""
+        """Keeps the mask [B] bool of a finished batch.
+
+        Raises:
+            UserError: the journal's folder is not at its place any more.
+        """
         self._known[key] = digits(robust)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_line(key, self._known[key]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_line(key, self._known[key]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"expected the folder of {self.path} to stay at its place; it was renamed or removed: "
+                "what was finished is kept where it is now"
+            ) from error
 
 
 def _is_another_json(line: bytes) -> bool:

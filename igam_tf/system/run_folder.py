@@ -5,6 +5,7 @@
     checkpoints/<stage>/    the state of a stage that is being trained
     metrics.jsonl, tensorboard/    scalars and pictures, logged during training
     teacher_source.json    where a teacher that was trained comes from, and its own accuracy
+    images.json        fingerprints of the images, which lie anywhere
     data.json          how many images of the target there were
     results.json       the evaluation
 
