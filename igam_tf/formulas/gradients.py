@@ -1,8 +1,6 @@
 """Input gradients: the one place where a tape watches x."""
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -41,37 +39,6 @@ def input_gradient(
         tape.watch(x)
         values, logits = per_example(x)
     return scaled(tape, values, x, scale), values, logits
-
-
-_tf_moments, _lock, _users = tf.nn.moments, threading.Lock(), 0
-
-
-def _moments(x, axes, shift=None, keepdims=False, name=None):
-    """Mean and variance as `tf.nn.moments`, with every derivative of the variance."""
-    mean = tf.reduce_mean(x, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axes, keepdims=keepdims)
-    return (mean if keepdims else tf.squeeze(mean, axes)), variance
-
-
-@contextlib.contextmanager
-def whole_second_derivatives() -> Iterator[None]:
-    """Context in which Keras's normalisation layers can be differentiated twice.
-
-    `tf.nn.moments`, which they call, takes the mean inside the variance for a constant. The first
-    derivative does not notice; the second lacks a part, and with it the update through J_s. Inside
-    this context `tf.nn.moments` has no such constant. Replicas are threads, hence the lock.
-    """
-    global _users
-    with _lock:
-        _users += 1
-        tf.nn.moments = _moments
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                tf.nn.moments = _tf_moments
 
 
 def flatten(j: tf.Tensor) -> tf.Tensor:

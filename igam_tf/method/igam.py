@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
+from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.discriminator import CHANNELS, Discriminator, standardize
 from igam_tf.method.networks import are_probabilities, decayed_variables, logits_of
 from igam_tf.method.objectives import METHODS
@@ -336,7 +337,7 @@ class IGAM(ClassifierTrainer):
         """Double back-propagation: the outer tape differentiates the inner one's J_s."""
         # The challenge's own batch norm says what its second derivative is.
         own = isinstance(self.network, Network)
-        whole = contextlib.nullcontext() if own else gradients.whole_second_derivatives()
+        whole = contextlib.nullcontext() if own else whole_second_derivatives()
         with whole, tf.GradientTape() as tape:
             j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
             l_xent = self.xent(logits, y)
