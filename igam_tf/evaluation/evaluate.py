@@ -47,11 +47,8 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
         return lambda x: model(x, training=False)
 
     def on_batch_statistics(x: tf.Tensor) -> tf.Tensor:
-        # The new moving averages come back as values here, and are dropped.
-        logits, _ = model.stateless_call(
-            model.trainable_variables, model.non_trainable_variables, x, training=True
-        )
-        return logits
+        with keras.StatelessScope():
+            return model(x, training=True)
 
     return on_batch_statistics
 

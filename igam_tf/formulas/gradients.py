@@ -1,9 +1,11 @@
 """Input gradients: the one place where a tape watches x."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from madry_models.errors import UserError
 
 
 def scaled(
@@ -14,7 +16,21 @@ def scaled(
         return tape.gradient(target, sources, **kwargs)
     seed = tf.fill(tf.shape(target), tf.cast(scale, target.dtype))
     grads = tape.gradient(target, sources, output_gradients=seed, **kwargs)
-    return [g / scale for g in grads] if isinstance(sources, Sequence) else grads / scale
+    return tf.nest.map_structure(lambda g: None if g is None else g / scale, grads)
+
+
+def connected(j: tf.Tensor | None) -> tf.Tensor:
+    """The gradient with respect to x that was found.
+
+    Raises:
+        UserError: there is none.
+    """
+    if j is None:
+        raise UserError(
+            "expected logits that are differentiable in x; received some cut off from it: look for "
+            "tf.stop_gradient, tf.round, tf.argmax, a cast to integers or NumPy in the network"
+        )
+    return j
 
 
 def input_gradient(
@@ -34,11 +50,14 @@ def input_gradient(
 
     Returns:
         (J [B,H,W,C] per pixel unit of x, values [B], logits [B,K]), J in the dtype of x.
+
+    Raises:
+        UserError: the values have no gradient with respect to x.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         values, logits = per_example(x)
-    return scaled(tape, values, x, scale), values, logits
+    return connected(scaled(tape, values, x, scale)), values, logits
 
 
 def flatten(j: tf.Tensor) -> tf.Tensor:

@@ -276,7 +276,8 @@ class IGAM(ClassifierTrainer):
         self.optimizer.apply(grads, self.trained_variables)
         if phase == "discriminator":
             if self.settings.disc_gradients == "recomputed":
-                j_s, _, _ = self.input_gradient(self.network, x, y, training=True)
+                with keras.StatelessScope():  # the averages have moved and dropout has drawn
+                    j_s, _, _ = self.input_gradient(self.network, x, y, training=True)
             grads, _ = self.discriminator_gradients(j_s, j_t)
             self.discriminator_optimizer.apply(grads, self.discriminator.trainable_variables)
         return self.log(terms, logits, y)
@@ -308,7 +309,8 @@ class IGAM(ClassifierTrainer):
         if kind == "zero":
             return tf.zeros_like(x)
         batch_norm = self.settings.teacher_batch_norm == "batch"
-        j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
+        with keras.StatelessScope():  # it is frozen: neither its averages nor its seeds move
+            j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
         if kind == "shuffled":
             tf.debugging.assert_greater(
                 tf.shape(x)[0], 1, "shuffled gradients need two images on each replica"
@@ -358,16 +360,15 @@ class IGAM(ClassifierTrainer):
         One gradient at x serves L_xent, J_s and the difference; the other is taken at x + h v.
         """
         theta = self.network.trainable_variables
-        seeds = [(v, tf.identity(v.value)) for v in _seeds(self.network)]
+        before = [(v, tf.identity(v.value)) for v in self.network.non_trainable_variables]
         with tf.GradientTape() as tape:
             tape.watch(x)
             logits = self.network(x, training=True)
             l_xent = self.xent(logits, y)
         # Of the sum over the batch.
-        j_s, *here = gradients.scaled(
-            tape, l_xent, [x, *theta], self.loss_scale, unconnected_gradients="zero"
-        )
-        j_s *= self._unit
+        j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], self.loss_scale)
+        j_s = gradients.connected(j_s) * self._unit
+        here = [tf.zeros_like(v) if g is None else g for g, v in zip(here, theta, strict=True)]
         adaptor = [variable.value for variable in self.trained_variables[len(theta) :]]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([j_s, *adaptor])
@@ -383,16 +384,12 @@ class IGAM(ClassifierTrainer):
         length = tf.maximum(length, tf.cast(SHORTEST, length.dtype))
         h = self.settings.difference_length * self.pixel_max / length
 
-        after = [(v, tf.identity(v.value)) for v in self.network.non_trainable_variables]
-        for variable, before in seeds:
-            variable.assign(before)  # the same dropout at both points
-        with tf.GradientTape() as tape:
+        # The same dropout at both points, and averages that are those of x.
+        with keras.StatelessScope(before), tf.GradientTape() as tape:
             l_there = self.xent(self.network(x + h * v, training=True), y)
             there = tf.reduce_sum(l_there) / h + self.decay(self.kernels)
         scale = self.loss_scale and self.loss_scale * h
         there = gradients.scaled(tape, there, theta, scale, unconnected_gradients="zero")
-        for variable, value in after:
-            variable.assign(value)  # moving averages are those of x
         share = 1 / global_size(l_xent, l_xent.dtype) - 1 / h
         grads = [share * a + b for a, b in zip(here, there, strict=True)]
         return grads + adapting, {"L_xent": l_xent} | terms, logits, j_s
@@ -463,8 +460,3 @@ class IGAM(ClassifierTrainer):
 def jarn_adaptor(image_shape: tuple[int, ...]) -> keras.layers.Conv2D:
     """JARN's layer between J_s and f_disc, for images [H,W,C]: a 1x1 convolution and a tanh."""
     return keras.layers.Conv2D(image_shape[-1], 1, activation="tanh")
-
-
-def _seeds(model: keras.Model) -> list:
-    """The states of the seed generators in a model, such as those of dropout."""
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
