@@ -33,6 +33,11 @@ def connected(j: tf.Tensor | None) -> tf.Tensor:
     return j
 
 
+def missing_gradient(error: LookupError) -> str:
+    """The operation of which TensorFlow has no gradient, by its own error."""
+    return str(error).strip().rsplit(":", 1)[-1].strip()
+
+
 def input_gradient(
     per_example: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
     x: tf.Tensor,
@@ -57,7 +62,13 @@ def input_gradient(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         values, logits = per_example(x)
-    return connected(scaled(tape, values, x, scale)), values, logits
+    try:
+        return connected(scaled(tape, values, x, scale)), values, logits
+    except LookupError as error:
+        raise UserError(
+            "expected logits that are differentiable in x; TensorFlow has no gradient of "
+            f"{missing_gradient(error)}, which the network uses"
+        ) from error
 
 
 def flatten(j: tf.Tensor) -> tf.Tensor:

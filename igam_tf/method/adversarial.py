@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
 from igam_tf.formulas import losses
+from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method.objectives import Objective, adversarial_xent
 from igam_tf.method.trainer import ClassifierTrainer, step_key
 
@@ -61,6 +63,15 @@ class PGDTraining(ClassifierTrainer):
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
         self.noise, self.ramp_steps = noise, ramp_steps
         self.objective, self.attack_loss = objective, attack_loss
+
+    def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+        """Refuses a network that no attack has a gradient of."""
+
+        def values(x):
+            logits = self.network(x, training=False)
+            return losses.xent(logits, y), logits
+
+        input_gradient(values, tf.constant(x))
 
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """x_adv [B,H,W,C] of this step and replica."""

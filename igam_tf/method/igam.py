@@ -9,8 +9,8 @@ Its relatives (l2, cosine, jarn, gradient_penalty) leave a term out, or have ano
 something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
-import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -22,6 +22,7 @@ from igam_tf.method.discriminator import CHANNELS, Discriminator, standardize
 from igam_tf.method.networks import are_probabilities, decayed_variables, logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.second_order import missing_second_derivative
 from igam_tf.method.settings import Settings
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import (
@@ -32,7 +33,6 @@ from igam_tf.method.trainer import (
     global_size,
 )
 from madry_models.errors import UserError
-from madry_models.network import Network
 
 # A finite difference steps from each image at most so many times the batch's mean step.
 LONGEST = 5.0
@@ -142,7 +142,7 @@ class IGAM(ClassifierTrainer):
         if self.discriminator_optimizer and not self.discriminator_optimizer.built:
             self.discriminator_optimizer.build(self.discriminator.trainable_variables)
 
-    def _make(self, x: np.ndarray, z: np.ndarray) -> None:
+    def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         if self.method.teacher:
             z_t = logits_of(self.teacher, x, "teacher")
             if z_t.shape != z.shape:
@@ -156,6 +156,33 @@ class IGAM(ClassifierTrainer):
                     "softmax"
                 )
         self.make_players(x.shape[1:])
+        self.check_derivatives(x, y)
+
+    def check_derivatives(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Looks for derivatives that the student's step needs at images [n,H,W,C] with labels [n].
+
+        Raises:
+            UserError: the student's or the teacher's loss has no gradient with respect to x, or the
+                exact update needs a second derivative that TensorFlow lacks.
+        """
+        images, labels = tf.constant(x), tf.constant(y)
+        for model in filter(None, (self.network, self.teacher)):
+            self.input_gradient(model, images, labels, training=False)
+        if self.settings.second_order != "exact":
+            return
+        missing = missing_second_derivative(self.network, self.differentiated, x, y, self.pixel_max)
+        if missing:
+            raise UserError(
+                "expected a student whose input gradient TensorFlow can differentiate once more; "
+                f"{missing}: leave it out, or take {self.settings.prefix}"
+                "second_order=finite_difference, which needs first derivatives alone"
+            )
+
+    @property
+    def differentiated(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        """What J is the gradient of: (logits [B,K], y [B]) -> [B]."""
+        of = losses.GRADIENT_OF[self.settings.input_gradient]
+        return self.xent if of is losses.xent else of
 
     def make_players(self, image_shape: tuple[int, ...]) -> None:
         """Makes the variables of adaptor and discriminator for images [H,W,C], where they have none."""
@@ -286,12 +313,10 @@ class IGAM(ClassifierTrainer):
 
     def input_gradient(self, model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, training: bool):
         """(J, values [B], logits [B,K]) of `model` at x; J [B,H,W,C] in `gradient_pixel_max` unit."""
-        of = losses.GRADIENT_OF[self.settings.input_gradient]
-        of = self.xent if of is losses.xent else of
 
         def values(x):
             logits = model(x, training=training)
-            return of(logits, y), logits
+            return self.differentiated(logits, y), logits
 
         j, values, logits = gradients.input_gradient(values, x, self.loss_scale)
         return j * self._unit, values, logits
@@ -337,10 +362,7 @@ class IGAM(ClassifierTrainer):
 
     def _exact(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
         """Double back-propagation: the outer tape differentiates the inner one's J_s."""
-        # The challenge's own batch norm says what its second derivative is.
-        own = isinstance(self.network, Network)
-        whole = contextlib.nullcontext() if own else whole_second_derivatives()
-        with whole, tf.GradientTape() as tape:
+        with whole_second_derivatives(), tf.GradientTape() as tape:
             j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
             l_xent = self.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)

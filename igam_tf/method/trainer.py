@@ -169,7 +169,7 @@ class ClassifierTrainer(keras.Model):
         with self.distribute_strategy.scope():
             z = logits_of(self.network, x, "network")
             check_logits(z, y)
-            self._make(x, z)
+            self._make(x, y, z)
             self._build_optimizers()
         self.built = True
 
@@ -180,8 +180,8 @@ class ClassifierTrainer(keras.Model):
         except UserError:
             return None
 
-    def _make(self, x: np.ndarray, z: np.ndarray) -> None:
-        """Makes what else there is to train, for images x [n,H,W,C] with the network's logits z."""
+    def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+        """Makes what else there is to train, for images x [n,H,W,C] with labels y and logits z."""
 
     def _build_optimizers(self) -> None:
         """Makes the optimizers' variables."""

@@ -22,6 +22,7 @@ from igam_tf.experiments.resolve import described_transform, source_spec, target
 from igam_tf.method.architectures import import_classes
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
+from igam_tf.method.second_order import IMAGES
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import (
@@ -270,11 +271,16 @@ class Run:
         monitor = self._monitor(student, igam)
         if monitor and self.method.adversarial:
             monitor = OverfittingWatch(monitor, ROBUST, self.folder / "metrics.jsonl")
+        split = self.target[0]
+        if self.method.matched_to:
+            first = split.take(slice(IMAGES), split.name)
+            x = datasets.to_pixels(first.images, split.spec).numpy()
+            trainer.check_derivatives(x, first.labels)
         with teacher.offsets_of(optimizers[0], c.seed) if teacher else nullcontext():
             self._fit(
                 trainer,
                 optimizers,
-                self.target[0],
+                split,
                 stage="student",
                 steps=c.train_steps,
                 batch_size=c.batch_size,

@@ -1,0 +1,317 @@
+"""Whether the second derivatives that the exact update through J_s needs are there, and right.
+
+TensorFlow finds d<v, J_s>/dtheta where it can differentiate the gradient of every layer once more.
+Where it cannot it raises a LookupError or, worse, takes 0. The same derivative is a difference of two
+ordinary gradients, since it does not matter which of two derivatives is taken first:
+
+    d<v, J_s>/dtheta = d/dh grad_theta L(x + h v)   at h = 0
+
+Both are taken in float64, where h is so small that no ReLU changes sides, at images with some noise,
+where no two pixels are equal.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from igam_tf.formulas.gradients import connected, missing_gradient
+from igam_tf.formulas.second_derivatives import whole_second_derivatives
+
+IMAGES = 4  # that are looked at
+NOISE = 0.1  # share of the pixel range that is noise
+# h, in pixels of 0..1. The first two that agree count; longer ones are for layers that round to float32.
+STEPS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+CONSISTENT = 3e-3  # two differences of neighbouring h agree within it
+RIGHT = 1e-2  # largest error of the exact derivative in float64
+RIGHT_IN_FLOAT32 = 0.3
+SMALL = (
+    1e-3  # of the largest variable's gradient: what is smaller need not be exact to its own size
+)
+
+Tensors = list[tf.Tensor]
+# (x, sources) -> [B]: in x the first derivative is taken, in the sources the second.
+Values = Callable[[Tensors, Tensors], tf.Tensor]
+
+
+def missing_second_derivative(
+    network: keras.Model,
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    x: np.ndarray,
+    y: np.ndarray,
+    pixel_max: float,
+) -> str | None:
+    """What of d<v, J_s>/dtheta is missing or wrong in words; None: nothing. No variable changes.
+
+    Args:
+        network: built; called in training mode, with one draw of its random numbers.
+        loss: (logits [B,K], y [B]) -> [B], whose gradient J_s is.
+        x, y: images [n,H,W,C] in 0..pixel_max, of which the first few are looked at, and labels [n].
+
+    Raises:
+        UserError: the loss has no gradient with respect to x.
+    """
+    rng = np.random.default_rng(0)
+    noise = pixel_max * rng.uniform(size=x[:IMAGES].shape)
+    at, labels = ((1 - NOISE) * x[:IMAGES] + NOISE * noise).astype(x.dtype), tf.constant(y[:IMAGES])
+    images, wide = [tf.constant(at)], [tf.constant(at, tf.float64)]
+    v = [tf.constant(pixel_max * rng.normal(size=at.shape))]
+    variables = network.trainable_variables
+    total, theta = lambda z: loss(z, labels), _state(variables)
+    values = _values_of(network, variables, total)
+    try:
+        found = _exact(values, images, v, theta)
+    except LookupError as error:
+        return f"{_where(network, images, False)} has none ({missing_gradient(error)})"
+    try:
+        with _in_float64(network):
+            values64 = _values_of(network, variables, total, wide=True)
+            exact, difference = _both(values64, wide, v, _state(variables, wide=True))
+            if difference is not None and _error(exact, difference) > RIGHT:
+                return f"that of {_where(network, wide, True)} is wrong or missing"
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        logging.debug("no second derivatives in float64: %s", error)
+        difference = None
+    narrow = any(layer.compute_dtype in ("float16", "bfloat16") for layer in _layers(network))
+    if difference is None:
+        wrong = not narrow and _orders_differ(values, images, v, theta)
+    else:
+        drawn = any(s.name == "seed_generator_state" for s in network.non_trainable_variables)
+        wrong = not narrow and not drawn and _error(found, exact) > RIGHT_IN_FLOAT32
+    return f"that of {_where(network, images, False)} is wrong or missing" if wrong else None
+
+
+# --- derivatives ------------------------------------------------------------------------------------
+
+
+def _in_replica(function: Callable[[], Any]) -> Any:
+    """What a function returns on the first replica; synchronised layers need all of them."""
+    found: list = []
+    tf.distribute.get_strategy().run(lambda: found.append(function()))
+    return found[0]
+
+
+def _dot(a: Tensors, b: Tensors) -> tf.Tensor:
+    return tf.add_n([tf.reduce_sum(p * tf.cast(q, p.dtype)) for p, q in zip(a, b, strict=True)])
+
+
+def _exact(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> Tensors:
+    """d<v, d values / dx> / d sources, by double back-propagation."""
+
+    def of() -> Tensors:
+        with whole_second_derivatives(), tf.GradientTape() as outer:
+            outer.watch(sources)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(x)
+                total = values(x, sources)
+            j = [connected(j) for j in inner.gradient(total, x)]
+            along = _dot(j, v)
+        found = outer.gradient(along, sources, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(g) for g in found]
+
+    return _in_replica(of)
+
+
+def _gradient(values: Values, x: Tensors, sources: Tensors) -> Tensors:
+    def of() -> Tensors:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            total = values(x, sources)
+        found = tape.gradient(total, sources, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(g) for g in found]
+
+    return _in_replica(of)
+
+
+def _both(
+    values: Values, x: Tensors, v: Tensors, sources: Tensors
+) -> tuple[Tensors, Tensors | None]:
+    """(`_exact`, the same by central differences); None where no two of them agree."""
+    exact, last = _exact(values, x, v, sources), None
+    for h in STEPS:
+        ahead, behind = (
+            _gradient(values, [a + s * h * b for a, b in zip(x, v, strict=True)], sources)
+            for s in (1, -1)
+        )
+        difference = [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)]
+        if last is not None and _error(last, difference) < CONSISTENT:
+            return exact, difference
+        last = difference
+    return exact, None
+
+
+def _error(found: Tensors, expected: Tensors) -> float:
+    """Largest l2 error of a source's gradient, relative to its size and a share of the largest."""
+    sizes = [float(np.linalg.norm(e)) for e in expected]
+    off = [
+        float(np.linalg.norm(np.asarray(f, np.float64) - np.asarray(e)))
+        for f, e in zip(found, expected, strict=True)
+    ]
+    least = SMALL * max(sizes, default=0.0)
+    return max((o / (s + least) if o else 0.0 for o, s in zip(off, sizes, strict=True)), default=0)
+
+
+def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> bool:
+    """Whether d/d sources of <v, d/dx> is another than <v, d/dx> of d/d sources, along a direction.
+
+    It needs no difference, and so no float64, but does not see what both orders lack alike.
+    """
+    rng = np.random.default_rng(1)
+    d = [tf.constant(rng.normal(size=t.shape) * (np.std(t) or 1e-2), t.dtype) for t in sources]
+
+    def of() -> tuple[Tensors, tf.Tensor]:
+        with whole_second_derivatives(), tf.GradientTape(persistent=True) as outer:
+            outer.watch([*x, *sources])
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch([*x, *sources])
+                total = values(x, sources)
+            first = inner.gradient(total, [*x, *sources], unconnected_gradients="zero")
+            along_x, along_sources = _dot(first[: len(x)], v), _dot(first[len(x) :], d)
+        terms = outer.gradient(along_x, sources, unconnected_gradients="zero")
+        other = outer.gradient(along_sources, x, unconnected_gradients="zero")
+        return [_dot([t], [e]) for t, e in zip(terms, d, strict=True)], _dot(other, v)
+
+    try:
+        terms, other = _in_replica(of)
+    except LookupError:  # of a gradient that training does not differentiate
+        logging.warning("the second derivatives of this network could not be checked")
+        return False
+    size = max(sum(abs(float(t)) for t in terms), abs(float(other)))
+    return abs(float(other) - sum(map(float, terms))) > RIGHT_IN_FLOAT32 * size
+
+
+# --- networks ---------------------------------------------------------------------------------------
+
+
+def _layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return list(model._flatten_layers())  # Keras has no public way to every layer inside a layer
+
+
+def _state(variables: list, *, wide: bool = False) -> Tensors:
+    """The values of variables; `wide`: those of a floating type in float64."""
+    values = [tf.identity(v.value) for v in variables]
+    return [tf.cast(t, tf.float64) if wide and t.dtype.is_floating else t for t in values]
+
+
+def _values_of(
+    layer: keras.layers.Layer,
+    variables: list,
+    total: Callable[[Any], tf.Tensor],
+    *,
+    wide: bool = False,
+    call: Callable | None = None,
+) -> Values:
+    """total of the layer's outputs at x, with the sources in the place of its variables."""
+    state = list(zip(layer.variables, _state(layer.variables, wide=wide), strict=True))
+
+    def values(x: Tensors, sources: Tensors) -> tf.Tensor:
+        scope = keras.StatelessScope()
+        for pair in (*state, *zip(variables, sources, strict=True)):
+            scope.add_update(pair)  # in the type that it has
+        with scope:
+            return total(call(x) if call else layer(x[0], training=True))
+
+    return values
+
+
+@contextlib.contextmanager
+def _in_float64(model: keras.Model) -> Iterator[None]:
+    """Context in which every layer computes in float64, of variables that are given in it."""
+    layers, policy = _layers(model), keras.DTypePolicy("float64")
+    before = [(layer, "_dtype_policy", layer._dtype_policy) for layer in layers]
+    # Models cast what they are called with to the type of their input layers.
+    functional = [getattr(layer, "_functional", layer) for layer in layers]  # of a Sequential
+    inputs = [t for model in functional for t in getattr(model, "_inputs", None) or ()]
+    inputs += [layer for layer in layers if isinstance(layer, keras.layers.InputLayer)]
+    before += [(t, "_dtype", t.dtype) for t in inputs if "float" in t.dtype]
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, policy if name == "_dtype_policy" else "float64")
+        yield
+    finally:
+        for owner, name, value in reversed(before):
+            setattr(owner, name, value)
+
+
+# --- which layer ------------------------------------------------------------------------------------
+
+
+def _where(network: keras.Model, x: Tensors, wide: bool) -> str:
+    """The first layer that lacks a second derivative by itself, in words."""
+    for layer, args, kwargs in _calls(network, x, wide):
+        if _lacks(layer, args, kwargs, wide):
+            return f"its layer {layer.name!r}, a {type(layer).__name__},"
+    return "one of its layers"
+
+
+def _calls(network: keras.Model, x: Tensors, wide: bool) -> list[tuple]:
+    """(layer, arguments, keywords) of every layer within, in the order in which they end."""
+    calls: list[tuple] = []
+
+    def watched(layer, call):
+        def see(*args, **kwargs):
+            outputs = call(*args, **kwargs)
+            calls.append((layer, args, kwargs))
+            return outputs
+
+        return see
+
+    layers = [layer for layer in _layers(network) if layer is not network]
+    own = {id(layer): layer.__dict__.get("call") for layer in layers}
+    for layer in layers:
+        layer.__dict__["call"] = watched(layer, layer.call)
+    try:
+        theta = _state(network.trainable_variables, wide=wide)
+        values = _values_of(network, network.trainable_variables, lambda z: z, wide=wide)
+        _in_replica(lambda: values(x, theta))
+    finally:
+        for layer in layers:
+            del layer.__dict__["call"]
+            if own[id(layer)]:
+                layer.__dict__["call"] = own[id(layer)]
+    return calls
+
+
+def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> bool:
+    """Whether the gradient of sum(g layer(z)) in z cannot be differentiated in z, g and the weights."""
+    flat = tf.nest.flatten((args, kwargs))
+    places = [i for i, t in enumerate(flat) if tf.is_tensor(t) and t.dtype.is_floating]
+    z = [flat[i] for i in places]
+    rng = np.random.default_rng(2)
+
+    def normal(like: Tensors) -> Tensors:
+        return [tf.constant(rng.normal(size=t.shape), t.dtype) for t in like]
+
+    def call(z: Tensors) -> Tensors:
+        filled = list(flat)
+        for i, t in zip(places, z, strict=True):
+            filled[i] = t
+        args_, kwargs_ = tf.nest.pack_sequence_as((args, kwargs), filled)
+        outputs = tf.nest.flatten(layer(*args_, **kwargs_))
+        return [t for t in outputs if tf.is_tensor(t) and t.dtype.is_floating]
+
+    weights = layer.trainable_variables
+
+    def values(x: Tensors, sources: Tensors) -> tf.Tensor:
+        moved = [a + b for a, b in zip(x, sources[: len(x)], strict=True)]
+        g, w = sources[len(x) : len(sources) - len(weights)], sources[len(sources) - len(weights) :]
+        of = _values_of(layer, weights, lambda out: _dot(out, g), wide=wide, call=call)
+        return of(moved, w)
+
+    theta = _state(weights, wide=wide)
+    try:
+        outputs = _values_of(layer, weights, lambda out: out, wide=wide, call=call)(z, theta)
+        sources = [*map(tf.zeros_like, z), *normal(outputs), *theta]
+        if not wide:
+            _exact(values, z, normal(z), sources)
+            return _orders_differ(values, z, normal(z), sources)
+        exact, difference = _both(values, z, normal(z), sources)
+        return difference is not None and _error(exact, difference) > RIGHT
+    except LookupError:
+        return True
+    except Exception:  # a layer that cannot be called by itself is not the one that is named
+        return False
