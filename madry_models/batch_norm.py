@@ -2,8 +2,7 @@
 
 Back-propagating through J_s differentiates the backward pass of every batch norm. TensorFlow composes
 that second derivative out of many small kernels, and leaves a part of it out (`tf.nn.moments` stops
-the gradient at the mean inside the variance; TensorFlow 1 did the same, so float64, in which the
-original code's own figures are reproduced, keeps it that way). Written out by hand it is exact and
+the gradient at the mean inside the variance). Written out by hand it is exact and
 needs one more call of the fused backward kernel. With x^ = (x - m) / s, a = mean(g), c = mean(g x^),
 
     dx = gamma / s (g - a - x^ c)
@@ -119,9 +118,8 @@ def normalize(
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with `normalize` for batch statistics of one replica below float64.
 
-    In float64 Keras's own tf.nn.moments computes them, as in the recordings of the original code; it
-    holds the mean constant in the variance, which changes second derivatives. Over replicas nothing is
-    held constant.
+    In float64 Keras's own tf.nn.moments computes them, as in the recordings of the original code; by
+    itself it holds the mean constant in the variance, which changes second derivatives.
     """
 
     def add_weight(self, *args, trainable: bool = True, **kwargs):

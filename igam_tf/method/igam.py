@@ -443,7 +443,7 @@ class IGAM(ClassifierTrainer):
         """
         s, phi = self.settings, self.discriminator.trainable_variables
         j_s = tf.stop_gradient(j_s)
-        with tf.GradientTape() as tape:
+        with whole_second_derivatives(), tf.GradientTape() as tape:  # disc_r1 has one
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
             # log(1 - sigmoid(d)) = log sigmoid(d) - d
