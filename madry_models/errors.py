@@ -42,6 +42,24 @@ def disk_errors() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def folder_in_place(path: Path) -> Iterator[None]:
+    """Context in which a file is written to a folder that was there before.
+
+    Raises:
+        UserError: it is there no more.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if path.parent.is_dir():
+            raise
+        raise UserError(
+            f"expected the folder of {path} to stay at its place; it was renamed or removed "
+            "meanwhile: what was finished is kept where it is now"
+        ) from error
+
+
 def writable(flag: str, path: str | os.PathLike) -> Path:
     """The path of a file that can be written, checked before the work rather than after it.
 

@@ -1,11 +1,14 @@
 """Files and folders as users have them: any name, any image, damaged, moved, used by two at once."""
 
+import importlib
 import json
 import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,7 +22,7 @@ from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import target_spec
 from igam_tf.method import architectures
 from igam_tf.system.checkpoints import Checkpoints
-from igam_tf.system.journal import Journal, checksum, journal_beside
+from igam_tf.system.journal import Journal, checksum, journal_beside, model_identity
 from igam_tf.system.run_folder import RunFolder
 from igam_tf.training.stages import Run
 from madry_models import quiet
@@ -215,6 +218,14 @@ def test_a_run_knows_its_images_and_not_where_they_are(tmp_path):
         pass
 
 
+def test_a_folder_of_another_program_is_refused(tmp_path):
+    for i, content in enumerate(("{}", '{"model": "x", "transfer_from": {"y": "z"}}')):
+        (folder := tmp_path / str(i)).mkdir()
+        (folder / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"holds a run of other settings"):
+            RunFolder(folder, Config(seed=1, target="cifar10"))
+
+
 # --- journals and results ---------------------------------------------------------------------------
 
 MASK = np.array([True, False, True, True])
@@ -263,6 +274,21 @@ def test_a_damaged_line_of_a_journal_is_not_there(tmp_path, damage):
         again.put(keys[1], MASK)
     away.rename(tmp_path)
     np.testing.assert_array_equal(Journal(path, "model").get(keys[2]), MASK)
+
+
+def test_an_edited_network_is_another(tmp_path, monkeypatch):
+    """Though its class, configuration and weights are those of before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = (
+        "import keras\nclass Own(keras.layers.Layer):\n    def call(self, x):\n        return {}\n"
+    )
+    identities = []
+    for i, result in enumerate(("x", "x", "-x")):
+        (tmp_path / "own_layer_here.py").write_text(code.format(result) + "#" * (i == 2))
+        sys.modules.pop("own_layer_here", None)
+        layer = importlib.import_module("own_layer_here").Own(name="own")
+        identities.append(model_identity(keras.Sequential([keras.Input((2,), name="x"), layer])))
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_one_process_writes_a_results_file(tmp_path):

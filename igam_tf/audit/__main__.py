@@ -65,8 +65,9 @@ class AuditSettings:
     @staticmethod
     def without_places(settings: dict[str, Any]) -> dict[str, Any]:
         """Settings without the paths of networks, which their identities stand for."""
-        others = sorted(settings["transfer_from"].values())
-        return {**settings, "model": "", "transfer_from": others}
+        others = settings.get("transfer_from")
+        identities = sorted(others.values()) if isinstance(others, dict) else others
+        return {**settings, "model": "", "transfer_from": identities}
 
 
 def define_flags() -> None:

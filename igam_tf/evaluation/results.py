@@ -17,12 +17,21 @@ def read_results(folder: Path) -> dict[str, dict]:
     """
     path = folder / "results.json"
     try:
-        reports = read_json(path)
-        for report in reports.values():
-            settings_text(report)
-            check_masks(report)
+        return checked(read_json(path), path)
     except OSError as error:
         raise UserError(f"expected a finished run folder with {path}; {error}") from error
+
+
+def checked(reports: dict[str, dict], path: Path) -> dict[str, dict]:
+    """The reports of the models in a file, every figure compared with the masks that it comes from.
+
+    Raises:
+        UserError: they contradict each other, so that the file was changed, or are no reports.
+    """
+    try:
+        for report in reports.values():
+            settings_text(report)
+            _check_masks(report)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"expected a report of each model in {path}; it is damaged: {error}"
@@ -30,13 +39,7 @@ def read_results(folder: Path) -> dict[str, dict]:
     return reports
 
 
-def check_masks(report: dict) -> None:
-    """Compares every figure of a report with the robust masks that it comes from.
-
-    Raises:
-        ValueError: they contradict each other, so that the file was changed.
-        KeyError, TypeError: it is no report.
-    """
+def _check_masks(report: dict) -> None:
     results = report["results"]
     masks = {name: row[MASK_KEY] for name, row in results.items() if MASK_KEY in row}
     if masks.keys() == results.keys() - {WORST_CASE}:

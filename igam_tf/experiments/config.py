@@ -38,7 +38,7 @@ class Config(Settings):
 
         A run knows the images themselves, see `igam_tf.training.stages.Run.load`.
         """
-        names = {name: short_name(settings[name]) for name in ("source", "target")}
+        names = {n: short_name(str(settings.get(n))) for n in ("source", "target")}
         return {**settings, **names, "data_dir": ""}
 
     source: str = setting("mnist", f"Task of the teacher: {NAMES}.", "experiment")

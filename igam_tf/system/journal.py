@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from madry_models.errors import UserError
+from madry_models.errors import UserError, folder_in_place
 from madry_models.locks import take_lock
 
 # Results and journals hold robust masks under this key, as they always have: files of before are read.
@@ -116,16 +117,10 @@ class Journal:
             UserError: the journal's folder is not at its place any more.
         """
         self._known[key] = digits(robust)
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_line(key, self._known[key]) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except FileNotFoundError as error:
-            raise UserError(
-                f"expected the folder of {self.path} to stay at its place; it was renamed or removed: "
-                "what was finished is kept where it is now"
-            ) from error
+        with folder_in_place(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(key, self._known[key]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _is_another_json(line: bytes) -> bool:
@@ -180,11 +175,18 @@ def remembered(
 
 
 def model_identity(model: keras.Model) -> str:
-    """Digest of a model's class, configuration and weights; a class may move to another module."""
+    """Digest of a model's class, configuration, weights, and of the files of a user's own classes.
+
+    A class of this project may move to another module.
+    """
     digest = hashlib.sha256(keras.saving.get_registered_name(type(model)).encode())
     with contextlib.suppress(NotImplementedError):
         config = {k: v for k, v in model.get_config().items() if k != "name"}  # numbered by Keras
         digest.update(json.dumps(config, sort_keys=True, default=repr).encode())
+    for name in sorted({type(layer).__module__ for layer in model._flatten_layers()}):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.split(".")[0] not in ("keras", "igam_tf", "madry_models"):
+            digest.update(Path(file).read_bytes())
     for weight in model.get_weights():
         digest.update(f"{weight.dtype} {weight.shape} ".encode() + weight.tobytes())
     return digest.hexdigest()

@@ -31,7 +31,7 @@ from absl import logging
 
 from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
 from madry_models.archives import archive_errors, open_zip
-from madry_models.errors import UserError
+from madry_models.errors import UserError, folder_in_place
 from madry_models.locks import is_at, take_lock
 
 _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
@@ -68,12 +68,17 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the name of `path` once the block ends without error."""
+    """A path to write to; it takes the name of `path` once the block ends without error.
+
+    Raises:
+        UserError: the folder is there no more.
+    """
     temporary = _temporary(path)
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
+        with folder_in_place(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

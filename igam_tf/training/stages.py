@@ -16,7 +16,7 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
-from igam_tf.evaluation.results import read_results
+from igam_tf.evaluation.results import checked, read_results
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import described_transform, source_spec, target_spec
 from igam_tf.method.architectures import import_classes
@@ -207,7 +207,7 @@ class Run:
                 results = folder / "results.json"
                 if not results.exists():
                     write_json(results, {"teacher": self._source_figures()})
-                record["report"] = read_json(results)["teacher"]
+                record["report"] = read_results(shared)["teacher"]
         else:
             record["report"] = self._source_figures()
         write_json(path, record)
@@ -306,6 +306,7 @@ class Run:
         source = self.folder / f"{STAGE}.json"
         record = read_json(source) if source.exists() else {}
         if "report" in record:
+            checked({"teacher": record["report"]}, source)
             print(f"\nteacher of {record['data']}\n{table(record['report'])}")
         for name, report in reports.items():
             print(f"\n{name}, {self.folder.path}\n{table(report)}")
