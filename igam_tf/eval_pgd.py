@@ -119,6 +119,8 @@ def _evaluate(
     )  # fmt: skip
     about = {"model": FLAGS.model}
     _, _, planned = plan(split, **settings)
+    if FLAGS.preprocess:
+        planned["preprocess"] = FLAGS.preprocess
     synthetic = {"data_seed": data_seed} if split.source == "builtin" else {}
     if output:
         check_earlier(output, about | planned | synthetic)
@@ -139,7 +141,7 @@ def check_earlier(file: Path, settings: dict) -> None:
     earlier = read_json(file)
     try:
         before = {"model": earlier.get("model")} | settings_alone(earlier)
-        before["data_seed"] = earlier.get("data_seed")
+        before |= {name: earlier.get(name) for name in ("data_seed", "preprocess")}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{expected}; it is another JSON file") from error
     rows, new = before.pop("results"), settings["results"]

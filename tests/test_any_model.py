@@ -583,7 +583,7 @@ WRONG = {
     ),
     "pixels of 0..1": (
         lambda: _fit(X / 255),
-        "none of the first batch is above .*: is the range 0..1",
+        "none of the images is above .*: is the range 0..1",
     ),
     "NaN pixels": (lambda: _fit(X * np.nan), "finite pixels; received NaN or infinity"),
     "no labels": (lambda: _fit(y=None), "images and labels; received images without labels"),

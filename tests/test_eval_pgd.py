@@ -209,6 +209,7 @@ def test_checkpoint_folder_or_prefix(command, loaded, golden_dir, capsys):
         (["--eps=-8/255"], "received '-8/255'"),
         (["--eps=nan"], "received 'nan'"),
         (["--step_size=2px"], "expected --step_size as a fraction .* received '2px'"),
+        (["--preprocess=vgg"], r"preprocess as one of 0\.\.1, .*; received 'vgg'"),
         (["--json=/no/such/folder/x.json"], "expected --json=/no/such/folder/x.json to be writable; No"),
         (["--json=/"], "expected --json=/ to be writable; it is a folder"),
     ],
@@ -263,24 +264,28 @@ def greys(monkeypatch):
 def test_a_pixel_range_that_is_wrong_is_remarked_on(command, greys, tmp_path):
     _ten_colours(scale=10).save(tmp_path / "m.keras")
     common = (f"--model={tmp_path / 'm.keras'}", "--dataset=mnist", "--attacks=clean")
-    common += ("--num_examples=4",)
     assert command(*common, f"--json={tmp_path / 'wrong.json'}") == 3
     assert command(*common, "--allow_doubts") == 0
     wrong = json.loads((tmp_path / "wrong.json").read_text())
-    assert wrong["results"]["clean"]["accuracy"] == 25
-    assert [doubt["code"] for doubt in wrong["doubts"]] == ["saturated", "chance"]
-    assert "1 of 4 images right" in wrong["doubts"][1]["sentence"]
-    assert command(*common, "--pixel_max=1", f"--json={tmp_path / 'right.json'}") == 0
+    assert wrong["results"]["clean"]["accuracy"] == 20
+    assert [doubt["code"] for doubt in wrong["doubts"]] == ["input_convention"]
+    assert "--preprocess=0..1, 20.0 % as it is called" in wrong["doubts"][0]["sentence"]
+    common += (f"--json={tmp_path / 'right.json'}", "--noallow_doubts")
+    assert command(*common, "--preprocess=0..1") == 0
+    with pytest.raises(UserError, match=r"preprocess was 0\.\.1, is -1\.\.1"):
+        command(*common, "--preprocess=-1..1")
+    with pytest.raises(UserError, match="--preprocess or --pixel_max"):
+        command(*common, "--pixel_max=1")
     right = json.loads((tmp_path / "right.json").read_text())
     assert (right["results"]["clean"]["accuracy"], right["pixel_max"]) == (100, 1.0)
-    assert right["doubts"] == []
+    assert (right["preprocess"], right["doubts"]) == ("0..1", [])
 
 
 def test_probabilities_are_refused_or_undone(command, greys, tmp_path):
     _ten_colours(scale=100).save(tmp_path / "logits.keras")
     _ten_colours(scale=100, softmax=True).save(tmp_path / "p.keras")
     common = ("--dataset=mnist", "--pixel_max=1", "--attacks=clean,pgd3", "--eps=0.1")
-    with pytest.raises(UserError, match=r"received probabilities, .*: --from_probabilities takes"):
+    with pytest.raises(UserError, match=r"received probabilities, .* set from_probabilities"):
         command(f"--model={tmp_path / 'p.keras'}", *common)
     command(f"--model={tmp_path / 'logits.keras'}", *common, f"--json={tmp_path / 'a.json'}")
     command(
@@ -306,10 +311,10 @@ def test_data_set_unknown(command, loaded, saved, name):
 def test_model_and_data_set_that_do_not_go_together(command, loaded, saved):
     with pytest.raises(
         UserError,
-        match=r"a model for cifar10 images \[32, 32, 3\]; this one fails on them: .*(28|32)",
+        match=r"a model for images \[32, 32, 3\]; this one fails on them: .*(28|32)",
     ):
         command(f"--model={saved / 'mnist.keras'}", "--dataset=cifar10")
-    with pytest.raises(UserError, match=r"expected 100 logits .* returns the shape \[1, 10\]"):
+    with pytest.raises(UserError, match=r"expected 100 logits .* the shape \[12, 10\]"):
         command(f"--model={saved / 'cifar10.keras'}", "--dataset=cifar100")
 
 

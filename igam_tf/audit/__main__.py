@@ -22,7 +22,7 @@ from igam_tf.audit.audit import CHECKS, audit, check_names
 from igam_tf.audit.audited import BUDGETS, AuditedModel
 from igam_tf.audit.checks import FAIL
 from igam_tf.audit.report import check_text, html, markdown, summary
-from igam_tf.evaluation.evaluate import check_fits, logits_function
+from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
     data_settings,
@@ -34,6 +34,7 @@ from igam_tf.evaluation.inputs import (
     parse_fraction,
     pixel_range,
 )
+from igam_tf.method.networks import logits_of
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, model_identity
 from igam_tf.system.run_folder import RunFolder, environment, load_model, write_json, write_text
@@ -61,6 +62,7 @@ class AuditSettings:
     batch_size: int
     transfer_from: dict[str, str]
     pixel_max: float | None = None
+    preprocess: str | None = None
 
     @staticmethod
     def without_places(settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +151,8 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     split = everything.take(slice(n), FLAGS.split)
     sources = {name: load() for name, load in transfers.items()}
     for other in sources.values():
-        check_fits(logits_function(other, "inference"), split, pixel_range(other, split.spec))
+        x = in_pixel_range(split.images[:1], pixel_range(other, split.spec))
+        logits_of(other, x, "model to transfer from", split.spec.num_classes)
     settings = AuditSettings(
         model=FLAGS.model,
         identity=model_identity(model),
@@ -164,6 +167,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         batch_size=FLAGS.batch_size,
         transfer_from={name: model_identity(other) for name, other in sources.items()},
         pixel_max=FLAGS.pixel_max,
+        preprocess=FLAGS.preprocess,
     )
     with RunFolder(_workdir(run), settings) as folder:
         audited = AuditedModel(

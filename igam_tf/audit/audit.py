@@ -23,6 +23,7 @@ from igam_tf.evaluation.evaluate import (
 )
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
+from igam_tf.method.preprocess import Preprocessed, preprocessed
 from igam_tf.system.journal import MASK_KEY, checksum, digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
@@ -110,6 +111,7 @@ def audit_model(
     *,
     eps: float,
     pixel_max: float,
+    preprocess: str | None = None,
     budget: str = "quick",
     checks: str = "all",
     step_size: float | None = None,
@@ -125,7 +127,9 @@ def audit_model(
         images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max; all of them are used.
         labels: [n] int, below K.
         eps: headline l-inf radius, as a fraction of the pixel range.
-        pixel_max: highest pixel value of the model's input, such as 1 or 255.
+        pixel_max: highest pixel value of the model's input, such as 1 or 255; with `preprocess`, of
+            the images.
+        preprocess: what the model takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`.
         budget: "quick", "standard" or "full": number and length of the attacks.
         checks: "all", or names of `igam_tf.audit.audit.CHECKS` with commas between.
         step_size: of PGD, as a fraction of the pixel range; None: by eps and the number of steps.
@@ -155,12 +159,13 @@ def audit_model(
     if budget not in BUDGETS:
         raise UserError(f"expected a budget among {', '.join(BUDGETS)}; received {budget!r}")
     names = check_names(checks)
+    model = preprocessed(model, preprocess, pixel_max)
     audited = AuditedModel(
         model, split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max),
         pixel_max=pixel_max, eps=eps, step_size=step_size, seed=seed, batch_size=batch_size,
         budget=BUDGETS[budget], sources=transfer_from, progress=progress,
     )  # fmt: skip
-    return {"name": type(model).__name__, "budget": budget} | audit(audited, names=names)
+    return {"name": _class_name(model), "budget": budget} | audit(audited, names=names)
 
 
 def _resume(audited: AuditedModel, progress_file: Path | None) -> dict[str, dict]:
@@ -271,9 +276,10 @@ def _verdict(checks: dict[str, dict], *, robust: float, clean_low: float, chance
 
 
 def _facts(audited: AuditedModel) -> dict[str, Any]:
-    split = audited.split
+    split, model = audited.split, audited.model
+    behind = isinstance(model, Preprocessed)
     return {
-        "model": type(audited.model).__name__,
+        "model": _class_name(model),
         "dataset": split.spec.name,
         "split": split.name,
         "data": data_text(split.source),
@@ -281,6 +287,7 @@ def _facts(audited: AuditedModel) -> dict[str, Any]:
         "n": audited.n,
         "classes": split.spec.num_classes,
         "pixel_max": audited.pixel_max,
+        **({"preprocess": model.preprocess.convention} if behind else {}),
         "eps": audited.eps,
         "eps_unit": eps_unit("linf"),
         "step_size": audited.step_size,
@@ -288,3 +295,7 @@ def _facts(audited: AuditedModel) -> dict[str, Any]:
         "seed": audited.seed,
         "transfer_from": list(audited.sources),
     }
+
+
+def _class_name(model: keras.Model) -> str:
+    return type(model.base if isinstance(model, Preprocessed) else model).__name__

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.datasets import Split, in_pixel_range
-from igam_tf.evaluation.evaluate import check_outputs, figures, logits_function, stated
+from igam_tf.evaluation.evaluate import figures, logits_function, look_at, stated
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
@@ -146,7 +146,9 @@ class AuditedModel:
         self.results: dict[str, AttackResult] = {}
         self.tools: dict[str, Callable] = {}
         self._compiled: dict[str, dict] = {}
-        self.doubts = check_outputs(model, split, pixel_max=self.pixel_max, batch_size=batch_size)
+        self.doubts = look_at(
+            model, split, pixel_max=self.pixel_max, eps=self.eps, seed=seed, batch_size=batch_size
+        )
         self.logits_fn = attached(logits_function(model, "inference"))
         self.logits = tf.function(self.logits_fn, reduce_retracing=True)
 

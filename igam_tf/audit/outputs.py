@@ -18,7 +18,6 @@ from igam_tf.audit.checks import (
     not_applicable,
     worst,
 )
-from igam_tf.evaluation.evaluate import LARGEST_MARGIN
 from igam_tf.formulas.gradients import cosine, flatten, input_gradient
 from igam_tf.formulas.losses import xent
 from igam_tf.method.networks import are_probabilities
@@ -27,6 +26,8 @@ from madry_models.errors import UserError
 # A sum in another order changes float32 logits by some 1e-6 of their size, randomness by far more.
 REPEAT_TOLERANCE = 1e-4
 REPEATS = 3
+# exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
+LARGEST_MARGIN = 88.0
 # An image has no gradient where at least this share of its pixels has a gradient of exactly 0.
 ALL_ZERO = 0.99
 # In any well-trained network the softmax is saturated, so without a gradient, for a few examples.

@@ -53,9 +53,10 @@ def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
 def facts(report: dict[str, Any]) -> str:
     """Model, data and settings, which hold for every figure that states no others."""
     s = report["subject"]
+    behind = f", preprocess={s['preprocess']}" if "preprocess" in s else ""
     return (
         f"{report['name']} ({s['model']}) on {s['dataset']} {s['split']}, data {s['data']}, first "
-        f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}; budget {report['budget']}. Unless "
+        f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}{behind}; budget {report['budget']}. Unless "
         f"a name says otherwise: l-inf eps {fraction_text(s['eps'])} of the pixel range, PGD with step "
         f"size {fraction_text(round(s['step_size'], 12))}, 1 random start, loss xent, batch norm "
         f"inference, seed {s['seed']}"

@@ -9,6 +9,7 @@ example by example.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -17,11 +18,14 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
+from igam_tf.evaluation.disagreement import disagreements
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.look import Doubt, as_json, doubtful_lines
-from igam_tf.method.networks import are_probabilities, logits_of, reason_of
+from igam_tf.method.checks import check_pixels
+from igam_tf.method.look import LOOKED_AT, Doubt, as_json, doubtful_lines, look, refuse
+from igam_tf.method.networks import logits_of
+from igam_tf.method.preprocess import Preprocessed, preprocessed
 from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
 
@@ -64,11 +68,26 @@ def eps_unit(norm: str) -> str:
     return f"{NORM_TEXT[norm]}, fraction of the pixel range"
 
 
-def check_threat(norm: str, eps: float | None) -> None:
-    """Raises a UserError where l2 lacks a radius, for a data set's own radius is of l-inf."""
+def check_threat(norm: str, eps: float | None, shape: Sequence[int] = ()) -> None:
+    """Looks at a radius, as a fraction of the pixel range, before anything is attacked.
+
+    Args:
+        norm: of eps.
+        eps: None: the data set's own.
+        shape: of an image, where it is known.
+
+    Raises:
+        UserError: l2 lacks a radius, for a data set's own is of l-inf; or every image lies in the ball.
+    """
     if norm != "linf" and eps is None:
         raise UserError(
             f"expected --eps with --norm={norm}: a data set's own radius is for l-inf; received none"
+        )
+    most = np.sqrt(np.prod(shape)) if norm == "l2" else 1.0
+    if eps is not None and shape and eps > most:
+        raise UserError(
+            f"expected eps as a fraction of the pixel range, such as 8/255, at most {most:g} in "
+            f"{NORM_TEXT[norm]}, which allows every image; received {eps!r}"
         )
 
 
@@ -162,7 +181,7 @@ def plan(
     Raises:
         UserError: more examples asked for than there are, no eps in l2, or as `attack_specs`.
     """
-    check_threat(norm, eps)
+    check_threat(norm, eps, split.spec.image_shape)
     spec, available = split.spec, len(split.labels)
     n = available if num_examples is None else num_examples
     if not 1 <= n <= available:
@@ -215,19 +234,55 @@ def model_report(
     pixel_max = pixel_range(model, split.spec, pixel_max)
     common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
     split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
-    doubts = check_outputs(model, split, pixel_max=pixel_max, batch_size=batch_size)
-    if PROBABILITIES in doubts:
-        raise UserError(f"{PROBABILITIES.sentence} {PROBABILITIES.remedy}")
+    radii = [spec.eps for spec in specs if spec.loss and spec.kind != "square"]
+    doubts = look_at(
+        model, split,
+        pixel_max=pixel_max, eps=max(radii, default=None), norm=specs[0].norm, **common
+    )  # fmt: skip
+    refuse(doubts, "probabilities")
+    if isinstance(model, Preprocessed):
+        about["preprocess"] = model.preprocess.convention
     results = evaluate(
         logits_function(model, batch_norm), split.images, split.labels,
         attacks=specs, pixel_max=pixel_max, progress=progress, journal=journal, **common,
     )  # fmt: skip
+    doubts += disagreements(results)
     return about | {"results": results, "doubts": as_json(doubts)}
+
+
+def look_at(
+    model: keras.Model,
+    split: Split,
+    *,
+    pixel_max: float,
+    batch_norm: str = "inference",
+    **settings: Any,
+) -> list[Doubt]:
+    """The `look` at a model on LOOKED_AT images of a split, evenly spread.
+
+    Args:
+        model: [B,H,W,C] in 0..pixel_max -> logits [B,K].
+        split: images and labels.
+        pixel_max: highest pixel value of the model's input.
+        batch_norm: see `evaluate`.
+        **settings: eps, norm, seed and batch_size, see `look`.
+
+    Raises:
+        UserError: a model that is not for such images.
+    """
+    n = len(split.labels)
+    chosen = np.unique(np.linspace(0, n - 1, min(LOOKED_AT, n)).astype(int))
+    return look(
+        model, in_pixel_range(split.images[chosen], pixel_max), split.labels[chosen].astype(np.int64),
+        pixel_max=pixel_max, classes=split.spec.num_classes,
+        function=partial(logits_function, batch_norm=batch_norm), **settings,
+    )  # fmt: skip
 
 
 def settings_alone(report: dict) -> dict:
     """A report of `model_report` without its outcomes: data, and the settings of each attack."""
     about = {name: report[name] for name in ("dataset", "split", "data", "pixel_max")}
+    about |= {name: report[name] for name in ("preprocess",) if name in report}
     outcomes = ("accuracy", "ci95", MASK_KEY)
     results = {
         attack: {name: value for name, value in row.items() if name not in outcomes}
@@ -245,6 +300,7 @@ def evaluate_model(
     *,
     eps: float,
     pixel_max: float,
+    preprocess: str | None = None,
     step_size: float | None = None,
     norm: str = "linf",
     restarts: int = 1,
@@ -257,12 +313,16 @@ def evaluate_model(
     """Accuracy of any Keras model on any images, clean and under attack.
 
     Args:
-        model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
+        model: images [B,H,W,C] in 0..pixel_max, or as `preprocess` says, -> logits [B,K].
         images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max.
         labels: [n] int, below K.
         attacks: "clean,fgsm,pgd20", or a list of names; see `igam_tf.attacks.attack_names`.
         eps: radius, as a fraction of the pixel range.
-        pixel_max: highest pixel value of the model's input, such as 1 or 255.
+        pixel_max: highest pixel value of the model's input, such as 1 or 255; with `preprocess`, of
+            the images.
+        preprocess: what the model takes in place of pixels: "0..1", "0..255", "-1..1", "imagenet",
+            "caffe", or "mean=0.5,0.5,0.5/std=0.2,0.2,0.2" in pixels of 0..1; eps stays a fraction of
+            the range of the images. None: pixels in 0..pixel_max.
         step_size: of PGD, as a fraction of the pixel range; None: a quarter of eps.
         norm: "linf" or "l2", of eps and step_size.
         restarts, loss: of FGSM and PGD, see `igam_tf.attacks.attack_specs`.
@@ -291,7 +351,8 @@ def evaluate_model(
         {'clean': 100.0, 'pgd5': 0.0, 'worst_case': 0.0}
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
-    split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max)
+    model = preprocessed(model, preprocess, pixel_max)
+    split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max, norm=norm)
     return model_report(
         model, split,
         attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
@@ -300,7 +361,13 @@ def evaluate_model(
 
 
 def split_of_arrays(
-    model: keras.Model, images: np.ndarray, labels: np.ndarray, *, eps: float, pixel_max: float
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    eps: float,
+    pixel_max: float,
+    norm: str = "linf",
 ) -> Split:
     """Images and labels as a data set, checked against each other and against the model.
 
@@ -310,6 +377,7 @@ def split_of_arrays(
         labels: [n] int, below K.
         eps: radius, as a fraction of the pixel range.
         pixel_max: highest pixel value of the model's input.
+        norm: of eps.
 
     Raises:
         UserError: they do not go together.
@@ -337,10 +405,9 @@ def split_of_arrays(
             f"expected as many images as labels, at least one; received {len(images)} and "
             f"{len(labels)}"
         )
-    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= pixel_max):
-        raise UserError(
-            f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
-        )
+    check_threat(norm, eps, images.shape[1:])
+    if images.dtype != np.uint8:
+        check_pixels(images, pixel_max)
     shape = logits_of(model, in_pixel_range(images[:1], pixel_max), "model").shape
     if not 0 <= labels.min() <= labels.max() < shape[1]:
         raise UserError(
@@ -352,86 +419,6 @@ def split_of_arrays(
         pixel_max=float(pixel_max), eps=float(eps), step_size=float(eps) / 4,
     )  # fmt: skip
     return Split(images, labels.astype(np.int64), spec, "arrays", "test")
-
-
-# exp(-88) is the smallest normal float32: beyond that margin softmax has no gradient to give.
-LARGEST_MARGIN = 88.0
-PROBABILITIES = Doubt(
-    code="probabilities",
-    sentence="expected logits; received probabilities, each image's outputs are positive and add up to "
-    "1:",
-    remedy="--from_probabilities takes their logarithm; in Python, "
-    "igam_tf.method.networks.LogProbabilities(model).",
-)
-_CHECKED = 500  # first so many images, enough to see an accuracy at chance
-
-
-def check_outputs(
-    model: keras.Model, split: Split, *, pixel_max: float, batch_size: int = 100
-) -> list[Doubt]:
-    """What makes a model's figures doubtful: probabilities, saturated logits, an accuracy at chance.
-
-    Found on the first 500 images, in inference mode.
-
-    Args:
-        model: [B,H,W,C] -> logits [B,K].
-        split: the images that are attacked.
-        pixel_max: highest pixel value of the model's input.
-        batch_size: images at once.
-
-    Raises:
-        UserError: the model is not for such images.
-    """
-    logits_fn = logits_function(model, "inference")
-    check_fits(logits_fn, split, pixel_max)
-    images, labels = split.images[:_CHECKED], split.labels[:_CHECKED]
-    parts = range(0, len(labels), batch_size)
-    x = in_pixel_range(images, pixel_max)
-    z = np.concatenate([logits_fn(tf.constant(x[i : i + batch_size])) for i in parts])
-    z = z.astype(np.float64)
-    if not np.isfinite(z).all():
-        return []  # `evaluate` says so
-    if are_probabilities(z):
-        return [PROBABILITIES]
-    found, remedy = [], f"Does the model expect pixels in 0..{pixel_max:g}? Else set pixel_max."
-    top = np.sort(z, axis=1)
-    margin = float(np.median(top[:, -1] - top[:, -2])) if z.shape[1] > 1 else 0.0
-    if margin > LARGEST_MARGIN:
-        sentence = (
-            f"The two highest logits are {margin:.3g} apart in the median, above {LARGEST_MARGIN:g}, "
-            "where softmax has no gradient."
-        )
-        found.append(Doubt(code="saturated", sentence=sentence, remedy=remedy))
-    right, n = int((z.argmax(1) == labels).sum()), len(labels)
-    low, _ = wilson_interval(right, n)
-    if low <= 1 / z.shape[1]:
-        sentence = (
-            f"Clean accuracy is not above chance: {right} of {n} images right, 95 % interval from "
-            f"{100 * low:.1f} %, chance {100 / z.shape[1]:.1f} %."
-        )
-        found.append(Doubt(code="chance", sentence=sentence, remedy=remedy))
-    return found
-
-
-def check_fits(logits_fn: LogitsFn, split: Split, pixel_max: float) -> None:
-    """Calls a model on one image of a data set, in 0..pixel_max.
-
-    Raises:
-        UserError: it fails, or returns another number of classes.
-    """
-    spec, x = split.spec, in_pixel_range(split.images[:1], pixel_max)
-    try:
-        shape = tuple(logits_fn(tf.constant(x)).shape)
-    except Exception as error:  # a model may fail in any way on images it was not made for
-        raise UserError(
-            f"expected a model for {spec.name} images {list(spec.image_shape)}; this one fails on "
-            f"them: {reason_of(error)}"
-        ) from error
-    if shape != (1, spec.num_classes):
-        raise UserError(
-            f"expected {spec.num_classes} logits for an image of {spec.name}; this model returns "
-            f"the shape {list(shape)}"
-        )
 
 
 def fraction_text(value: float) -> str:
@@ -465,6 +452,8 @@ def table(report: dict) -> str:
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}",
         "",
     ]
+    if "preprocess" in report:
+        lines.insert(2, f"preprocess={report['preprocess']} in front of the model")
     cells = [("attack", "accuracy %", "95 % interval", "steps", "step size", "restarts")]
     for name, row in results.items():
         settings = ("", "", "")

@@ -13,6 +13,7 @@ from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets import parse_fraction as parse_fraction
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
+from igam_tf.method.preprocess import FORMS, parsed, preprocessed
 from igam_tf.system.run_folder import load_model, read_json
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -24,7 +25,8 @@ flags.disclaim_key_flags()
 NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
 DOUBTFUL_STATUS = 3
 DATA_FLAGS = (
-    "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities"
+    "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities",
+    "preprocess",
 )  # fmt: skip
 
 
@@ -128,6 +130,11 @@ def define_data_flags() -> None:
         "from_probabilities", False,
         "The model returns probabilities, whose logarithm is attacked.",
     )  # fmt: skip
+    flags.DEFINE_string(
+        "preprocess", None,
+        f"What the model takes in place of pixels in 0..pixel_max: {FORMS}. eps stays a fraction of the "
+        "pixel range.",
+    )  # fmt: skip
 
 
 def define_allow_doubts() -> None:
@@ -144,13 +151,27 @@ def doubtful_status(doubts: Sequence[dict], allowed: bool) -> int:
 
 
 def data_settings(values: flags.FlagValues) -> dict[str, Any]:
-    """The settings of `model_and_images`, from the flags of `define_data_flags`."""
+    """The settings of `model_and_images`, from the flags of `define_data_flags`.
+
+    Raises:
+        UserError: both --preprocess and --pixel_max, or an input convention that is none.
+    """
+    if values.preprocess is not None:
+        parsed(values.preprocess)
+        if values.pixel_max is not None:
+            raise UserError(
+                "expected --preprocess or --pixel_max, which both say what the model takes; received "
+                f"--preprocess={values.preprocess} and --pixel_max={values.pixel_max:g}"
+            )
     return {name: values[name].value for name in DATA_FLAGS}
 
 
-def as_logits(model: keras.Model, from_probabilities: bool) -> keras.Model:
-    """The model, or the logarithm of its probabilities."""
-    return LogProbabilities(model) if from_probabilities else model
+def as_called(
+    model: keras.Model, spec: DatasetSpec, *, from_probabilities: bool, preprocess: str | None
+) -> keras.Model:
+    """The model from a data set's pixels to logits, as the flags of `define_data_flags` say."""
+    model = LogProbabilities(model) if from_probabilities else model
+    return preprocessed(model, preprocess, spec.pixel_max)
 
 
 def model_and_images(
@@ -163,7 +184,7 @@ def model_and_images(
     data_dir: str | None,
     data_seed: int | None,
     image_size: int | None = None,
-    from_probabilities: bool = False,
+    **called: Any,
 ) -> tuple[keras.Model, Split, int]:
     """(model, images, seed of builtin images): as the flags say, else the run, else the model.
 
@@ -171,7 +192,7 @@ def model_and_images(
         load: loads the model, once the data set is known to be there.
         run: settings of the model's run, or none.
         dataset, split, data, data_dir, data_seed, image_size: values of `define_data_flags`.
-        from_probabilities: the model returns probabilities, of which the logarithm is taken.
+        **called: from_probabilities and preprocess, of `as_called`.
 
     Raises:
         UserError: no such data, or a model that does not tell what it was made for.
@@ -183,7 +204,7 @@ def model_and_images(
     model = None if name else load()
     spec = data_spec(name or dataset_of(model), run, data_dir=folder, image_size=image_size)
     datasets.check_available(spec, source=source, data_dir=folder)
-    model = as_logits(model or load(), from_probabilities)
+    model = as_called(model or load(), spec, **called)
     return model, datasets.load(spec, split, source=source, data_dir=folder, seed=seed), seed
 
 

@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import keras
 import matplotlib
 import tensorflow as tf
 from absl import flags
 from matplotlib.figure import Figure
 
-from igam_tf.datasets import DatasetSpec, Split, class_names
-from igam_tf.evaluation.evaluate import check_fits, eps_unit
+from igam_tf.datasets import DatasetSpec, class_names
+from igam_tf.evaluation.evaluate import eps_unit, look_at
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
-    as_logits,
+    as_called,
     data_settings,
     define_data_flags,
     find_model,
@@ -34,6 +33,7 @@ from igam_tf.figures import drawing
 from igam_tf.figures.composing import FIGURES, Composer, FigureSettings
 from igam_tf.figures.measuring import EXTENT, PGD_STEPS, DrawnModel
 from igam_tf.formulas.losses import GRADIENT_OF
+from igam_tf.method.look import as_json, doubtful_lines
 from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import model_identity
 from igam_tf.system.run_folder import environment, load_model, write_json
@@ -218,14 +218,20 @@ def main(argv: list[str]) -> None:
         model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
         chosen = settings(split.spec, eps, len(split.labels))
         models = {first: model} | {
-            label: as_logits(load(path), FLAGS.from_probabilities)
+            label: as_called(
+                load(path), split.spec,
+                from_probabilities=FLAGS.from_probabilities, preprocess=FLAGS.preprocess,
+            )
             for label, (load, path, _) in others
-        }
+        }  # fmt: skip
         models |= {label: load_model(file) for label, file in teacher.items()}
-        drawn = {
-            label: _drawn_model(label, model, split, None if label in teacher else FLAGS.pixel_max)
-            for label, model in models.items()
-        }
+        drawn, doubts = {}, {}
+        for label, model in models.items():
+            pixel_max = pixel_range(
+                model, split.spec, None if label in teacher else FLAGS.pixel_max
+            )
+            drawn[label] = DrawnModel(label, model, pixel_max)
+            doubts[label] = as_json(look_at(model, split, pixel_max=pixel_max, eps=chosen.eps))
         composer = Composer(
             list(drawn.values()),
             drawn[next(iter(teacher))] if teacher else None,
@@ -252,18 +258,16 @@ def main(argv: list[str]) -> None:
             "eps_unit": eps_unit("linf"),
             "settings": dataclasses.asdict(chosen) | {"extent_in_eps": EXTENT},
             "figures": numbers,
+            "doubts": doubts,
             "versions": environment(),
         }
+        if FLAGS.preprocess:
+            report["preprocess"] = FLAGS.preprocess
         write_json(folder / "figures.json", report)
-
-
-def _drawn_model(
-    label: str, model: keras.Model, split: Split, pixel_max: float | None = None
-) -> DrawnModel:
-    pixel_max = pixel_range(model, split.spec, pixel_max)
-    drawn = DrawnModel(label, model, pixel_max)
-    check_fits(drawn.logits, split, pixel_max)
-    return drawn
+        for label, found in doubts.items():
+            print(
+                "".join(f"{label}: {line}\n" for line in doubtful_lines({"doubts": found})), end=""
+            )
 
 
 def program() -> None:

@@ -107,3 +107,14 @@ def difference_interval(differences: np.ndarray) -> tuple[float, float]:
     mean = float(differences.sum()) / n
     half = Z95 * math.sqrt(((differences**2).sum() + 1) / n - mean**2) / math.sqrt(n)
     return mean - half, mean + half
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """One-sided p of McNemar's exact test: so many gained, or more, of gained + lost at even odds.
+
+    Example:
+        >>> mcnemar(5, 0), mcnemar(3, 3)
+        (0.03125, 0.65625)
+    """
+    n = gained + lost
+    return sum(math.comb(n, k) for k in range(gained, n + 1)) / 2**n

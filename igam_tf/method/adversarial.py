@@ -12,7 +12,11 @@ from igam_tf.formulas import losses
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method.objectives import Objective, adversarial_xent
 from igam_tf.method.trainer import ClassifierTrainer, step_key
+from madry_models.errors import UserError
 
+# A smaller radius, a tenth of a grey level of 256, or steps that together come so little of the way, are
+# fractions of the pixel range where pixels belong.
+LEAST_EPS, LEAST_REACH = 0.1 / 255, 0.05
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 
 
@@ -33,6 +37,9 @@ class PGDTraining(ClassifierTrainer):
         objective: (f, x, x_adv, y) -> loss and terms.
         attack_loss: what the attack maximises: "xent", from a start anywhere within eps of x; or
             "kl" from p(x), from a start close to x, where it is least (TRADES).
+
+    Raises:
+        UserError: eps or step_size beyond the pixel range, or a fraction of it in place of pixels.
 
     Example:
         >>> import keras, numpy as np
@@ -60,6 +67,8 @@ class PGDTraining(ClassifierTrainer):
         **kwargs,
     ):
         super().__init__(network, **kwargs)
+        if (pixel_max := self._known_pixel_max()) is not None:
+            _check_radius(eps, step_size, steps, pixel_max)
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
         self.noise, self.ramp_steps = noise, ramp_steps
         self.objective, self.attack_loss = objective, attack_loss
@@ -107,3 +116,17 @@ class PGDTraining(ClassifierTrainer):
         x_adv = self.attack(x, y)
         f = functools.partial(self.network, training=True)
         return self.descend(lambda: self.objective(f, x, x_adv, y, xent=self.xent), y)
+
+
+def _check_radius(eps: float, step_size: float, steps: int, pixel_max: float) -> None:
+    unit = f"in the network's own pixel unit, 0..{pixel_max:g}"
+    if not (0 <= eps <= pixel_max and 0 <= step_size <= pixel_max):
+        raise UserError(
+            f"expected eps and step_size {unit}; received eps={eps!r}, step_size={step_size!r}"
+        )
+    if 0 < eps < LEAST_EPS * pixel_max or steps * step_size < LEAST_REACH * eps:
+        raise UserError(
+            f"expected eps and step_size {unit}, such as eps={8 / 255 * pixel_max:.3g}; received "
+            f"eps={eps:.3g}, step_size={step_size:.3g}, too small to tell: are they fractions of the "
+            f"pixel range? Then multiply them by {pixel_max:g}"
+        )

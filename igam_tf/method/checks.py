@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.method.networks import are_probabilities
+from igam_tf.method.look import doubtful_outputs, refuse
 from madry_models.errors import UserError
 
 
@@ -57,6 +57,15 @@ def check_batch(x: np.ndarray, y: np.ndarray, pixel_max: float | None) -> None:
         raise UserError(
             f"expected as many images as labels, at least one; received {len(x)} and {len(y)}"
         )
+    check_pixels(x, pixel_max)
+
+
+def check_pixels(x: np.ndarray, pixel_max: float | None) -> None:
+    """Finite pixels in 0..pixel_max (None: in any range) that are not those of 0..1.
+
+    Raises:
+        UserError: they are not.
+    """
     if not np.isfinite(x).all():
         raise UserError("expected finite pixels; received NaN or infinity")
     if pixel_max is None:
@@ -68,26 +77,18 @@ def check_batch(x: np.ndarray, y: np.ndarray, pixel_max: float | None) -> None:
         )
     if high <= 1 < pixel_max and high > low:
         raise UserError(
-            f"expected pixels in 0..{pixel_max:g}, as pixel_max says; none of the first batch is above "
-            f"{high:g}: is the range 0..1, with pixel_max=1.0?"
+            f"expected pixels in 0..{pixel_max:g}, as pixel_max says; none of the images is "
+            f"above {high:g}: is the range 0..1, with pixel_max=1.0?"
         )
 
 
 def check_logits(z: np.ndarray, y: np.ndarray) -> None:
-    """Logits [n,K] and labels [n] below K.
+    """Logits [n,K] of an untrained network, and labels [n] below K.
 
     Raises:
         UserError: probabilities, values that are not finite, or labels that are no classes.
     """
-    if not np.isfinite(z).all():
-        raise UserError(
-            "expected finite logits; received NaN or infinity from the untrained network"
-        )
-    if z.shape[1] > 1 and are_probabilities(z):
-        raise UserError(
-            "expected logits; received probabilities, each image's outputs are positive and add up to "
-            "1: leave out the softmax, or pass from_probabilities=True"
-        )
+    refuse(doubtful_outputs(z), "not_finite", "probabilities")
     if not 0 <= y.min() <= y.max() < z.shape[1]:
         raise UserError(
             f"expected labels in 0..{z.shape[1] - 1}, the network's classes; received "

@@ -1,7 +1,43 @@
-"""The look before every figure: what makes the figures of a model doubtful, with the remedy."""
+"""The look before every figure: what makes the figures of a model doubtful, with the remedy.
+
+Outputs, chance, randomness, gradients, and whether another input convention or another order of the
+classes suits the model better: on at most `LOOKED_AT` images, with no attack.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from igam_tf.attacks.draws import for_each, in_ball
+from igam_tf.attacks.losses import cw_margin
+from igam_tf.formulas.gradients import input_gradient
+from igam_tf.formulas.statistics import mcnemar, wilson_interval
+from igam_tf.method.networks import are_probabilities, layers_within, logits_of
+from igam_tf.method.preprocess import Preprocess, Preprocessed
+from madry_models.errors import UserError
+
+LOOKED_AT = 200
+LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+
+# Outputs of two calls that differ by more than this share of their spread are random: a sum in another
+# order changes float32 logits by some 1e-6 of it.
+RANDOM = 1e-4
+# Share of the images that may lack a gradient unmarked: a figure moves by no more than that.
+WITHOUT_GRADIENT = 0.01
+# Another convention, or order of classes, is told from this p on (all alternatives together) and where
+# so large a share of the images is gained.
+SIGNIFICANT, GAIN = 0.01, 0.03
+# Inputs that differ by no more than this share of their range are one convention.
+SAME = 1e-3
+# Outputs within 0..1 whose highest is at least this are those of sigmoids; logits may be as small as
+# they like, but then they are small throughout.
+SIGMOID = 0.3
+# What reaches a network's first layer with weights has a range of this width: 0..1, -1..1, 0..255 and
+# standardised pixels do.
+NARROWEST, WIDEST = 0.1, 300.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +54,330 @@ class Doubt:
     sentence: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.remedy}"
+
 
 def doubtful_lines(report: dict) -> list[str]:
     """A line for each of a report's `doubts`; reports of before have none."""
-    return [f"DOUBTFUL: {d['sentence']} {d['remedy']}" for d in report.get("doubts", ())]
+    return [f"DOUBTFUL: {Doubt(**doubt)}" for doubt in report.get("doubts", ())]
 
 
 def as_json(doubts: Sequence[Doubt]) -> list[dict[str, str]]:
     """What a report holds under `doubts`."""
     return [dataclasses.asdict(doubt) for doubt in doubts]
+
+
+def refuse(doubts: Sequence[Doubt], *codes: str) -> None:
+    """Raises a UserError of the first doubt of these kinds; of any kind where none is named."""
+    for doubt in doubts:
+        if not codes or doubt.code in codes:
+            raise UserError(str(doubt))
+
+
+def look(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    pixel_max: float,
+    classes: int,
+    eps: float | None = None,
+    norm: str = "linf",
+    seed: int = 0,
+    batch_size: int = 100,
+    function: Callable[[keras.Model], LogitsFn] = lambda model: lambda x: model(x, training=False),
+) -> list[Doubt]:
+    """What makes the figures of a model on these images doubtful; nothing, where they can be trusted.
+
+    Args:
+        model: [B,H,W,C] in 0..pixel_max -> logits [B,K].
+        x: images [n,H,W,C] in 0..pixel_max, all of which are looked at; LOOKED_AT are enough.
+        y: labels [n].
+        pixel_max: highest pixel value of the model's input.
+        classes: K that is expected.
+        eps: radius of the attacks, as a fraction of the pixel range; None: no attack takes a gradient.
+        norm: of eps.
+        seed: of the random points.
+        batch_size: images at once.
+        function: the logits of a model, in the mode that the figures are measured in.
+
+    Raises:
+        UserError: the model fails on such images, or does not return [B,K].
+    """
+    logits_fn = function(model)
+
+    def outputs(fn: LogitsFn, x: np.ndarray) -> np.ndarray:
+        parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
+        return np.concatenate([logits_of(fn, part, "model", classes) for part in parts])
+
+    z = outputs(logits_fn, x)
+    if wrong := doubtful_outputs(z):
+        return wrong
+    found = misplaced_range(model, pixel_max)
+    again = outputs(logits_fn, x[:batch_size])
+    found += _random(z[:batch_size], again)
+    right, n = z.argmax(1) == y, len(y)
+    if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
+        found.append(_at_chance(right, classes, pixel_max))
+    base = model.base if isinstance(model, Preprocessed) else model
+    base_fn, now = function(base), x if base is model else model.preprocess(x).numpy()
+    found += _other_convention(
+        lambda v: outputs(base_fn, v).argmax(1) == y, x / x.dtype.type(pixel_max), right, now
+    )
+    found += _other_order(z.argmax(1), y, classes)
+    if eps is not None:
+        found += _gradients(
+            logits_fn, x[right], y[right],
+            n=n, pixel_max=pixel_max, eps=eps, norm=norm, seed=seed, batch_size=batch_size,
+        )  # fmt: skip
+    return found
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+def doubtful_outputs(z: np.ndarray) -> list[Doubt]:
+    """Outputs [n,K] that are no logits: not finite, probabilities, or those of sigmoids."""
+    if bad := int((~np.isfinite(z).all(1)).sum()):
+        sentence = f"expected finite logits; received NaN or infinity for {bad} of {len(z)} images."
+        remedy = "Look for a division by 0, a logarithm of 0, or a type that is too narrow."
+        return [Doubt(code="not_finite", sentence=sentence, remedy=remedy)]
+    if z.shape[1] > 1 and are_probabilities(z):
+        return [
+            Doubt(
+                code="probabilities",
+                sentence="expected logits; received probabilities, each image's outputs are positive "
+                "and add up to 1:",
+                remedy="leave out the softmax, or set from_probabilities, which takes their logarithm.",
+            )
+        ]
+    if z.shape[1] > 1 and z.min() >= 0 and SIGMOID <= z.max() <= 1:
+        return [
+            Doubt(
+                code="sigmoid",
+                sentence=f"All outputs lie in 0..1 ({z.min():.3g} to {z.max():.3g}) and do not add up "
+                "to 1: they look like a sigmoid's, not like logits.",
+                remedy="Leave out the sigmoid: its derivative vanishes where the network is sure.",
+            )
+        ]
+    return []
+
+
+def _random(z: np.ndarray, again: np.ndarray) -> list[Doubt]:
+    spread = float(np.median(np.ptp(z, axis=1))) or 1.0
+    change = float(np.abs(again - z).max()) / spread
+    if change <= RANDOM:
+        return []
+    flips = int((z.argmax(1) != again.argmax(1)).sum())
+    return [
+        Doubt(
+            code="random",
+            sentence=f"The network draws random numbers: two calls differ by {change:.2g} of the "
+            f"logits' spread, and in {flips} of {len(z)} predictions. Each figure is of one draw for "
+            "each image and attack, not of the averaged predictor.",
+            remedy="Turn the randomness off, or average logits over many draws; igam_tf.audit says "
+            "what the draws hide.",
+        )
+    ]
+
+
+def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
+    hits, n = int(right.sum()), len(right)
+    low, _ = wilson_interval(hits, n)
+    return Doubt(
+        code="chance",
+        sentence=f"Clean accuracy is not above chance: {hits} of {n} images right, 95 % interval from "
+        f"{100 * low:.1f} %, chance {100 / classes:.1f} %.",
+        remedy=f"Does the model expect pixels in 0..{pixel_max:g}, and these classes? Else set "
+        "pixel_max or preprocess.",
+    )
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def misplaced_range(model: keras.Model, pixel_max: float) -> list[Doubt]:
+    """A built model that begins with Rescaling or Normalization for another range than 0..pixel_max."""
+    width, names = pixel_max, []
+    for layer in layers_within(model):
+        if isinstance(layer, Preprocess):
+            factor = np.abs(layer.factor)
+        elif isinstance(layer, keras.layers.Rescaling):
+            factor = np.abs(layer.scale)
+        elif isinstance(layer, keras.layers.Normalization) and not layer.invert and layer.built:
+            factor = 1 / np.maximum(np.sqrt(np.asarray(layer.variance)), keras.backend.epsilon())
+        elif layer.weights or type(layer).call is keras.layers.Activation.call:
+            break
+        else:
+            continue
+        names.append(layer.name)
+        width = width * float(np.mean(factor))
+    if not names or NARROWEST <= width <= WIDEST:
+        return []
+    other = 255.0 if width < NARROWEST else 1.0
+    return [
+        Doubt(
+            code="input_range",
+            sentence=f"The model begins with {' and '.join(map(repr, names))}, which turns pixels in "
+            f"0..{pixel_max:g} into a range {width:.2g} wide: it is made for another range.",
+            remedy=f"Set pixel_max={other:g}, or preprocess=0..{other:g}.",
+        )
+    ]
+
+
+CIFAR = "mean=0.4914,0.4822,0.4465/std=0.247,0.2435,0.2616"
+_ALTERNATIVES = {
+    1: ("0..1", "0..255", "-1..1", "mean=0.1307/std=0.3081"),
+    3: (
+        "0..1", "0..255", "-1..1", "imagenet", CIFAR, "0..1/bgr", "0..255/bgr", "-1..1/bgr", "caffe",
+    ),
+}  # fmt: skip
+
+
+def _other_convention(
+    right_on: Callable[[np.ndarray], np.ndarray], u: np.ndarray, right: np.ndarray, now: np.ndarray
+) -> list[Doubt]:
+    """Whether the network is right more often where its input follows another convention.
+
+    Args:
+        right_on: the network's own input [n,H,W,C] -> whether each image is right, [n] bool.
+        u: images in 0..1.
+        right: whether each image is right as it is called, [n] bool.
+        now: what the network takes as it is called, [n,H,W,C].
+    """
+    least, n = max(1, int(np.ceil(GAIN * len(right)))), len(right)
+    names = _ALTERNATIVES.get(u.shape[-1], _ALTERNATIVES[1][:3])
+    level = SIGNIFICANT / len(names)
+    wrong = n - int(right.sum())
+    if wrong < least or mcnemar(wrong, 0) > level:  # nothing could be significant
+        return []
+    best = None
+    for name in names:
+        other = Preprocess(name)(u).numpy()
+        if np.abs(other - now).max() <= SAME * np.ptp(now):
+            continue
+        there = right_on(other)
+        gained, lost = int((there & ~right).sum()), int((right & ~there).sum())
+        if gained - lost >= least and mcnemar(gained, lost) <= level:
+            best = max(best or (0, ""), (int(there.sum()), name), key=lambda found: found[0])
+    if best is None:
+        return []
+    hits, name = best
+    return [
+        Doubt(
+            code="input_convention",
+            sentence=f"The model takes another input: {100 * hits / n:.1f} % of {n} clean images are "
+            f"right with --preprocess={name}, {100 * (n - wrong) / n:.1f} % as it is called.",
+            remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
+        )
+    ]
+
+
+def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> list[Doubt]:
+    """Whether labels and outputs are in another order: learned on one half, seen on the other."""
+    right, n = predicted == y, len(y)
+    named = y.copy()  # of each image, the label by the order that the other half gives
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        of = _order(predicted[half], y[half], classes)
+        rest = slice(1 - (half.start or 0), None, 2)
+        named[rest] = of[y[rest]]
+    there = predicted == named
+    gained, lost = int((there & ~right).sum()), int((right & ~there).sum())
+    if gained - lost < max(1, GAIN * n) or mcnemar(gained, lost) > SIGNIFICANT:
+        return []
+    order = _order(predicted, y, classes)
+    moved = [f"{label} as {out}" for label, out in enumerate(order) if label != out]
+    shown = ", ".join(moved[:10]) + (", ..." if len(moved) > 10 else "")
+    return [
+        Doubt(
+            code="class_order",
+            sentence=f"Labels and outputs are in another order: {100 * there.mean():.1f} % of {n} clean "
+            f"images are right with classes exchanged (label {shown}), {100 * right.mean():.1f} % as "
+            "they come.",
+            remedy="Put the labels into the model's order of classes.",
+        )
+    ]
+
+
+def _order(predicted: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """Label -> output, [K]: the largest cells of the confusion matrix first, each class once."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (y, predicted), 2)
+    np.fill_diagonal(counts, counts.diagonal() + 1)  # of two as large, the one as it comes
+    order, free = np.arange(classes), np.ones((2, classes), bool)
+    for cell in np.argsort(-counts, axis=None, kind="stable"):
+        label, output = divmod(int(cell), classes)
+        if free[0, label] and free[1, output]:
+            order[label], free[0, label], free[1, output] = output, False, False
+    return order
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def _gradients(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    n: int,
+    pixel_max: float,
+    eps: float,
+    norm: str,
+    seed: int,
+    batch_size: int,
+) -> list[Doubt]:
+    """Images of n whose margin has no gradient, or one that is not finite, at x or beside it.
+
+    Args:
+        x, y: the images that are right.
+        n: how many were looked at.
+    """
+    none, broken = np.zeros(len(y), bool), np.zeros(len(y), bool)
+    draw = lambda g: {"noise": in_ball(g, x.shape[1:], np.float32, norm)}  # noqa: E731
+    for begin in range(0, len(y), batch_size):
+        part = slice(begin, begin + batch_size)
+        noise = for_each(draw, range(len(y))[part], seed=seed)["noise"]
+        near = np.clip(x[part] + (noise * eps * pixel_max).astype(x.dtype), 0, pixel_max)
+        for point in (x[part], near):
+            zero, bad = _without(logits_fn, tf.constant(point), tf.constant(y[part]))
+            none[part] |= zero
+            broken[part] |= bad
+    found = []
+    for code, images, what in (
+        (
+            "no_gradient",
+            none,
+            "no gradient, not even of their margin: no gradient attack moves them",
+        ),
+        ("nan_gradient", broken, "a gradient with NaN or infinity in it"),
+    ):
+        count = int(images.sum())
+        if count <= WITHOUT_GRADIENT * n:
+            continue
+        found.append(
+            Doubt(
+                code=code,
+                sentence=f"{count} of {n} images, at the image or at a random point of the ball, have "
+                f"{what}.",
+                remedy="Find the operation that stops it (rounding, argmax, saturation, a root at 0) "
+                "and attack through a differentiable stand-in; --attacks=square needs no gradient, and "
+                "igam_tf.audit says more.",
+            )
+        )
+    return found
+
+
+def _without(logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(whether the margin of each image has no gradient, whether one that is not finite), [B] bool."""
+
+    def margin(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        z = logits_fn(x)
+        return cw_margin(z, y), z
+
+    j, _, _ = input_gradient(margin, x)
+    if j is None:
+        return np.ones(len(y), bool), np.zeros(len(y), bool)
+    flat = np.asarray(j).reshape(len(y), -1)
+    return (flat == 0).all(1), ~np.isfinite(flat).all(1)

@@ -84,10 +84,11 @@ def _watch(layer: keras.layers.Layer) -> None:
     layer._igam_watched = True
 
 
-def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layers of a model, and those of each layer after it, in the order they were made in."""
     for layer in getattr(model, "layers", ()):
         yield layer
-        yield from _layers_within(layer)
+        yield from layers_within(layer)
 
 
 def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]:
@@ -111,7 +112,7 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
     kind = type(model).__name__
     candidates = [
         part
-        for part in _layers_within(model)
+        for part in layers_within(model)
         if (part.name == layer if layer else isinstance(part, keras.layers.Dense))
     ]
     if not candidates:
@@ -205,29 +206,37 @@ def reason_of(error: Exception) -> str:
     return told[0] if told else type(error).__name__
 
 
-def logits_of(model: keras.Model, x: np.ndarray, what: str) -> np.ndarray:
-    """Logits [n,K] of a model on images, in inference mode; builds the model where it is not yet.
+def logits_of(
+    model: keras.Model | Callable[[tf.Tensor], tf.Tensor],
+    x: np.ndarray,
+    what: str,
+    classes: int | None = None,
+) -> np.ndarray:
+    """Logits [n,K] of a model on images; builds the model where it is not yet.
 
     Args:
-        model: any Keras model.
+        model: any Keras model, in inference mode; or x -> logits.
         x: images [n,H,W,C] in the model's pixel range.
         what: names the model in an error, such as "student".
+        classes: K that is expected; None: any.
 
     Raises:
         UserError: the model fails on such images, or does not return one row [K] for each.
     """
     try:
-        z = model(tf.convert_to_tensor(x), training=False)
+        x = tf.convert_to_tensor(x)
+        z = model(x, training=False) if isinstance(model, keras.Model) else model(x)
     except Exception as error:  # a model may fail in any way on images it was not made for
+        kind = type(model).__name__ if isinstance(model, keras.Model) else "one"
         raise UserError(
-            f"expected a {what} for images {list(x.shape[1:])}; this {type(model).__name__} fails on "
-            f"them: {reason_of(error)}"
+            f"expected a {what} for images {list(x.shape[1:])}; this {kind} fails on them: "
+            f"{reason_of(error)}"
         ) from error
     shape = getattr(z, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
+    if shape is None or len(shape) != 2 or shape[0] != len(x) or classes not in (None, shape[1]):
         received = f"a {type(z).__name__}" if shape is None else f"the shape {list(shape)}"
         raise UserError(
-            f"expected logits [B,K] of the {what}, one row for each of {len(x)} images; received "
+            f"expected {classes or 'K'} logits of the {what} for each of {len(x)} images; received "
             f"{received}"
         )
     return np.asarray(z)

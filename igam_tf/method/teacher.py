@@ -4,13 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from igam_tf.method.look import misplaced_range
 from igam_tf.method.networks import features_of, reason_of
 from igam_tf.method.trainer import ClassifierTrainer, step_key
 from igam_tf.method.transforms import Identity
 from madry_models.errors import UserError
 from madry_models.network import Network, wide_dtype
+
+# The highest value of images, as a share of the network's range, when they are of that range.
+DARKEST, BRIGHTEST = 0.02, 5.0
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -78,6 +83,27 @@ class Teacher(keras.Model):
             ) from error
         self.logits_layer.build((None, features.shape[-1]))
         self.built = True
+
+    def check_range(self, x: np.ndarray) -> None:
+        """Holds what the map makes of images x [n,H,W,C] against the range that the network tells.
+
+        Raises:
+            UserError: the network is made for pixels of another range.
+        """
+        high = float(np.abs(self.transform(tf.convert_to_tensor(x))).max())
+        own = getattr(self.network, "pixel_max", None)
+        factor = high / own if own else 1.0
+        if high and not DARKEST <= factor <= BRIGHTEST:
+            wrong = f"the network takes pixels in 0..{own:g}"
+        elif high and (found := misplaced_range(self.network, high)):
+            wrong = found[0].sentence
+        else:
+            return
+        raise UserError(
+            f"expected a map to the network's own pixel range; what it makes of these images goes up to "
+            f"{high:.3g}, and {wrong}: put igam_tf.Scale into the transform, such as Scale(1 / 255) "
+            "from 0..255 to 0..1"
+        )
 
     @property
     def trained_variables(self) -> list:
@@ -168,6 +194,10 @@ class FineTune(ClassifierTrainer):
                 f"expected an igam_tf.Teacher to fine-tune; received a {type(teacher).__name__}"
             )
         super().__init__(teacher, **kwargs)
+
+    def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+        self.network.check_range(x)
+        super()._make(x, y, z)
 
     @property
     def trained_variables(self) -> list:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.checks import check_batch, check_logits, first_batch
+from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import (
     LogProbabilities,
     decayed_variables,
@@ -164,11 +165,14 @@ class ClassifierTrainer(keras.Model):
             UserError: they do not go together.
         """
         x, y = np.asarray(x), np.asarray(y)
-        check_batch(x, y, self._known_pixel_max())
+        pixel_max = self._known_pixel_max()
+        check_batch(x, y, pixel_max)
         x, y = x[:_CHECKED], y[:_CHECKED]
         with self.distribute_strategy.scope():
             z = logits_of(self.network, x, "network")
             check_logits(z, y)
+            if pixel_max is not None:
+                refuse(misplaced_range(self.network, pixel_max))
             self._make(x, y, z)
             self._build_optimizers()
         self.built = True

@@ -14,6 +14,7 @@ from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM, jarn_adaptor
+from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
@@ -97,6 +98,7 @@ def check_student(config: Config) -> None:
             f"expected {spec.num_classes} logits of --student={config.student} for {spec.name}; "
             f"received {z.shape[1]}"
         )
+    refuse(misplaced_range(student, spec.pixel_max))
 
 
 def new_optimizers(config: Config) -> list[Momentum]:

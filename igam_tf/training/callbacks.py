@@ -2,11 +2,15 @@
 
 import keras
 import numpy as np
+from absl import logging
 
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.evaluation.evaluate import logits_function, split_of_arrays
+from igam_tf.datasets import in_pixel_range
+from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
-from igam_tf.method.networks import own_pixel_max
+from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, refuse
+from igam_tf.method.networks import logits_of, own_pixel_max
+from igam_tf.method.preprocess import preprocessed
 from madry_models.errors import UserError
 
 
@@ -24,6 +28,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         step_size: of PGD, likewise; None: a quarter of eps.
         attacks: names with commas between, see `igam_tf.attacks.attack_names`.
         pixel_max: highest pixel value of the model's input; None: as the trained model tells.
+        preprocess: what the model takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`.
         every: epochs between two looks; the last epoch of a multiple has one.
         seed: of the random starts.
         batch_size: images attacked at once.
@@ -52,6 +57,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         step_size: float | None = None,
         attacks: str = "pgd20",
         pixel_max: float | None = None,
+        preprocess: str | None = None,
         every: int = 1,
         seed: int = 0,
         batch_size: int = 100,
@@ -62,7 +68,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._images, self._labels = images, labels
         self._eps, self._step_size = eps, eps / 4 if step_size is None else step_size
         self._names = attack_names(attacks)
-        self._pixel_max, self._every = pixel_max, every
+        self._pixel_max, self._every, self._preprocess = pixel_max, every, preprocess
         self._seed, self._batch_size = seed, batch_size
 
     def on_train_begin(self, logs=None):
@@ -72,9 +78,13 @@ class RobustAccuracy(keras.callbacks.Callback):
             getattr(self.model, "pixel_max", None) if self._pixel_max is None else self._pixel_max
         )
         self._range = own_pixel_max(network, given)
+        self._network = network = preprocessed(network, self._preprocess, self._range)
         self._split = split_of_arrays(
             network, self._images, self._labels, eps=self._eps, pixel_max=self._range
         )
+        x = in_pixel_range(self._split.images[:LOOKED_AT], self._range)
+        refuse(doubtful_outputs(logits_of(network, x, "model")), "probabilities")
+        refuse(misplaced_range(network, self._range))
         self._logits_fn = logits_function(network, "inference")
         self._compiled: dict = {}
         self._specs = attack_specs(
@@ -92,3 +102,12 @@ class RobustAccuracy(keras.callbacks.Callback):
             batch_norm="inference", progress=False, compiled=self._compiled,
         )  # fmt: skip
         logs |= {f"val_{name}": float(robust.mean()) for name, robust in flags.items()}
+
+    def on_train_end(self, logs=None):
+        """Warns where the last figures are doubtful."""
+        doubts = look_at(
+            self._network, self._split,
+            pixel_max=self._range, eps=self._eps, seed=self._seed, batch_size=self._batch_size,
+        )  # fmt: skip
+        for doubt in doubts:
+            logging.warning("DOUBTFUL: val_%s: %s", self._names[-1], doubt)

@@ -236,6 +236,8 @@ class Run:
             write_text(self.folder / "transform.txt", f"{words}\n")
         teacher = Teacher(network, between, num_classes=spec.num_classes)
         teacher.build((None, *spec.image_shape))
+        train = self.target[0]
+        teacher.check_range(datasets.in_pixel_range(train.images[:100], spec.pixel_max))
         optimizer = keras.optimizers.Adam(c.finetune_learning_rate)
         with teacher.offsets_of(optimizer, c.seed):
             self._fit(

@@ -1,0 +1,61 @@
+"""Whether the attacks of one table contradict each other by more than those on honest networks do."""
+
+import numpy as np
+
+from igam_tf.formulas.statistics import excess
+from igam_tf.method.look import Doubt
+from igam_tf.system.journal import MASK_KEY, undigits
+
+LEAST_EXAMPLES = 3  # fewer change with the seed alone
+LEAST_STEPS = 20  # of a PGD that is judged: shorter ones honestly leave more
+# By how large a share of the images an iterative attack may be beaten, beyond chance: by one step, by
+# another attack, and all iterative attacks together by Square, which takes no gradient.
+BY_ONE_STEP, BY_ANOTHER, BY_SQUARE = 0.0, 0.10, 0.02
+
+
+def disagreements(results: dict[str, dict]) -> list[Doubt]:
+    """The doubt that the rows of a report's results raise together: their largest contradiction.
+
+    A PGD is judged where its steps reach from the image to the border of the ball.
+
+    Args:
+        results: name of each attack -> its row, see `igam_tf.evaluation.evaluate.evaluate`.
+    """
+    rows = {name: row for name, row in results.items() if row.get("loss")}
+    masks = {name: undigits(row[MASK_KEY]) for name, row in rows.items()}
+    kinds = {name: "one step" if row["steps"] == 1 else row["kind"] for name, row in rows.items()}
+    judged = [
+        name
+        for name, row in rows.items()
+        if kinds[name] == "apgd"
+        or (
+            kinds[name] == "pgd"
+            and row["steps"] >= LEAST_STEPS
+            and row["steps"] * row["step_size"] >= row["eps"]
+        )
+    ]
+    if not judged:
+        return []
+    found = []
+    iterative = np.logical_and.reduce([masks[name] for name in judged])
+    for other, kind in kinds.items():
+        if kind == "square":
+            both = iterative & masks[other]
+            found.append((excess(iterative, both), BY_SQUARE, " and ".join(judged), other))
+            continue
+        most = BY_ONE_STEP if kind == "one step" else BY_ANOTHER
+        found += [(excess(masks[name], masks[other]), most, name, other) for name in judged]
+    found = [each for each in found if each[0].net >= LEAST_EXAMPLES and each[0].low > each[1]]
+    if not found:
+        return []
+    over, _, name, other = max(found, key=lambda each: each[0].net)
+    lowest = min(rows, key=lambda name: rows[name]["accuracy"])
+    return [
+        Doubt(
+            code="attacks_disagree",
+            sentence=f"{other} breaks {over} than {name}, beyond what attacks on a network with honest "
+            "gradients differ by.",
+            remedy=f"Believe no figure above that of {lowest}, and not that one before "
+            "--attacks=autoattack and igam_tf.audit have run.",
+        )
+    ]
