@@ -5,6 +5,7 @@
     Settings                        hyperparameters of the objective (eq. 14)
     Identity, Scale, ...            maps from a target image to the teacher's input (§4.3); map_between
                                     chooses one
+    Preprocess, Preprocessed        another input convention: as a map, and in front of a network
     RobustAccuracy                  a Keras callback: accuracy under attack while training
     evaluate, audit_model           accuracy under attack, and whether it can be trusted
     attacks                         fgsm, pgd, apgd, fab, square: pure functions
@@ -25,6 +26,8 @@ _MAPS = (
 # Public name -> (module, its name there).
 _PUBLIC: dict[str, tuple[str, str]] = {
     "IGAM": ("igam_tf.method.igam", "IGAM"),
+    "Preprocessed": ("igam_tf.method.preprocess", "Preprocessed"),
+    "Preprocess": ("igam_tf.method.preprocess", "Preprocess"),
     "Settings": ("igam_tf.method.settings", "Settings"),
     "Teacher": ("igam_tf.method.teacher", "Teacher"),
     "FineTune": ("igam_tf.method.teacher", "FineTune"),
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
     from igam_tf.method.igam import IGAM as IGAM
     from igam_tf.method.optimizers import Momentum as Momentum
     from igam_tf.method.optimizers import schedule as schedule
+    from igam_tf.method.preprocess import Preprocess as Preprocess
+    from igam_tf.method.preprocess import Preprocessed as Preprocessed
     from igam_tf.method.settings import Settings as Settings
     from igam_tf.method.teacher import FineTune as FineTune
     from igam_tf.method.teacher import Teacher as Teacher

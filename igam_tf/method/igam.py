@@ -15,10 +15,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.discriminator import CHANNELS, Discriminator, standardize
+from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import are_probabilities, decayed_variables, logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
@@ -36,6 +38,8 @@ from madry_models.errors import UserError
 
 # A finite difference steps from each image at most so many times the batch's mean step.
 LONGEST = 5.0
+# |J_s| and |J_t| of a student that is not trained yet differ by less, where both see their own pixels.
+FAR = 1e4
 # Floor of that mean, against a division by 0: no term sees J_s with the cosine to 0, for instance.
 SHORTEST = 1e-20
 # Kinds of step: L_xent alone; the student's eq. 14; the student's, then the discriminator's eq. 12.
@@ -155,6 +159,10 @@ class IGAM(ClassifierTrainer):
                     "expected a teacher that returns logits; received probabilities: leave out its "
                     "softmax"
                 )
+            if isinstance(self.teacher, Teacher):
+                self.teacher.check_range(x)
+            else:
+                refuse(misplaced_range(self.teacher, self.pixel_max))
         self.make_players(x.shape[1:])
         self.check_derivatives(x, y)
 
@@ -166,8 +174,17 @@ class IGAM(ClassifierTrainer):
                 exact update needs a second derivative that TensorFlow lacks.
         """
         images, labels = tf.constant(x), tf.constant(y)
-        for model in filter(None, (self.network, self.teacher)):
-            self.input_gradient(model, images, labels, training=False)
+        sizes = [
+            float(tf.reduce_mean(tf.norm(gradients.flatten(j), axis=1)))
+            for model in filter(None, (self.network, self.teacher))
+            for j, _, _ in [self.input_gradient(model, images, labels, training=False)]
+        ]
+        if len(sizes) == 2 and not 1 / FAR <= sizes[0] / max(sizes[1], SHORTEST) <= FAR:
+            logging.warning(
+                "DOUBTFUL: on the first images |J_s| is %.2g and |J_t| %.2g in the mean: does the "
+                "teacher take pixels in 0..%g? Else put a map in front of it, such as "
+                "igam_tf.Scale(1 / 255) or igam_tf.Preprocess.", *sizes, self.pixel_max,
+            )  # fmt: skip
         if self.settings.second_order != "exact":
             return
         missing = missing_second_derivative(self.network, self.differentiated, x, y, self.pixel_max)

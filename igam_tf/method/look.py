@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from igam_tf.attacks.draws import for_each, in_ball
 from igam_tf.attacks.losses import cw_margin
-from igam_tf.formulas.gradients import input_gradient
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
 from igam_tf.method.networks import are_probabilities, layers_within, logits_of
 from igam_tf.method.preprocess import Preprocess, Preprocessed
@@ -372,12 +371,8 @@ def _gradients(
 def _without(logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(whether the margin of each image has no gradient, whether one that is not finite), [B] bool."""
 
-    def margin(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        z = logits_fn(x)
-        return cw_margin(z, y), z
-
-    j, _, _ = input_gradient(margin, x)
-    if j is None:
-        return np.ones(len(y), bool), np.zeros(len(y), bool)
-    flat = np.asarray(j).reshape(len(y), -1)
-    return (flat == 0).all(1), ~np.isfinite(flat).all(1)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        margin = cw_margin(logits_fn(x), y)
+    j = np.asarray(tape.gradient(margin, x, unconnected_gradients="zero")).reshape(len(y), -1)
+    return (j == 0).all(1), ~np.isfinite(j).all(1)

@@ -236,7 +236,7 @@ def logits_of(
     if shape is None or len(shape) != 2 or shape[0] != len(x) or classes not in (None, shape[1]):
         received = f"a {type(z).__name__}" if shape is None else f"the shape {list(shape)}"
         raise UserError(
-            f"expected {classes or 'K'} logits of the {what} for each of {len(x)} images; received "
-            f"{received}"
+            f"expected logits [B,{classes or 'K'}] of the {what}, one row for each of {len(x)} images; "
+            f"received {received}"
         )
     return np.asarray(z)

@@ -114,8 +114,11 @@ class Preprocessed(keras.Model):
 
     def __init__(self, base: keras.Model, convention: str, pixel_max: float = 1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.base, self.pixel_max = base, float(pixel_max)
-        self.preprocess = Preprocess(convention, pixel_max)
+        self.preprocess, self.base = (
+            Preprocess(convention, pixel_max),
+            base,
+        )  # in the order of calls
+        self.pixel_max = float(pixel_max)
 
     def build(self, input_shape: Sequence) -> None:
         """Builds the network where it is not built yet."""

@@ -1,0 +1,227 @@
+"""The look before every figure: each kind of doubt on networks whose fault is known."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import igam_tf
+from igam_tf.evaluation.disagreement import disagreements
+from igam_tf.formulas.statistics import mcnemar
+from igam_tf.method.look import CIFAR, look, misplaced_range
+from igam_tf.method.preprocess import Preprocess, parsed
+from igam_tf.system.journal import digits, model_identity
+from madry_models.errors import UserError
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.uniform(0.1, 0.9, (10, 3)).astype("float32")
+Y = np.arange(200) % 10
+X = np.clip(COLOURS[Y][:, None, None] + RNG.normal(0, 0.1, (200, 2, 2, 3)), 0, 1).astype("float32")
+
+
+class Nearest(keras.Model):
+    """The nearest of ten colours; takes `convention`, and passes what it sees through `twist`."""
+
+    def __init__(self, convention="0..1", twist=lambda u: u, outputs=lambda z: z, order=None):
+        super().__init__()
+        mean, std, self.bgr = parsed(convention)
+        self.mean, self.std = mean.astype("float32"), std.astype("float32")
+        self.twist, self.outputs = twist, outputs
+        self.order = np.arange(10) if order is None else order
+
+    def call(self, x, training=False):
+        u = x * self.std + self.mean
+        u = self.twist(u[..., ::-1] if self.bgr else u)
+        seen = tf.reduce_mean(u, (1, 2))[:, None]
+        return self.outputs(-tf.reduce_sum((seen - COLOURS[self.order]) ** 2, 2))
+
+
+def codes(model, **settings):
+    settings = {"pixel_max": 1.0, "classes": 10, "eps": 0.1} | settings
+    return [doubt.code for doubt in look(model, X * settings["pixel_max"], Y, **settings)]
+
+
+CONVENTIONS = ("0..1", "0..255", "-1..1", "imagenet", "caffe", "0..1/bgr", "-1..1/bgr", CIFAR)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_the_convention_that_suits_is_named(convention):
+    """Right where preprocess says so, in any range of the images; else a doubt that names it."""
+    network = Nearest(convention)
+    for pixel_max in (1.0, 255.0):
+        right = igam_tf.Preprocessed(network, convention, pixel_max)
+        assert codes(right, pixel_max=pixel_max) == []
+    for called in ("0..1", "0..255", "imagenet"):
+        given = Preprocess(called)(X).numpy()
+        accuracy = (network(given).numpy().argmax(1) == Y).mean()
+        model = igam_tf.Preprocessed(network, called)
+        found = [d for d in look(model, X, Y, pixel_max=1.0, classes=10) if d.code[0] == "i"]
+        assert bool(found) == (accuracy < 0.85), (called, accuracy)
+        if found:
+            named = found[0].remedy.split("preprocess=")[1].split(";")[0]
+            best = network(Preprocess(named)(X)).numpy().argmax(1) == Y
+            assert best.mean() >= (network(Preprocess(convention)(X)).numpy().argmax(1) == Y).mean()
+            assert f"{100 * accuracy:.1f} % as it is called" in found[0].sentence
+
+
+def test_preprocess_by_hand(tmp_path):
+    network = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten()])
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    bgr = X[..., ::-1] * 255 - np.float32([103.939, 116.779, 123.68])
+    for name, expected in {
+        "imagenet": (X - mean) / std,
+        "caffe": bgr,
+        "-1..1": 2 * X - 1,
+        "mean=0.5/std=0.25,0.5,1": (X - 0.5) / np.float32([0.25, 0.5, 1]),
+    }.items():
+        model = igam_tf.Preprocessed(network, name, 255.0)
+        ours = model(X * 255)
+        np.testing.assert_allclose(ours, expected.reshape(200, -1), rtol=1e-4, atol=1e-4)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(X), model(X))
+    assert model_identity(loaded) == model_identity(model) != model_identity(network)
+    with pytest.raises(
+        UserError, match="images of 3 channels with preprocess=imagenet; received 1"
+    ):
+        igam_tf.Preprocessed(network, "imagenet")(X[..., :1])
+
+
+@pytest.mark.parametrize("wrong", ["vgg", "mean=1/std=0", "mean=a/std=1", "mean=1,2/std=1,2,3", 3])
+def test_conventions_that_are_none(wrong):
+    with pytest.raises(UserError, match=rf"expected preprocess as one of .*; received {wrong!r}"):
+        Preprocess(wrong)
+
+
+@tf.custom_gradient
+def _no_number_for_some(u):
+    return u, lambda g: tf.where(u > 0.8, np.float32(np.nan), g)
+
+
+def test_kinds_of_doubt():
+    noise = keras.random.SeedGenerator(0)
+    order = np.array([1, 0, 2, 3, 4, 5, 6, 7, 8, 9])
+    for expected, model in {
+        "": Nearest(),
+        " ": Nearest(outputs=lambda z: 1e-3 * z),
+        "  ": Nearest(outputs=lambda z: 1e3 * z),
+        "random": Nearest(twist=lambda u: u + 0.01 * keras.random.normal((2, 2, 3), seed=noise)),
+        "probabilities": Nearest(outputs=tf.nn.softmax),
+        "sigmoid": Nearest(outputs=lambda z: tf.sigmoid(8 * z + 1)),
+        "not_finite": Nearest(outputs=lambda z: z / 0),
+        "no_gradient": Nearest(twist=lambda u: tf.round(u * 16) / 16 + 0 * u),
+        "no_gradient ": Nearest(twist=tf.stop_gradient),
+        "nan_gradient": Nearest(twist=_no_number_for_some),
+        "class_order": Nearest(order=order),
+        "chance": Nearest(outputs=lambda z: 0 * z + 5 * tf.one_hot([0], 10)),
+    }.items():
+        found = codes(model)
+        if expected.startswith("chance"):
+            found = found[:1]
+        assert found == expected.split(), expected
+    one = Nearest(twist=lambda u: tf.where(u[:, :1, :1, :1] < 0.01, tf.stop_gradient(u), u))
+    assert codes(one, eps=None) == codes(Nearest(twist=tf.stop_gradient), eps=None) == []
+    with pytest.raises(UserError, match=r"logits \[B,10\] of the model"):
+        codes(keras.Sequential([keras.Input((3, 3, 3)), keras.layers.Flatten()]))
+
+
+def _beginning(*layers):
+    rest = [keras.layers.Flatten(), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((2, 2, 3)), *layers, *rest])
+
+
+def test_a_range_that_the_first_layer_tells():
+    rescaling, normalise = keras.layers.Rescaling, keras.layers.Normalization
+    plain, of_bytes, of_signs = (
+        _beginning(),
+        _beginning(rescaling(1 / 255)),
+        rescaling(1 / 127.5, -1),
+    )
+    standard = _beginning(normalise(mean=[0.5] * 3, variance=[0.05] * 3))
+    both = _beginning(rescaling(1 / 255), normalise(mean=[0.5] * 3, variance=[0.05] * 3))
+    for model, right in (
+        (plain, (1, 255)), (of_bytes, (255,)), (_beginning(of_signs), (255,)), (standard, (1,)),
+        (both, (255,)), (_beginning(rescaling(2, -1)), (1,)), (_beginning(rescaling(255)), (1,)),
+        (igam_tf.Preprocessed(of_bytes, "0..255"), (1,)),
+    ):  # fmt: skip
+        told = [pixel_max for pixel_max in (1, 255) if not misplaced_range(model, pixel_max)]
+        assert tuple(told) == right
+    trainer = igam_tf.PGDTraining(of_bytes, eps=0.1, step_size=0.1, steps=1, seed=0, pixel_max=1.0)
+    trainer.compile("adam")
+    with pytest.raises(UserError, match=r"made for another range\. Set pixel_max=255"):
+        trainer.fit(X, Y, verbose=0)
+
+
+def test_a_teacher_without_its_scale():
+    source = igam_tf.Teacher(_beginning(keras.layers.Rescaling(1 / 255)), num_classes=10)
+    scaled = igam_tf.Teacher(source.network, igam_tf.Scale(255.0), num_classes=10)
+    for teacher, x, fits in ((source, X, False), (source, 255 * X, True), (scaled, X, True)):
+        tuner = igam_tf.FineTune(teacher)
+        tuner.compile("adam")
+        if fits:
+            tuner.fit(x[:8], Y[:8], verbose=0)
+            continue
+        with pytest.raises(UserError, match=r"put igam_tf\.Scale into the transform"):
+            tuner.fit(x[:8], Y[:8], verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("eps", "step_size", "message"),
+    [
+        (300, 2, "eps=300"), (8, 300, "step_size=300"), (8 / 255, 2 / 255, "fractions"),
+        (8, 2 / 255, "multiply them by 255"), (-1, 2, "eps=-1"),
+    ],
+)  # fmt: skip
+def test_radii_of_adversarial_training(eps, step_size, message):
+    settings = {"steps": 7, "seed": 0, "pixel_max": 255.0}
+    with pytest.raises(UserError, match=message):
+        igam_tf.PGDTraining(_beginning(), eps=eps, step_size=step_size, **settings)
+    for eps, step_size, steps in ((8, 2, 7), (8, 10, 1), (0, 0, 0), (0.5, 0.1, 7)):
+        settings["steps"] = steps
+        igam_tf.PGDTraining(_beginning(), eps=eps, step_size=step_size, **settings)
+
+
+def _row(name, left, n=200, kind="pgd", steps=20, step_size=0.025, loss="xent"):
+    mask = np.arange(n) < left
+    row = {"accuracy": 100 * left / n, "kind": kind, "steps": steps, "loss": loss, "eps": 0.1}
+    return {name: row | {"step_size": step_size, "standing": digits(mask)}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "doubtful"),
+    [
+        (_row("pgd20", 54) | _row("apgd-t", 2, kind="apgd", step_size=0), True),  # the issue's A4
+        (_row("pgd20", 110) | _row("apgd-t", 99, kind="apgd", step_size=0), False),  # 5.5 points
+        (_row("fgsm", 100, steps=1) | _row("pgd20", 120), True),
+        (_row("fgsm", 120, steps=1) | _row("pgd20", 100), False),
+        (_row("fgsm", 99, steps=1) | _row("pgd20", 100), False),
+        (_row("fgsm", 100, steps=1) | _row("pgd5", 120, steps=5), False),
+        (_row("fgsm", 100, steps=1) | _row("pgd20", 120, step_size=0.004), False),  # out of reach
+        (_row("pgd20", 100) | _row("square", 85, kind="square", steps=5000), True),
+        (_row("pgd20", 100) | _row("square", 99, kind="square", steps=5000), False),
+        (_row("fgsm", 150, steps=1) | _row("square", 99, kind="square", steps=5000), False),
+        (_row("clean", 200, loss=None, steps=0), False),
+    ],
+)  # fmt: skip
+def test_attacks_that_disagree(rows, doubtful):
+    found = disagreements(rows | {"worst_case": {"accuracy": 1.0}})
+    assert [doubt.code for doubt in found] == ["attacks_disagree"] * doubtful
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(8, 2) == pytest.approx(56 / 1024)
+
+
+def test_a_doubt_of_the_whole_report():
+    report = igam_tf.evaluate(
+        Nearest("-1..1"), X, Y, "clean,pgd2", eps=0.05, pixel_max=1.0, batch_size=200
+    )
+    assert "input_convention" in [doubt["code"] for doubt in report["doubts"]]
+    right = igam_tf.evaluate(
+        Nearest("-1..1"), X, Y, "clean,pgd2",
+        eps=0.05, pixel_max=1.0, preprocess="-1..1", batch_size=200,
+    )  # fmt: skip
+    same = igam_tf.evaluate(Nearest(), X, Y, "clean,pgd2", eps=0.05, pixel_max=1.0, batch_size=200)
+    assert (right["preprocess"], right["doubts"]) == ("-1..1", [])
+    assert right["results"] == same["results"]
