@@ -153,9 +153,7 @@ def _pixels_of(file: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # of odd but readable files
             with Image.open(file, formats=_FORMATS) as found:
                 image = ImageOps.exif_transpose(found)
-            if image.mode.startswith(
-                "I;16"
-            ):  # as Pillow has it from coloured ones: the higher byte
+            if image.mode.startswith("I;16"):  # grey of 16 bits; of coloured ones Pillow does it
                 return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
             if image.mode in ("1", "L", "LA"):
                 return np.array(image.convert("L"))[..., None]
