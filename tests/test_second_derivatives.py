@@ -174,19 +174,11 @@ def _constant_slope(x):
     return tf.nn.softplus(x), lambda g: g * slope
 
 
-def _moments_of_the_past(x):
-    mean = tf.reduce_mean(x, [1, 2], keepdims=True)
-    variance = tf.reduce_mean((x - tf.stop_gradient(mean)) ** 2, [1, 2], keepdims=True)
-    return (x - mean) / tf.sqrt(variance + 1e-3)
-
-
 FUNCTIONS = {
+    "a_part": lambda x: x + 0.05 * _constant_slope(x),
+    "straight_through": tf.custom_gradient(lambda x: (tf.round(8 * x) / 8, lambda g: g)),
     "lrn": tf.nn.local_response_normalization,
     "slope": _constant_slope,
-    "moments": _moments_of_the_past,
-    "dilation": lambda x: tf.nn.dilation2d(
-        x, tf.ones((2, 2, x.shape[-1]), x.dtype), [1] * 4, "SAME", "NHWC", [1] * 4
-    ),
     "stopped": tf.stop_gradient,
     "rounded": tf.round,
     "area": lambda x: tf.image.resize(x, (3, 3), "area"),
@@ -215,7 +207,7 @@ def conv(channels=4, **kwargs):
     return keras.layers.Conv2D(channels, 3, padding="same", **kwargs)
 
 
-@pytest.mark.parametrize("name", ["lrn", "slope", "moments", "dilation"])
+@pytest.mark.parametrize("name", ["lrn", "slope", "a_part", "straight_through"])
 def test_a_layer_without_a_second_derivative_is_named(name):
     network = student(conv(), keras.layers.ReLU(), Function(name=name), conv())
     with pytest.raises(

@@ -78,7 +78,7 @@ class PGDTraining(ClassifierTrainer):
 
         def values(x):
             logits = self.network(x, training=False)
-            return losses.xent(logits, y), logits
+            return losses.xent(logits, np.asarray(y, np.int64)), logits
 
         input_gradient(values, tf.constant(x))
 

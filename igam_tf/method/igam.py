@@ -118,6 +118,7 @@ class IGAM(ClassifierTrainer):
         if method.discriminator and discriminator is None:
             self.discriminator = Discriminator(CHANNELS)
         self._unit = self.pixel_max / settings.gradient_pixel_max
+        self._looked_at = False  # whether `check_derivatives` has found nothing
         self._phase: str | None = None  # of the step being run or traced, where the host knows it
 
     def compile(self, optimizer=None, discriminator_optimizer=None, **kwargs):
@@ -164,7 +165,9 @@ class IGAM(ClassifierTrainer):
             else:
                 refuse(misplaced_range(self.teacher, self.pixel_max))
         self.make_players(x.shape[1:])
-        self.check_derivatives(x, y)
+        if not self._looked_at:
+            self.check_derivatives(x, y)
+            self._looked_at = True
 
     def check_derivatives(self, x: np.ndarray, y: np.ndarray) -> None:
         """Looks for derivatives that the student's step needs at images [n,H,W,C] with labels [n].
@@ -173,6 +176,7 @@ class IGAM(ClassifierTrainer):
             UserError: the student's or the teacher's loss has no gradient with respect to x, or the
                 exact update needs a second derivative that TensorFlow lacks.
         """
+        y = np.asarray(y, np.int64)
         images, labels = tf.constant(x), tf.constant(y)
         sizes = [
             float(tf.reduce_mean(tf.norm(gradients.flatten(j), axis=1)))

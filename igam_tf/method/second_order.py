@@ -26,12 +26,10 @@ IMAGES = 4  # that are looked at
 NOISE = 0.1  # share of the pixel range that is noise
 # h, in pixels of 0..1. The first two that agree count; longer ones are for layers that round to float32.
 STEPS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
-CONSISTENT = 3e-3  # two differences of neighbouring h agree within it
-RIGHT = 1e-2  # largest error of the exact derivative in float64
+CONSISTENT = 3e-4  # two differences of neighbouring h agree within it
+RIGHT = 1e-3  # largest error of the exact derivative in float64
 RIGHT_IN_FLOAT32 = 0.3
-SMALL = (
-    1e-3  # of the largest variable's gradient: what is smaller need not be exact to its own size
-)
+SMALL = 1e-3  # of the largest gradient of a variable: smaller ones need not be as exact
 
 Tensors = list[tf.Tensor]
 # (x, sources) -> [B]: in x the first derivative is taken, in the sources the second.
@@ -73,15 +71,21 @@ def missing_second_derivative(
             exact, difference = _both(values64, wide, v, _state(variables, wide=True))
             if difference is not None and _error(exact, difference) > RIGHT:
                 return f"that of {_where(network, wide, True)} is wrong or missing"
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+    except Exception as error:  # a network may fail in any way in a type it was not made for
         logging.debug("no second derivatives in float64: %s", error)
         difference = None
     narrow = any(layer.compute_dtype in ("float16", "bfloat16") for layer in _layers(network))
     if difference is None:
-        wrong = not narrow and _orders_differ(values, images, v, theta)
+        wrong = None if narrow else _orders_differ(values, images, v, theta)
+        if wrong is None:
+            logging.warning(
+                "the second derivatives of this %s could not be checked", type(network).__name__
+            )
     else:
+        # In float32 dropout draws other masks, and a saturated softmax has no gradient.
         drawn = any(s.name == "seed_generator_state" for s in network.non_trainable_variables)
-        wrong = not narrow and not drawn and _error(found, exact) > RIGHT_IN_FLOAT32
+        comparable = not narrow and not drawn and any(np.any(f) for f in found)
+        wrong = comparable and _error(found, exact) > RIGHT_IN_FLOAT32
     return f"that of {_where(network, images, False)} is wrong or missing" if wrong else None
 
 
@@ -151,14 +155,15 @@ def _error(found: Tensors, expected: Tensors) -> float:
         float(np.linalg.norm(np.asarray(f, np.float64) - np.asarray(e)))
         for f, e in zip(found, expected, strict=True)
     ]
-    least = SMALL * max(sizes, default=0.0)
-    return max((o / (s + least) if o else 0.0 for o, s in zip(off, sizes, strict=True)), default=0)
+    least = SMALL * max(sizes, default=0.0) or float(np.finfo(float).tiny)
+    return max((o / (s + least) for o, s in zip(off, sizes, strict=True)), default=0.0)
 
 
-def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> bool:
+def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> bool | None:
     """Whether d/d sources of <v, d/dx> is another than <v, d/dx> of d/d sources, along a direction.
 
-    It needs no difference, and so no float64, but does not see what both orders lack alike.
+    It needs no difference, and so no float64, but does not see what both orders lack alike. None: one
+    order needs the gradient of a gradient that training does not differentiate, and that is missing.
     """
     rng = np.random.default_rng(1)
     d = [tf.constant(rng.normal(size=t.shape) * (np.std(t) or 1e-2), t.dtype) for t in sources]
@@ -177,9 +182,8 @@ def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> 
 
     try:
         terms, other = _in_replica(of)
-    except LookupError:  # of a gradient that training does not differentiate
-        logging.warning("the second derivatives of this network could not be checked")
-        return False
+    except LookupError:
+        return None
     size = max(sum(abs(float(t)) for t in terms), abs(float(other)))
     return abs(float(other) - sum(map(float, terms))) > RIGHT_IN_FLOAT32 * size
 
@@ -308,7 +312,7 @@ def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> 
         sources = [*map(tf.zeros_like, z), *normal(outputs), *theta]
         if not wide:
             _exact(values, z, normal(z), sources)
-            return _orders_differ(values, z, normal(z), sources)
+            return bool(_orders_differ(values, z, normal(z), sources))
         exact, difference = _both(values, z, normal(z), sources)
         return difference is not None and _error(exact, difference) > RIGHT
     except LookupError:
