@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.direction import direction
 from igam_tf.attacks.draws import Draws, for_each, in_ball
-from igam_tf.attacks.gradient import ascent
-from igam_tf.attacks.inputs import as_loss, checked, known_size
-from igam_tf.attacks.losses import cw_margin, dlr_targeted
+from igam_tf.attacks.inputs import checked, known_size
+from igam_tf.attacks.losses import as_loss, dlr_targeted, misclassified
 from igam_tf.attacks.norms import per_example, project, steepest, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
@@ -100,14 +100,13 @@ def apgd(
 
     def look(s: State) -> State:
         """Loss and gradient at s["x_adv"], and whether it is misclassified (`done`)."""
-
-        def values(x_adv):
-            logits = logits_fn(x_adv)
-            aim = () if target is None else (s["target"],)
-            return tf.cast(loss(logits, s["y"], *aim), x.dtype), logits
-
-        gradient, value, logits = ascent(values, s["x_adv"])
-        return s | {"gradient": gradient, "loss": value, "done": cw_margin(logits, s["y"]) > 0}
+        aim = () if target is None else (s["target"],)
+        found = direction(logits_fn, s["x_adv"], s["y"], loss, *aim)
+        return s | {
+            "gradient": found.gradient,
+            "loss": tf.cast(found.value, x.dtype),
+            "done": misclassified(found.logits, s["y"]),
+        }
 
     def into_ball(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         return project(x_adv, x, eps=eps, bounds=limits, norm=norm)

@@ -8,16 +8,19 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from igam_tf.attacks.gradient import ascent
+from igam_tf.attacks.direction import direction
 from igam_tf.attacks.inputs import checked
-from igam_tf.attacks.losses import cw_margin, of_class
+from igam_tf.attacks.losses import misclassified, of_class
 from igam_tf.attacks.norms import length, per_example
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
-from igam_tf.formulas.losses import at_least_float32
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9  # most pull to x, overshoot, backward step (their §3)
-_TINY, _NEAREST = 1e-12, 1e-8
+_TINY, _NEAREST = 1e-12, 1e-8  # of a normal's largest component; of the pixel range
+
+
+def _gap(logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    return of_class(logits, target) - of_class(logits, y)
 
 
 def project_to_plane(x: tf.Tensor, w: tf.Tensor, gap: tf.Tensor, *, bounds, norm: str) -> tf.Tensor:
@@ -30,7 +33,7 @@ def project_to_plane(x: tf.Tensor, w: tf.Tensor, gap: tf.Tensor, *, bounds, norm
 
     Args:
         x: points within the bounds [B,n].
-        w: normals of the planes [B,n].
+        w: normals of the planes [B,n], their largest component about 1.
         gap: how much <w, x> has to rise [B].
         bounds: lowest and highest pixel value.
         norm: "linf" or "l2".
@@ -105,15 +108,11 @@ def fab(
     flat_shape, shape = [-1, x.shape[1:].num_elements()], [-1, *x.shape[1:]]
 
     def step(_, s: State) -> State:
-        def gap_to_target(x_adv):
-            logits = at_least_float32(logits_fn(x_adv))
-            return of_class(logits, s["target"]) - of_class(logits, s["y"]), logits
-
-        gradient, gap, _ = ascent(gap_to_target, s["x_adv"])
-        w = tf.reshape(gradient, flat_shape)
+        found = direction(logits_fn, s["x_adv"], s["y"], _gap, s["target"])
+        w = tf.reshape(found.gradient, flat_shape)
         here, origin = tf.reshape(s["x_adv"], flat_shape), tf.reshape(s["x"], flat_shape)
-        # The plane gap + <w, z - here> = 0, seen from both points.
-        rise = -tf.cast(gap, x.dtype)
+        # The plane gap + size <w, z - here> = 0, seen from both points.
+        rise = -tf.math.divide_no_nan(tf.cast(found.value, x.dtype), found.size)
         from_origin = rise - tf.reduce_sum(w * (origin - here), 1)
         both = project_to_plane(
             tf.concat([here, origin], 0),
@@ -128,7 +127,7 @@ def fab(
         moved = (here + ETA * d_here) * (1 - alpha) + (origin + ETA * d_origin) * alpha
         x_adv = tf.reshape(tf.clip_by_value(moved, low, high), shape)
 
-        wrong = cw_margin(logits_fn(x_adv), s["y"]) > 0
+        wrong = misclassified(logits_fn(x_adv), s["y"])
         distance = length(x_adv - s["x"], norm)
         nearer = wrong & (distance < s["distance"])
         back = s["x"] + BETA * (x_adv - s["x"])

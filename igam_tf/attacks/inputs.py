@@ -1,11 +1,8 @@
-"""What a caller may hand to an attack: arrays or tensors, a loss or its name."""
-
-from collections.abc import Callable
+"""What a caller may hand to an attack: arrays or tensors."""
 
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.attacks.losses import loss_named
 from igam_tf.attacks.norms import check_norm
 from madry_models.errors import UserError
 
@@ -45,8 +42,3 @@ def known_size(x: tf.Tensor, name: str) -> int:
     if x.shape[0] is None:
         raise UserError(f"expected {name}, or images x of a known number; received {x.shape}")
     return x.shape[0]
-
-
-def as_loss(loss: str | Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """A loss by its name in `igam_tf.attacks.LOSSES`, or as it is."""
-    return loss_named(loss) if isinstance(loss, str) else loss

@@ -1,5 +1,7 @@
 """What an attack maximises: (logits [B,K], y [B]) -> one value per example [B], at least float32.
 
+"xent" is L_xent in values that do not saturate, `log_odds_against`.
+
 Targeted ones take the class to be reached as well: (logits, y, target [B]) -> [B].
 """
 
@@ -28,6 +30,30 @@ def class_of_rank(logits: tf.Tensor, y: tf.Tensor, rank: tf.Tensor, ranks: int) 
     return tf.cast(ranked[:, rank], y.dtype)
 
 
+def misclassified(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Whether another class is predicted, by the first of equal logits as everywhere; not by NaN.
+
+    logits [B,K], y [B] -> [B] bool.
+    """
+    predicted = tf.argmax(logits, 1, output_type=y.dtype)
+    return (predicted != y) & (cw_margin(logits, y) >= 0)
+
+
+def log_odds_against(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """log of the odds that softmax gives against y, log sum_{i != y} exp logits_i - logits_y.
+
+    L_xent is log(1 + exp(this)): it rises with it, and its gradient points the same way. But that of
+    L_xent ends where float32 holds no probability as small as that of the other classes.
+
+    Example:
+        >>> log_odds_against(tf.constant([[0.0, 0.0, 0.0], [1000.0, 1.0, -9.0]]), [0, 0]).numpy()
+        array([   0.6931472, -998.99994  ], dtype=float32)
+    """
+    _need_classes(logits, 2, "xent")
+    logits = at_least_float32(logits)
+    return tf.reduce_logsumexp(other_logits(logits, y), axis=1) - of_class(logits, y)
+
+
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Carlini and Wagner's margin max_{i != y} logits_i - logits_y, above 0 where misclassified.
 
@@ -38,6 +64,7 @@ def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         >>> cw_margin(tf.constant([[3.0, 1.0, 2.0]]), tf.constant([0])).numpy()
         array([-1.], dtype=float32)
     """
+    _need_classes(logits, 2, "cw")
     logits = at_least_float32(logits)
     return tf.reduce_max(other_logits(logits, y), axis=1) - of_class(logits, y)
 
@@ -57,7 +84,7 @@ def dlr(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     _need_classes(logits, 3, "dlr")
     logits = at_least_float32(logits)
     z = tf.math.top_k(logits, 3).values
-    return cw_margin(logits, y) / (z[:, 0] - z[:, 2] + _TINY)
+    return _ratio(cw_margin(logits, y), z[:, 0] - z[:, 2])
 
 
 def dlr_targeted(logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -76,13 +103,16 @@ def dlr_targeted(logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tf.Tenso
     logits = at_least_float32(logits)
     z = tf.math.top_k(logits, 4).values
     gap = of_class(logits, target) - of_class(logits, y)
-    return gap / (z[:, 0] - (z[:, 2] + z[:, 3]) / 2 + _TINY)
+    return _ratio(gap, z[:, 0] - (z[:, 2] + z[:, 3]) / 2)
 
 
-_TINY = 1e-12  # as in the authors' code, for logits that are all the same
+def _ratio(gap: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
+    """gap / spread; gap where the logits are all the same. [B] x 2 -> [B]."""
+    return gap / tf.where(spread > 0, spread, tf.ones_like(spread))
+
 
 LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "xent": xent,
+    "xent": log_odds_against,
     "cw": cw_margin,
     "dlr": dlr,
 }
@@ -105,3 +135,10 @@ def loss_named(name: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     if name not in LOSSES:
         raise UserError(f"expected an attack loss among {', '.join(LOSSES)}; received {name!r}")
     return LOSSES[name]
+
+
+def as_loss(loss: str | Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A loss by its name in LOSSES, or as it is; L_xent itself in the form for attacks."""
+    if loss is xent:
+        return log_odds_against
+    return loss_named(loss) if isinstance(loss, str) else loss

@@ -4,7 +4,6 @@ import tensorflow as tf
 
 from madry_models.errors import UserError
 
-_TINY = 1e-12
 NORMS = ("linf", "l2")
 
 
@@ -19,17 +18,34 @@ def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(values, tf.concat([tf.shape(values), tf.ones(x.shape.rank - 1, tf.int32)], 0))
 
 
+def image_axes(v: tf.Tensor) -> list[int]:
+    """All axes but the first."""
+    return list(range(1, v.shape.rank))
+
+
+def by_largest(v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(each example divided by its largest |component|, that); 0 stays 0. [B,...] -> [B,...], [B].
+
+    What comes out can be squared, however small or large the components are.
+    """
+    largest = tf.reduce_max(tf.abs(v), image_axes(v))
+    return tf.math.divide_no_nan(v, per_example(largest, v)), largest
+
+
 def length(v: tf.Tensor, norm: str) -> tf.Tensor:
     """The norm of each example. [B,...] -> [B]."""
-    axes = list(range(1, v.shape.rank))
-    if norm == "linf":
-        return tf.reduce_max(tf.abs(v), axes)
-    return tf.sqrt(tf.reduce_sum(tf.square(v), axes))
+    v, largest = by_largest(v)
+    return largest if norm == "linf" else largest * _l2(v)
 
 
 def unit(v: tf.Tensor, norm: str) -> tf.Tensor:
     """v scaled to length 1; 0 stays 0. [B,...] -> [B,...]."""
-    return v / per_example(length(v, norm) + tf.constant(_TINY, v.dtype), v)
+    v, _ = by_largest(v)
+    return v if norm == "linf" else tf.math.divide_no_nan(v, per_example(_l2(v), v))
+
+
+def _l2(v: tf.Tensor) -> tf.Tensor:
+    return tf.sqrt(tf.reduce_sum(tf.square(v), image_axes(v)))
 
 
 def steepest(gradient: tf.Tensor, norm: str) -> tf.Tensor:

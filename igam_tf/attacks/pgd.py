@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.direction import direction
 from igam_tf.attacks.draws import Draws, in_ball
-from igam_tf.attacks.gradient import ascent
-from igam_tf.attacks.inputs import as_loss, checked
+from igam_tf.attacks.inputs import checked
+from igam_tf.attacks.losses import as_loss
 from igam_tf.attacks.norms import project, steepest
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
 
@@ -70,12 +71,8 @@ def pgd(
     threat: dict = {"eps": eps, "bounds": limits, "norm": norm}
     aim = () if target is None else (target,)
 
-    def values(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = logits_fn(x_adv)
-        return loss(logits, y, *aim), logits
-
     def step(t: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        gradient, _, _ = ascent(values, x_adv)
+        gradient = direction(logits_fn, x_adv, y, loss, *aim).gradient
         return t + 1, project(x_adv + step_size * steepest(gradient, norm), x, **threat)
 
     if start is None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from igam_tf.attacks.draws import Draws, for_each
 from igam_tf.attacks.inputs import checked, known_size
-from igam_tf.attacks.losses import cw_margin
+from igam_tf.attacks.losses import cw_margin, misclassified
 from igam_tf.attacks.norms import length, per_example, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
@@ -206,22 +206,24 @@ def square(
         delta = exchange(s["answer"] - s["x"], move, side, pair, eps)
         return tf.clip_by_value(s["x"] + eps * unit(delta, norm), *limits)
 
-    def margin(x_adv: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        return -cw_margin(logits_fn(x_adv), y)
+    def look(x_adv: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(margin, whether misclassified), [B] each."""
+        logits = logits_fn(x_adv)
+        return -cw_margin(logits, y), misclassified(logits, y)
 
     def step(t: tf.Tensor, s: State) -> State:
         new = propose(s, s["moves"][:, t], sides[t])
-        value = margin(new, s["y"])
-        better = value < s["margin"]
+        value, done = look(new, s["y"])
+        better = done | (value < s["margin"])
         return s | {
             "answer": tf.where(per_example(better, x), new, s["answer"]),
             "margin": tf.where(better, value, s["margin"]),
-            "done": value < 0,
+            "done": done,
         }
 
     answer = tf.clip_by_value(x + delta, *limits)
-    value = margin(answer, y)
-    state = {"x": x, "y": y, "moves": moves, "answer": answer, "margin": value, "done": value < 0}
+    value, done = look(answer, y)
+    state = {"x": x, "y": y, "moves": moves, "answer": answer, "margin": value, "done": done}
     return tf.stop_gradient(shrinking_loop(step, state, steps=queries - 1))
 
 

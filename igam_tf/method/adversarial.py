@@ -85,12 +85,14 @@ class PGDTraining(ClassifierTrainer):
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """x_adv [B,H,W,C] of this step and replica."""
         seed = step_key(self.optimizer, self.seed)
-        shape, loss, scale = tf.shape(x), losses.xent, self.loss_scale or 1.0
+        shape, loss = tf.shape(x), "xent"
         grown = tf.cast(self.ramp(0, self.ramp_steps), x.dtype)
         eps, step_size = grown * self.eps, grown * self.step_size
         if self.attack_loss == "kl":
-            p = self.network(x, training=False)
-            loss = lambda logits, _: losses.kl(p, logits)  # noqa: E731
+            # In float32 most of p - q, its gradient, is lost where both are close to 1.
+            wide = functools.partial(tf.cast, dtype=tf.float64)
+            p = wide(self.network(x, training=False))
+            loss = lambda logits, _: losses.kl(p, wide(logits))  # noqa: E731
             deviation = NEAR_X * self.pixel_max
             noise = tf.random.stateless_normal(shape, seed, 0.0, deviation, x.dtype)
         else:
@@ -105,7 +107,7 @@ class PGDTraining(ClassifierTrainer):
             eps=eps,
             step_size=step_size,
             steps=self.steps,
-            loss=lambda *outputs: scale * loss(*outputs),
+            loss=loss,
             bounds=(0.0, self.pixel_max),
             noise=noise,
         )

@@ -1,0 +1,91 @@
+"""Where a white-box attack goes: the gradient of each image's loss, whatever the scale of the logits.
+
+    x -> logits -> loss,   d loss / dx = sum_k (d loss / d logit_k) (d logit_k / dx)
+
+The first factor is brought to size 1 for each image before it is back-propagated, and so is what comes
+out: neither a loss that is nearly flat nor a narrow type loses the direction on the way.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from igam_tf.attacks.losses import cw_margin
+from igam_tf.attacks.norms import by_largest, image_axes
+from igam_tf.formulas.losses import at_least_float32
+from madry_models.errors import UserError
+
+_SCALE = 8.0  # of what is back-propagated: float16 holds nothing below 6e-8 (a power of 2 is exact)
+
+
+class Direction(NamedTuple):
+    """What `direction` finds, for each image.
+
+    Attributes:
+        gradient: of the loss, divided by its largest component, 0 where `none`; [B,...] as x.
+        size: that component, per pixel unit of x; [B], in the dtype of x.
+        value: the loss, [B].
+        logits: [B,K].
+        none: whether the gradient is 0 everywhere, [B] bool.
+        not_finite: whether a component is NaN or infinite, which counts as 0; [B] bool.
+    """
+
+    gradient: tf.Tensor
+    size: tf.Tensor
+    value: tf.Tensor
+    logits: tf.Tensor
+    none: tf.Tensor
+    not_finite: tf.Tensor
+
+
+def direction(
+    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    y: tf.Tensor,
+    loss: Callable[..., tf.Tensor],
+    *aim: tf.Tensor,
+) -> Direction:
+    """The gradient of loss(logits_fn(x), y, *aim) with respect to x, of each image alone.
+
+    An image whose loss has no gradient in the logits is attacked on its margin, `cw_margin`.
+
+    Raises:
+        UserError: the logits have no gradient with respect to x.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        logits = logits_fn(x)
+    value, slope = _slope(lambda z: loss(z, y, *aim), logits)
+    slope, most = by_largest(slope)
+    if logits.shape[1] != 1:  # a loss may read one value that has no margin
+        _, of_margin = _slope(lambda z: cw_margin(z, y), logits)
+        flat = most == 0
+        slope = tf.where(flat[:, None], of_margin, slope)
+        most = tf.where(flat, tf.ones_like(most), most)
+    gradient = tape.gradient(logits, x, output_gradients=tf.cast(_SCALE * slope, logits.dtype))
+    if gradient is None:
+        raise UserError(
+            "expected logits that are differentiable in x; received some cut off from it, which "
+            "no gradient attack can judge"
+        )
+    gradient = tf.convert_to_tensor(gradient)
+    not_finite = tf.reduce_any(~tf.math.is_finite(gradient), image_axes(x))
+    gradient, size = by_largest(_finite(gradient))
+    none, size = size == 0, size / _SCALE * tf.cast(most, x.dtype)
+    return Direction(gradient, size, value, logits, none, not_finite)
+
+
+def _slope(
+    loss: Callable[[tf.Tensor], tf.Tensor], logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(values [B], their gradient in the logits [B,K], finite), in at least float32."""
+    logits = at_least_float32(logits)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(logits)
+        values = loss(logits)
+    return values, _finite(tape.gradient(values, logits, unconnected_gradients="zero"))
+
+
+def _finite(t: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.math.is_finite(t), t, tf.zeros_like(t))
