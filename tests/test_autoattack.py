@@ -23,6 +23,7 @@ from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import bumps, exchange, square_side
+from igam_tf.evaluation import robust
 from igam_tf.evaluation.evaluate import evaluate, table
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.system.journal import Journal, model_identity
@@ -221,11 +222,44 @@ def test_fab_stops_within_eps():
 
 
 def test_square_sides_shrink_as_published():
-    """p = 0.8, halved after 10, 50, 200, 500, ... of 10 000 queries; side sqrt(p H W)."""
-    sides = [square_side(q, 10_000, 28, 28) for q in (0, 10, 11, 51, 201, 501, 1001, 2001, 8001)]
+    """p = 0.8, halved after 10, 50, 200, 500, ... queries, of how many ever; side sqrt(p H W)."""
+    sides = [square_side(q, 28, 28) for q in (0, 10, 11, 51, 201, 501, 1001, 2001, 8001)]
     by_hand = [0.8, 0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.8 / 512]
     assert sides == [max(round(28 * p**0.5), 1) for p in by_hand]
-    assert square_side(5, 5_000, 28, 28) == square_side(10, 10_000, 28, 28)
+
+
+def test_square_looks_at_its_start_and_at_every_query():
+    """So does the authors' code, in squares whose sides do not depend on the number of queries."""
+    x = np.full((1, 28, 28, 1), 0.5, "float32")
+    seen = []
+
+    def logits_fn(x):
+        tf.py_function(lambda x: seen.append(x.numpy()[0, :, :, 0]), [x], [])
+        z = 0 * x[:, 0, 0, 0]  # the same everywhere: no square is kept
+        return tf.stack([z + 1, z], 1)
+
+    square(logits_fn, x, [0], eps=0.1, bounds=(0.0, 1.0), queries=60)
+    assert len(seen) == 1 + 60
+    for query in (0, 5, 11, 30, 55):
+        changed = np.flatnonzero((seen[query + 1] != seen[0]).any(0))
+        assert np.ptp(changed) < square_side(query, 28, 28)
+
+
+def test_each_target_of_apgd_t_draws_its_own_start(monkeypatch):
+    """As each restart does; the first target's is that of the other attacks' first run."""
+    drawn = []
+    for_each = robust.random_inputs
+
+    def watched(*args, **kwargs):
+        drawn.append(for_each(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(robust, "random_inputs", watched)
+    _robust("apgd-t", 1e-6, batch_size=40)  # none is broken: every target is tried
+    starts = [d["noise"] for d in drawn if d["noise"].any()]  # the clean images have none
+    assert len(starts) == CLASSES - 1
+    for a, b in itertools.combinations(starts, 2):
+        assert (a != b).all(axis=(1, 2, 3)).all()
 
 
 def test_square_needs_no_gradient():

@@ -19,26 +19,25 @@ from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
 from madry_models.errors import UserError
 
-QUERIES = 5000  # as in AutoAttack
+QUERIES = 5000  # after the start, as in AutoAttack
 
 P_INIT = 0.8  # share of the pixels that the first square covers, as in AutoAttack
-# Share of all queries -> how often p has been halved by then (their §5, for 10 000 queries)
+# p is halved after so many queries, however many there are in all, as in AutoAttack
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # of the start in l2, along each side
 _LEAST_BUMP = 3  # pixels; bumps have odd sides, as in the authors' code
 
 
-def square_side(query: int, queries: int, height: int, width: int, norm: str = "linf") -> int:
-    """Side of the square of query number `query` of `queries`, in pixels.
+def square_side(query: int, height: int, width: int, norm: str = "linf") -> int:
+    """Side of the square of query number `query` after the start, from 0, in pixels.
 
     Example:
-        >>> [square_side(q, 10_000, 32, 32) for q in (0, 11, 51, 8001)]
+        >>> [square_side(q, 32, 32) for q in (0, 11, 51, 8001)]
         [29, 20, 14, 1]
-        >>> [square_side(q, 10_000, 32, 32, "l2") for q in (0, 11, 51, 8001)]
+        >>> [square_side(q, 32, 32, "l2") for q in (0, 11, 51, 8001)]
         [29, 21, 15, 3]
     """
-    scaled = query * 10_000 // queries
-    p = P_INIT / 2 ** sum(scaled > at for at in HALVINGS)
+    p = P_INIT / 2 ** sum(query > at for at in HALVINGS)
     side = max(round(math.sqrt(p * height * width)), 1)
     if norm == "l2":
         side = max(side, _LEAST_BUMP) | 1
@@ -153,10 +152,11 @@ def square(
         eps: radius, in the pixel unit of x.
         bounds: lowest and highest pixel value.
         start: +-1 of the dtype of x, [B, *`start_shape`].
-        moves: for each further query shares in [0,1): of the square's row and column, then one for
-            each channel whose half says its sign; in l2 also row and column of the square that gives
-            way, and one whose half says how the bumps lie; [B,queries - 1,`move_length`] float32.
-        queries, seed: by which start and moves are drawn, where neither is given.
+        moves: for each query shares in [0,1): of the square's row and column, then one for each
+            channel whose half says its sign; in l2 also row and column of the square that gives way,
+            and one whose half says how the bumps lie; [B,queries,`move_length`] float32.
+        queries, seed: by which start and moves are drawn, where neither is given; the start, which is
+            looked at too, is none of the queries.
         norm: "linf" or "l2".
 
     Returns:
@@ -184,8 +184,8 @@ def square(
         start, moves = tf.constant(drawn["start"]), tf.constant(drawn["moves"])
     eps, *limits = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
     height, width, _ = x.shape[1:]
-    queries = moves.shape[1] + 1
-    sides = [square_side(q, queries, height, width, norm) for q in range(queries)]
+    queries = moves.shape[1]
+    sides = [square_side(q, height, width, norm) for q in range(queries)]
     if norm == "linf":
         delta = eps * start[:, None]
     else:
@@ -224,7 +224,7 @@ def square(
     answer = tf.clip_by_value(x + delta, *limits)
     value, done = look(answer, y)
     state = {"x": x, "y": y, "moves": moves, "answer": answer, "margin": value, "done": done}
-    return tf.stop_gradient(shrinking_loop(step, state, steps=queries - 1))
+    return tf.stop_gradient(shrinking_loop(step, state, steps=queries))
 
 
 def _tiles(signs: tf.Tensor, height: int, width: int) -> tf.Tensor:
@@ -241,7 +241,7 @@ def _random_search(shape, generator: np.random.Generator, queries: int, dtype, n
     """start and moves of one image of this shape [H,W,C], see `square`."""
     return {
         "start": generator.choice([-1, 1], size=start_shape(shape, norm)).astype(dtype),
-        "moves": generator.random((queries - 1, move_length(shape[2], norm)), np.float32),
+        "moves": generator.random((queries, move_length(shape[2], norm)), np.float32),
     }
 
 

@@ -16,6 +16,7 @@ from igam_tf.system import devices
 from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
+REVISION = 2  # of what the attacks compute: another one finds nothing in older journals
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 _NOT_FINITE = -1  # predicted class where a logit is NaN or infinite
 
@@ -55,10 +56,8 @@ def robust_flags(
         spec = group[0]
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
-        restart, rank = divmod(run, max(spec.targets, 1))
-        drawn = random_inputs(
-            spec, shape, batch, eps=eps, seed=seed, restart=restart, dtype=dtype
-        )  # fmt: skip
+        rank = run % max(spec.targets, 1)
+        drawn = random_inputs(spec, shape, batch, eps=eps, seed=seed, restart=run, dtype=dtype)
         each = np.diff([spec.steps for spec in group], prepend=0).astype(np.int32)
         scalars = {"eps": eps, "step_size": step_size, "steps": each, "rank": np.int32(rank)}
         inputs = {"x": x, "y": y[batch]} | drawn, scalars
@@ -82,7 +81,7 @@ def robust_flags(
         title = ",".join(spec.name for spec in group)
         title += f" {run + 1}/{group[0].runs}" if group[0].runs > 1 else ""
         hits = np.zeros((len(group), len(indices)), bool)
-        common = [run, seed, pixel_max, batch_norm]
+        common = [run, seed, pixel_max, batch_norm, REVISION]
         shown = progress and len(indices) > 0
         with tqdm(total=len(indices), desc=title, unit="image", disable=not shown) as bar:
             for begin in range(0, len(indices), batch_size):

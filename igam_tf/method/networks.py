@@ -5,6 +5,7 @@ default that holds for Sequential, functional and subclassed models alike. The n
 challenges answer for themselves.
 """
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.formulas.losses import at_least_float32
 from madry_models.errors import UserError
 
 _SMALLEST = 1.2e-38  # the smallest normal float32
@@ -148,14 +150,72 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
     return features
 
 
+# --- precision ------------------------------------------------------------------------------------
+
+
+class _ComputedInFloat32(keras.DTypePolicy):
+    """Computes in float32 with variables of another type."""
+
+    def __init__(self, variables: str):
+        super().__init__("float32")
+        self._of_variables = variables
+
+    @property
+    def variable_dtype(self) -> str:
+        """Theirs: where it is not float32, Keras casts them."""
+        return self._of_variables
+
+
+def float16_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers of a model, itself among them, that compute in float16."""
+    return [part for part in model._flatten_layers() if part.compute_dtype == "float16"]
+
+
+@contextlib.contextmanager
+def in_float32(model: keras.layers.Layer) -> Iterator[None]:
+    """Context in which those layers compute in float32, with the same weights.
+
+    float16 holds no gradient below 6e-8 and no number above 65504: what an attack does not find
+    there is no robustness. What is traced in the context stays so.
+    """
+    before = [(part, part.dtype_policy) for part in float16_layers(model)]
+    try:
+        for part, policy in before:
+            part._dtype_policy = _ComputedInFloat32(policy.variable_dtype)
+        yield
+    finally:
+        for part, policy in before:
+            part._dtype_policy = policy
+
+
 # --- probabilities and logits ---------------------------------------------------------------------
 
 
+def _before_last(outputs: tf.Tensor) -> tf.Tensor | None:
+    """The logits that a last softmax or sigmoid was given, [B,K]; None where it cannot be found.
+
+    Keras keeps them with what its own functions return; a graph knows them of every softmax.
+    """
+    found = outputs
+    while (logits := getattr(found, "_keras_logits", None)) is None:
+        op = getattr(found, "op", None)  # there is none without a graph
+        if op is None or op.type not in ("Softmax", "Sigmoid", "Identity", "Cast"):
+            return None
+        found = op.inputs[0]
+        if op.type in ("Softmax", "Sigmoid"):
+            return found
+    return logits
+
+
 class LogProbabilities(keras.Model):
-    """log of a model's probabilities, which are logits of the same softmax.
+    """The logits of a model that returns probabilities.
+
+    A last softmax or sigmoid is taken off. Where there is none to be found, these are log p where the
+    outputs of an image add up to 1, and log p - log(1 - p) where they do not. Then there is no
+    gradient where p is 0, or a sigmoid's 1, in the type that the model computes in.
 
     Args:
-        base: returns probabilities [B,K]. One below the smallest normal float32 counts as that.
+        base: returns probabilities [B,K]: of classes, or each for itself.
     """
 
     def __init__(self, base: keras.Model):
@@ -166,8 +226,15 @@ class LogProbabilities(keras.Model):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Images [B,H,W,C] -> logits [B,K]."""
-        p = self.base(x, training=training)
-        return tf.math.log(tf.maximum(p, tf.constant(_SMALLEST, p.dtype)))
+        outputs = self.base(x, training=training)
+        logits = _before_last(outputs)
+        if logits is not None:
+            return logits
+        p = at_least_float32(outputs)
+        smallest = tf.constant(_SMALLEST, p.dtype)
+        log_p, log_rest = (tf.math.log(tf.maximum(t, smallest)) for t in (p, 1 - p))
+        of_classes = tf.abs(tf.reduce_sum(p, axis=1, keepdims=True) - 1) < SUM_TOLERANCE
+        return tf.where(of_classes, log_p, log_p - log_rest)
 
     def get_config(self) -> dict:
         """The base model's, for `model_identity`."""
