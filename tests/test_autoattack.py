@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import igam_tf.evaluation.robust as evaluation
 from igam_tf.attacks import (
     AttackSpec,
     apgd,
@@ -23,7 +24,6 @@ from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import bumps, exchange, square_side
-from igam_tf.evaluation import robust
 from igam_tf.evaluation.evaluate import evaluate, table
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.system.journal import Journal, model_identity
@@ -246,15 +246,13 @@ def test_square_looks_at_its_start_and_at_every_query():
 
 
 def test_each_target_of_apgd_t_draws_its_own_start(monkeypatch):
-    """As each restart does; the first target's is that of the other attacks' first run."""
     drawn = []
-    for_each = robust.random_inputs
 
     def watched(*args, **kwargs):
-        drawn.append(for_each(*args, **kwargs))
+        drawn.append(random_inputs(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(robust, "random_inputs", watched)
+    monkeypatch.setattr(evaluation, "random_inputs", watched)
     _robust("apgd-t", 1e-6, batch_size=40)  # none is broken: every target is tried
     starts = [d["noise"] for d in drawn if d["noise"].any()]  # the clean images have none
     assert len(starts) == CLASSES - 1

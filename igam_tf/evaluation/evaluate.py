@@ -24,7 +24,7 @@ from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.checks import check_pixels
 from igam_tf.method.look import LOOKED_AT, Doubt, as_json, doubtful_lines, look, refuse
-from igam_tf.method.networks import logits_of
+from igam_tf.method.networks import check_model, in_float32, logits_of
 from igam_tf.method.preprocess import Preprocessed, preprocessed
 from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
@@ -37,24 +37,28 @@ BATCH_NORMS = ("inference", "batch")
 def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
     """x [B,H,W,C] -> logits [B,K] of a Keras model, none of whose variables it changes.
 
+    Layers that compute in float16 compute in float32 here, with the same weights.
+
     Args:
         model: called with `training=`.
         batch_norm: "inference", by the moving averages; or "batch", `training=True`, by the
             statistics of the batch it is called with, as the release attacks its students (R6).
 
     Raises:
-        UserError: another `batch_norm`.
+        UserError: another `batch_norm`, or no Keras model.
     """
     if batch_norm not in BATCH_NORMS:
         raise UserError(f"expected batch norm {' or '.join(BATCH_NORMS)}; received {batch_norm!r}")
-    if batch_norm == "inference":
-        return lambda x: model(x, training=False)
+    check_model(model, "model")
 
-    def on_batch_statistics(x: tf.Tensor) -> tf.Tensor:
-        with keras.StatelessScope():
-            return model(x, training=True)
+    def logits(x: tf.Tensor) -> tf.Tensor:
+        with in_float32(model):
+            if batch_norm == "inference":
+                return model(x, training=False)
+            with keras.StatelessScope():  # the new moving averages are dropped
+                return model(x, training=True)
 
-    return on_batch_statistics
+    return logits
 
 
 def stated(spec: AttackSpec) -> dict[str, Any]:

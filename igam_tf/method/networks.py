@@ -273,6 +273,15 @@ def reason_of(error: Exception) -> str:
     return told[0] if told else type(error).__name__
 
 
+def check_model(model: keras.Model, what: str) -> None:
+    """Raises a UserError where a model is none of Keras's."""
+    if not isinstance(model, keras.layers.Layer):
+        raise UserError(
+            f"expected a keras.Model as {what}; received a {type(model).__name__}: put what it computes "
+            "into the call(self, x, training=False) of a keras.Model"
+        )
+
+
 def logits_of(
     model: keras.Model | Callable[[tf.Tensor], tf.Tensor],
     x: np.ndarray,
