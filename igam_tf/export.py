@@ -28,6 +28,7 @@ from igam_tf.datasets import DatasetSpec, class_names, data_text, short_name
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.evaluation.inputs import data_spec, find_model
 from igam_tf.evaluation.results import read_results, settings_text
+from igam_tf.method.look import doubtful_lines
 from igam_tf.system.folders import new_folder
 from igam_tf.system.journal import MASK_KEY
 from igam_tf.system.run_folder import environment, write_json, write_text
@@ -145,6 +146,7 @@ def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
     dataset = f"'{kind}:<path of {path}>'" if kind in ("folder", "npz") else spec.name
     pgd = f"eps={spec.eps * highest:g}, step_size={spec.step_size * highest:g}, steps=20, "
     pgd += f"bounds=(0, {highest:g})"
+    doubts = "".join(f"\n**{line}**\n" for line in doubtful_lines(report))
     made = card["trained_with"]
     commit = made["git_commit"] or "unknown"
     return f"""# {card["title"]}
@@ -163,7 +165,7 @@ A student network of {card["parameters"]} parameters, trained on {spec.name}, da
 | attack | accuracy % | 95 % interval |
 | --- | --- | --- |
 {chr(10).join(rows)}
-
+{doubts}
 `worst_case` joins the others, example by example. Nothing is said here of attacks that are not listed.
 
 ## Load and attack it

@@ -9,6 +9,7 @@ import madry_models.quiet  # noqa: F401
 from pathlib import Path
 
 from igam_tf.evaluation.results import read_results, settings_text
+from igam_tf.method.look import doubtful_lines
 from madry_models.errors import UserError
 from madry_models.program import called_as, run_entry_point
 
@@ -34,6 +35,9 @@ def report(folders: list[Path]) -> str:
             for row in (r["results"][a] for a in attacks)
         )
         lines.append(f"{f'{model} ({folder})':<{width}}{cells}")
+    lines += [
+        f"{model} ({folder}): {line}" for folder, model, r in found for line in doubtful_lines(r)
+    ]
     return "\n".join(lines)
 
 

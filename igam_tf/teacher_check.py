@@ -32,6 +32,7 @@ from igam_tf.experiments.resolve import resolve, target_spec
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
+from igam_tf.method.preprocess import FORMS, parsed, preprocessed
 from igam_tf.system import devices
 from igam_tf.system.journal import MASK_KEY, Journal, journal_beside, model_identity, undigits
 from igam_tf.system.run_folder import environment, write_json
@@ -61,6 +62,10 @@ def define_flags() -> None:
             "attacks", "clean,autoattack",
             "Attacks on teacher and reference, as --attacks of igam_tf.eval_pgd; the last one decides.",
         )  # fmt: skip
+        flags.DEFINE_string(
+            "preprocess", None,
+            f"What the reference takes in place of pixels in 0..pixel_max: {FORMS}.",
+        )  # fmt: skip
         flags.DEFINE_string("json", None, "File to write the results to.")
     define_settings()
 
@@ -73,6 +78,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"expected a --method with a teacher; received {config.method}")
     attacks = attack_names(FLAGS.attacks)
     load, path, _ = find_model(FLAGS.reference, "reference")
+    if FLAGS.preprocess:
+        parsed(FLAGS.preprocess)
     output = writable("json", FLAGS.json) if FLAGS.json else None
     if output and output.exists():
         raise UserError(f"expected --json={output} to be a new file; it is there already")
@@ -84,7 +91,7 @@ def main(argv: list[str]) -> None:
             pixel_max=test.spec.pixel_max,
             num_examples=FLAGS.num_examples,
         )
-        reference = load(path)
+        reference = preprocessed(load(path), FLAGS.preprocess, test.spec.pixel_max)
         logits_of(reference, images.images[:1].astype("float32"), "reference")
         with chosen.scope():
             teacher = run.teacher()

@@ -134,6 +134,7 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
         "budget": _budget(config),
         "data": _data(folder),
         "teacher": _teacher(config, folder),
+        "doubts": report.get("doubts", []),
         "method": config["method"],
         "steps": last[-1]["step"],
         "minutes": minutes,

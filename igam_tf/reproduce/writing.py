@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from igam_tf.method.look import doubtful_lines
 from igam_tf.reproduce.tables import PAPER_SECONDS
 from igam_tf.system.run_folder import write_json, write_text
 
@@ -51,6 +52,7 @@ def markdown(content: dict[str, Any]) -> str:
     for part, rows in _parts(content):
         lines += [f"## {part}", ""] if part else []
         lines += _pipes([_head(content), *(_cells(row, content["attacks"]) for row in rows)])
+    lines += _doubts(content)
     lines += [
         "Cells: paper / ours (95 % interval) / difference; a blank was not published or not run."
     ]
@@ -145,7 +147,17 @@ def _cells(row: dict, attacks: list[str]) -> list[str]:
     if not run:
         return [row["label"], *cells, "", "", ""]
     minutes = f"{sum(run['minutes'].values()):.1f}"
-    return [row["label"], *cells, _cosine(run), str(run["steps"]), minutes]
+    label = row["label"] + (" (!)" if run.get("doubts") else "")
+    return [label, *cells, _cosine(run), str(run["steps"]), minutes]
+
+
+def _doubts(content: dict[str, Any]) -> list[str]:
+    """A paragraph for each doubt about the rows that bear a mark."""
+    return [
+        f"(!) {row['label']}: {line}\n"
+        for row in content["rows"]
+        for line in doubtful_lines(row["run"] or {})
+    ]
 
 
 def _cosine(run: dict) -> str:
