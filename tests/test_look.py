@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import igam_tf
 from igam_tf.evaluation.disagreement import disagreements
+from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.look import CIFAR, look, misplaced_range
 from igam_tf.method.preprocess import Preprocess, parsed
@@ -123,6 +124,15 @@ def test_kinds_of_doubt():
     assert codes(one, eps=None) == codes(Nearest(twist=tf.stop_gradient), eps=None) == []
     with pytest.raises(UserError, match=r"logits \[B,10\] of the model"):
         codes(keras.Sequential([keras.Input((3, 3, 3)), keras.layers.Flatten()]))
+
+
+def test_a_float16_model_that_is_another_in_float32():
+    flat = np.repeat(COLOURS[None], 4, 0).transpose(0, 2, 1).reshape(12, 10)
+    for scale, expected in ((1.0, []), (1e5, ["float16"])):
+        layers = [keras.layers.Flatten(), keras.layers.Dense(10, dtype="mixed_float16")]
+        model = keras.Sequential([keras.Input((2, 2, 3)), *layers])
+        model.set_weights([scale * 2 * flat, -4 * scale * (COLOURS**2).sum(1)])
+        assert codes(model, function=lambda m: logits_function(m, "inference")) == expected
 
 
 def _beginning(*layers):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from igam_tf.attacks.draws import for_each, in_ball
 from igam_tf.attacks.losses import cw_margin
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
-from igam_tf.method.networks import are_probabilities, layers_within, logits_of
+from igam_tf.method.networks import are_probabilities, float16_layers, layers_within, logits_of
 from igam_tf.method.preprocess import Preprocess, Preprocessed
 from madry_models.errors import UserError
 
@@ -24,8 +24,9 @@ LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 # Outputs of two calls that differ by more than this share of their spread are random: a sum in another
 # order changes float32 logits by some 1e-6 of it.
 RANDOM = 1e-4
-# Share of the images that may lack a gradient unmarked: a figure moves by no more than that.
-WITHOUT_GRADIENT = 0.01
+# Share of the images that may lack a gradient, or be classified otherwise in float16, unmarked: a figure
+# moves by no more than that.
+MOVABLE = 0.01
 # Another convention, or order of classes, is told from this p on (all alternatives together) and where
 # so large a share of the images is gained.
 SIGNIFICANT, GAIN = 0.01, 0.03
@@ -116,6 +117,8 @@ def look(
     found = misplaced_range(model, pixel_max)
     again = outputs(logits_fn, x[:batch_size])
     found += _random(z[:batch_size], again)
+    if float16_layers(model) and not found:
+        found += _narrow(outputs(lambda x: model(x, training=False), x), z)
     right, n = z.argmax(1) == y, len(y)
     if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
         found.append(_at_chance(right, classes, pixel_max))
@@ -157,7 +160,8 @@ def doubtful_outputs(z: np.ndarray) -> list[Doubt]:
                 code="sigmoid",
                 sentence=f"All outputs lie in 0..1 ({z.min():.3g} to {z.max():.3g}) and do not add up "
                 "to 1: they look like a sigmoid's, not like logits.",
-                remedy="Leave out the sigmoid: its derivative vanishes where the network is sure.",
+                remedy="Leave out the sigmoid, whose derivative vanishes where the network is sure, or "
+                "set from_probabilities, which undoes it.",
             )
         ]
     return []
@@ -177,6 +181,20 @@ def _random(z: np.ndarray, again: np.ndarray) -> list[Doubt]:
             "each image and attack, not of the averaged predictor.",
             remedy="Turn the randomness off, or average logits over many draws; igam_tf.audit says "
             "what the draws hide.",
+        )
+    ]
+
+
+def _narrow(in_float16: np.ndarray, z: np.ndarray) -> list[Doubt]:
+    count, n = int((in_float16.argmax(1) != z.argmax(1)).sum()), len(z)
+    if count <= MOVABLE * n:
+        return []
+    return [
+        Doubt(
+            code="float16",
+            sentence="The figures are those of the same weights in float32, where "
+            f"{count} of {n} images are classified otherwise than in float16.",
+            remedy="Look for what float16 does not hold, or give away the model in float32.",
         )
     ]
 
@@ -353,7 +371,7 @@ def _gradients(
         ("nan_gradient", broken, "a gradient with NaN or infinity in it"),
     ):
         count = int(images.sum())
-        if count <= WITHOUT_GRADIENT * n:
+        if count <= MOVABLE * n:
             continue
         found.append(
             Doubt(
