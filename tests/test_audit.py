@@ -23,9 +23,12 @@ from igam_tf.audit.attacking import normalisations
 from igam_tf.audit.audit import CHECKS, _verdict, audit, audit_model, check_names
 from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN, judge_excess
+from igam_tf.audit.differences import relative_error
+from igam_tf.audit.nested import nested_sources
 from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
+from igam_tf.formulas.losses import xent
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import LogProbabilities, features_of
 from igam_tf.system.journal import Journal
@@ -110,6 +113,122 @@ def test_control_masked(standard, digits, name, failing, passing):
     assert all(statuses[name] == FAIL for name in failing), report["lines"]
     assert all(statuses[name] in (PASS, WARN) for name in passing), report["lines"]
     assert report["verdict"].startswith("Not to be trusted")
+
+
+class AntiAdversary(keras.Model):
+    """Steps away from the boundary, behind stop_gradient (Alfarra et al. 2022)."""
+
+    def __init__(self, base):
+        super().__init__(autocast=False)
+        self.base, self.pixel_max, self.built = base, base.pixel_max, True
+
+    def call(self, x, training=False):
+        y, g = tf.argmax(self.base(x), 1), tf.zeros_like(x)
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                tape.watch(g)
+                loss = tf.reduce_sum(xent(self.base(x + g), y))
+            g -= 0.15 * tf.sign(tape.gradient(loss, g))
+        return self.base(x + tf.stop_gradient(g))
+
+
+def test_a_smooth_wrong_gradient_is_found(pgd_trained, digits):
+    """By its differences, and by the network within, whose adversarial examples hold for the whole."""
+    names = ["logits", "deterministic", "gradients", "finite_difference", "transfer"]
+    audited = _audited(AntiAdversary(pgd_trained), digits, eps=0.15, budget=SMALL)
+    report = audit(audited, names=names)
+    expected = dict.fromkeys(names, PASS) | {"finite_difference": FAIL, "transfer": FAIL}
+    assert _statuses(report) == expected, report["lines"]
+    assert report["verdict"].startswith("Not to be trusted")
+    honest = audit(_audited(pgd_trained, digits, eps=0.15, budget=SMALL), names=["iterative"])
+    masked = [report["rows"][f"pgd{n}"]["accuracy"] for n in SMALL.steps]
+    assert min(masked) > honest["rows"]["pgd3"]["accuracy"] + 10
+
+
+def _through(forward=tf.identity, backward=lambda dy: dy):
+    """A layer with a forward and a backward pass of their own."""
+
+    @tf.custom_gradient
+    def layer(x):
+        return forward(x), backward
+
+    return layer
+
+
+def _rows(x, every):
+    return tf.cast(tf.range(x.shape[1]) % every == 0, x.dtype)[None, :, None, None]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A small network with random weights, and images with the labels that it gives them."""
+    keras.utils.set_random_seed(0)
+    network = _functional()
+    images = np.random.default_rng(0).uniform(0.1, 0.9, (12, 4, 4, 1)).astype(np.float32)
+    return network, images, np.argmax(network(images), 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "status"),
+    [
+        (lambda x: x, PASS),
+        (lambda x: tf.round(2**14 * x) / 2**14 + x - tf.stop_gradient(x), PASS),  # hardly a step
+        (_through(backward=lambda dy: 3 * dy), FAIL),
+        (_through(backward=tf.negative), FAIL),
+        (_through(backward=tf.ones_like), FAIL),
+        (_through(forward=lambda x: tf.round(3 * x) / 3), FAIL),
+        (lambda x: tf.round(30 * x) / 30, FAIL),
+        (lambda x: x * _rows(x, 2) + tf.stop_gradient(x * (1 - _rows(x, 2))), FAIL),
+        (_through(backward=lambda dy: tf.nn.avg_pool2d(dy, 3, 1, "SAME")), FAIL),
+    ],
+)  # fmt: skip
+def test_finite_differences(tiny, before, status):
+    network, images, labels = tiny
+    for scale in (1e-4, 1e4):  # of the logits, which say nothing
+
+        class Whole(keras.Model):
+            def call(self, x, training=False, scale=scale):
+                return scale * network(before(x))
+
+        report = audit_model(
+            Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
+        )
+        assert _statuses(report) == {"finite_difference": status}, report["lines"]
+
+
+def test_relative_error_of_known_differences():
+    """Two lengths, of which the better one counts, and rounding that is not held against J."""
+    slopes = np.array([[[2.0, 8.0]], [[4.0, 8.0]]])
+    said, slack = np.array([[4.0, 4.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])
+    np.testing.assert_allclose(relative_error(slopes, said, slack), [0.0, 0.25])
+    unrelated = np.random.default_rng(0).normal(size=(2, 1, 4000, 1))
+    error = relative_error(unrelated[0], unrelated[1, 0], np.zeros((1, 1)))
+    assert error[0] == pytest.approx(2**0.5, abs=0.05)
+
+
+def test_nested_networks_are_fed_as_the_whole_feeds_them(objects):
+    """Another mean, range and order of channels are undone; what does not classify is left out."""
+    network, split = objects
+
+    class Whole(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.parts = {"base": network}
+            self.other = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()])
+            self.built = True
+
+        def call(self, x, training=False):
+            bgr = 255 * x[..., ::-1] - [1.0, 2.0, 3.0]
+            return self.parts["base"](bgr, training=training)
+
+    x = split.images / np.float32(255)
+    labels = np.argmax(Whole()(x), 1)
+    split = dataclasses.replace(split, labels=labels)
+    audited = AuditedModel(Whole(), split, pixel_max=1.0, progress=False)
+    sources = nested_sources(audited)
+    assert list(sources) == ["WideResNet inside"]
+    logits = sources["WideResNet inside"].logits_fn(tf.constant(x))
+    np.testing.assert_allclose(logits, audited.logits_fn(tf.constant(x)), rtol=1e-3, atol=1e-3)
 
 
 def test_too_few_images_that_are_right_are_no_pass(standard, digits):
@@ -288,8 +407,9 @@ def test_a_report_without_figures_can_be_written(digits):
         def call(self, x, training=False):
             return tf.fill((tf.shape(x)[0], 10), np.float32("nan"))
 
-    report = _named(audit(_audited(Broken(), digits, budget=SMALL), names=["logits", "iterative"]))
-    assert _statuses(report) == {"logits": FAIL, "iterative": FAIL}
+    names = ["logits", "gradients", "finite_difference", "iterative"]
+    report = _named(audit(_audited(Broken(), digits, budget=SMALL), names=names))
+    assert _statuses(report) == dict.fromkeys(names, NOT_APPLICABLE) | {"logits": FAIL}
     assert "NaN or infinite for 40 of 40" in report["lines"]["logits"]["figure"]
     assert report["headline"]["text"].startswith("no figure: expected finite logits")
     assert "no figure" in html(report)
@@ -499,24 +619,52 @@ def test_check_names():
 # --- words ---------------------------------------------------------------------------------------
 
 
-def _statuses_of(*statuses):
-    return {str(i): {"status": status} for i, status in enumerate(statuses)}
+def _statuses_of(**statuses):
+    return {name: {"status": status} for name, status in statuses.items()}
 
 
 @pytest.mark.parametrize(
     ("statuses", "figures", "said"),
     [
-        ((PASS,) * 3, {}, "None of 3 checks found a sign of masked gradients."),
-        ((PASS, PASS, NOT_APPLICABLE), {}, "None of 2 checks found .*; 1 of 3 did not apply"),
-        ((PASS,), {"robust": 0.0}, "Not robust: no image is right under every attack"),
-        ((PASS,), {"clean_low": 0.05}, r"clean accuracy is not above chance \(10 %\)"),
-        ((PASS, WARN), {}, "No check fails; 1 of 2 WARN"),
-        ((PASS, FAIL), {"robust": 0.0}, "Not to be trusted: 1 of 2 checks FAIL"),
+        ({"logits": PASS, "eps": PASS}, {}, "None of 2 checks found a sign of masked gradients."),
+        (
+            {"eps": PASS, "adaptive": NOT_APPLICABLE},
+            {},
+            "None of 1 .* Not tested: adaptive .did not",
+        ),
+        ({"eps": PASS}, {"robust": 0.0}, "Not robust: no image is right under every attack"),
+        (
+            {"eps": FAIL, "square": FAIL},
+            {"robust": 0.0},
+            "Not robust: .* though 2 of 2 checks FAIL",
+        ),
+        ({"deterministic": FAIL}, {"robust": 0.0, "random": True}, "Not to be trusted: 1 of 1"),
+        ({"logits": PASS}, {"clean_low": 0.05}, r"clean accuracy is not above chance \(10 %\)"),
+        ({"logits": PASS, "square": WARN}, {}, "No check fails; 1 of 2 checks WARN"),
+        ({"eps": PASS, "finite_difference": FAIL}, {}, "Not to be trusted: 1 of 2 checks FAIL"),
+        ({"planted": FAIL}, {}, "Doubtful: 1 of 1 checks FAIL"),
+        ({"losses": FAIL, "ensemble": FAIL}, {}, "Doubtful: 2 of 2 checks FAIL"),
+        ({"planted": FAIL, "linearity": FAIL}, {}, "Not to be trusted: 2 of 2 checks FAIL"),
     ],
 )
 def test_verdict(statuses, figures, said):
-    figures = {"robust": 40.0, "clean_low": 0.8, "chance": 0.1} | figures
-    assert re.match(f".*{said}", _verdict(_statuses_of(*statuses), **figures))
+    figures = {"robust": 40.0, "clean_low": 0.8, "chance": 0.1, "random": False} | figures
+    verdict = _verdict(_statuses_of(**statuses), **figures)
+    assert re.match(f".*{said}", verdict)
+    assert f"{len(CHECKS) - len(statuses)} of {len(CHECKS)} checks (not run)" in verdict
+
+
+def test_a_crash_is_the_finding_of_its_line(standard, digits, monkeypatch):
+    """An unexpected error neither ends the audit nor counts as a PASS."""
+
+    def crash(_):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setitem(CHECKS, "eps", dataclasses.replace(CHECKS["eps"], judge=crash))
+    report = _named(audit(_audited(standard, digits, budget=SMALL), names=["logits", "eps"]))
+    assert _statuses(report) == {"logits": PASS, "eps": WARN}
+    assert "ZeroDivisionError" in report["lines"]["eps"]["figure"]
+    assert "ZeroDivisionError" in html(report)
 
 
 def test_arrays_are_audited_as_a_data_set_is(standard, digits):

@@ -15,9 +15,12 @@ from igam_tf.attacks import AttackSpec, pgd
 from igam_tf.audit.audited import AttackResult, AuditedModel, attached, joint
 from igam_tf.audit.checks import (
     FAIL,
+    HINT,
     LEAST_EXAMPLES,
     NOT_APPLICABLE,
     PASS,
+    PROOF,
+    TUNING,
     WARN,
     Check,
     Finding,
@@ -25,6 +28,7 @@ from igam_tf.audit.checks import (
     not_applicable,
     worst,
 )
+from igam_tf.audit.nested import Source, nested_sources
 from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.formulas.losses import xent
@@ -215,19 +219,23 @@ def square(s: AuditedModel) -> Finding:
 
 def transfer(s: AuditedModel) -> Finding:
     """Other networks' adversarial examples break hardly any example that white-box attacks do not."""
-    if not s.sources:
-        return not_applicable("no other network given; name some with --transfer_from=<path>,...")
     white = s.white_box()
     if not joint(white).any():
         return _compared(white, {}, LUCK)
+    sources = {name: _named_source(s, model) for name, model in s.sources.items()}
+    sources |= nested_sources(s)
+    if not sources:
+        return not_applicable(
+            "no network inside this one, and none given; name some with --transfer_from=<path>,..."
+        )
     rows = {}
-    for name, source in s.sources.items():
+    for name, source in sources.items():
         title = f"pgd{s.budget.steps[0]} on {name}"
-        craft, identity = _crafted_on(s, source)
+        craft = _crafted_on(s, source.logits_fn)
         rows[title] = s.judged(
             title,
             lambda _, x, y, craft=craft: _right(s, craft(x, y), y),
-            identity=identity,
+            identity=source.identity,
             kind="transfer",
             step_size=s.step_size,
             steps=s.budget.steps[0],
@@ -239,20 +247,25 @@ def transfer(s: AuditedModel) -> Finding:
     return _compared(white, rows, LUCK)
 
 
-def _crafted_on(s: AuditedModel, source: keras.Model):
-    """(x, y -> adversarial examples of another network, in this one's pixel unit; its identity)."""
-    ratio = pixel_range(source, s.split.spec) / s.pixel_max
-    theirs = logits_function(source, "inference")
+def _named_source(s: AuditedModel, model: keras.Model) -> Source:
+    """A whole other network as a source, in its own pixel range."""
+    ratio = pixel_range(model, s.split.spec) / s.pixel_max
+    theirs = logits_function(model, "inference")
+    return Source(lambda x: theirs(x * ratio), model_identity(model))
+
+
+def _crafted_on(s: AuditedModel, theirs: LogitsFn):
+    """x, y -> adversarial examples of these logits."""
     eps, step = s.eps_pixels, np.float32(s.step_size * s.pixel_max)
 
     @tf.function(reduce_retracing=True)
     def craft(x, y):
         return pgd(
-            attached(lambda x: theirs(x * ratio)), x, y, eps=eps, step_size=step,
+            attached(theirs), x, y, eps=eps, step_size=step,
             steps=s.budget.steps[0], loss=xent, bounds=(0.0, s.pixel_max),
         )  # fmt: skip
 
-    return craft, model_identity(source)
+    return craft
 
 
 def _right(s: AuditedModel, x: np.ndarray | tf.Tensor, y: np.ndarray) -> np.ndarray:
@@ -363,6 +376,7 @@ CHECKS = {
         advice="Lower the step size and raise the number of steps; if one step stays stronger, the "
         "gradient changes along the way. " + _MASKED,
         judge=iterative,
+        weight=HINT,
     ),
     "steps": Check(
         title="Accuracy falls with steps and converges",
@@ -371,18 +385,21 @@ CHECKS = {
         f"({_more(LUCK)})",
         advice="Give PGD more steps (--budget=full) until the figure stands still, and quote that one.",
         judge=steps,
+        weight=TUNING,
     ),
     "restarts": Check(
         title="Restarts add little",
         threshold=_more(TUNING_TOLERANCE),
         advice="Quote the figure with restarts; a bumpy loss surface stops single starts.",
         judge=restarts,
+        weight=TUNING,
     ),
     "step_size": Check(
         title="The step size is well chosen",
         threshold=_more(TUNING_TOLERANCE),
         advice="Attack with --step_size as in the strongest row, or trust APGD, which chooses it.",
         judge=step_size,
+        weight=TUNING,
     ),
     "losses": Check(
         title="The loss is not saturated",
@@ -390,12 +407,14 @@ CHECKS = {
         advice="The cross-entropy gives poor gradients here (large or rescaled logits): quote the "
         "margin losses cw and dlr.",
         judge=losses,
+        weight=TUNING,
     ),
     "ensemble": Check(
         title="AutoAttack is not much stronger than PGD",
         threshold=_more(LOSS_TOLERANCE),
         advice="PGD's figures are too high: quote AutoAttack's (Croce and Hein 2020).",
         judge=ensemble,
+        weight=TUNING,
     ),
     "eps": Check(
         title="Accuracy falls with eps, to chance",
@@ -403,18 +422,21 @@ CHECKS = {
         advice="An attack that may turn any image grey and fails is broken: nothing it says at "
         "smaller eps counts. " + _MASKED,
         judge=eps,
+        weight=PROOF,
     ),
     "square": Check(
         title="Square is not stronger than white box",
         threshold=_more(LUCK),
         advice=_MASKED,
         judge=square,
+        weight=PROOF,
     ),
     "transfer": Check(
         title="Transfer is not stronger than white box",
         threshold=_more(LUCK),
         advice=_MASKED,
         judge=transfer,
+        weight=PROOF,
     ),
     "noise": Check(
         title="Noise is far weaker than the attack",
@@ -422,6 +444,7 @@ CHECKS = {
         f"from {100 * NOISE_FAIL:g} %; against all white-box attacks: {_more(LUCK)}",
         advice="PGD does hardly more than its random start. " + _MASKED,
         judge=noise,
+        weight=HINT,
     ),
     "adaptive": Check(
         title="The input normalisation hides nothing",
@@ -429,5 +452,6 @@ CHECKS = {
         advice="Quote the stronger of the two gradients (Tramèr et al. 2020: attacks must be adapted "
         "to the defence).",
         judge=adaptive,
+        weight=TUNING,
     ),
 }

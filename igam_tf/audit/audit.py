@@ -3,6 +3,7 @@
 Reports and `finished.json` hold the checks under the key `lines`, the name of the flag.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,18 @@ import keras
 import numpy as np
 from absl import logging
 
-from igam_tf.audit import attacking, outputs, planted
+from igam_tf.audit import attacking, differences, outputs, planted
 from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
-from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, STATUSES, WARN, Check
+from igam_tf.audit.checks import (
+    DISTRUST,
+    FAIL,
+    NOT_APPLICABLE,
+    STATUSES,
+    WARN,
+    Check,
+    Finding,
+    not_applicable,
+)
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import (
     eps_unit,
@@ -23,12 +33,18 @@ from igam_tf.evaluation.evaluate import (
 )
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
+from igam_tf.method.networks import reason_of
 from igam_tf.method.preprocess import Preprocessed, preprocessed
 from igam_tf.system.journal import MASK_KEY, checksum, digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
 
-CHECKS: dict[str, Check] = {**outputs.CHECKS, **attacking.CHECKS, **planted.CHECKS}
+CHECKS: dict[str, Check] = {
+    **outputs.CHECKS,
+    **differences.CHECKS,
+    **attacking.CHECKS,
+    **planted.CHECKS,
+}
 
 
 def check_names(text: str, setting: str = "checks") -> list[str]:
@@ -78,14 +94,15 @@ def audit(
 
     for name in names:
         if name not in checks:
-            checks[name] = _run(audited, name)
+            unscored = [n for n, check in checks.items() if check["data"].get("unscored")]
+            checks[name] = _run(audited, name, unscored)
             keep()
         show(checks[name])
     try:
         headline = _headline(audited)
         keep()
-    except UserError as error:
-        headline = {"text": f"no figure: {error}"}
+    except Exception as error:  # a model may fail in any way under an attack
+        headline = {"text": f"no figure: {reason_of(error)}"}
     clean = audited.results.get("clean")
     hits = 0 if clean is None else int(clean.robust.sum())
     checks = {name: checks[name] for name in names}
@@ -95,6 +112,7 @@ def audit(
             robust=headline.get("accuracy", float("nan")),
             clean_low=wilson_interval(hits, audited.n)[0],
             chance=1 / audited.split.spec.num_classes,
+            random=headline.get("random", False),
         ),
         "headline": headline,
         "doubts": as_json(audited.doubts),
@@ -187,14 +205,26 @@ def _resume(audited: AuditedModel, progress_file: Path | None) -> dict[str, dict
     return kept["lines"]
 
 
-def _run(audited: AuditedModel, name: str) -> dict[str, Any]:
-    """One check with its finding, for JSON."""
+def _run(audited: AuditedModel, name: str, unscored: Sequence[str]) -> dict[str, Any]:
+    """One check with its finding, for JSON.
+
+    Args:
+        audited: the model.
+        name: of the check.
+        unscored: the finished checks that FAIL because logits are not finite, so cannot be scored.
+    """
     check = CHECKS[name]
     try:
+        _ = audited.repeated_logits  # finite, or nothing can be judged
         found = check.judge(audited)
-        status, figure, rows, data = found.status, found.figure, found.rows, found.data
-    except UserError as error:  # logits under attack are not finite, so nothing can be scored
-        status, figure, rows, data = FAIL, str(error), (), {}
+    except UserError as error:
+        found = not_applicable(f"{error}: see the check {', '.join(unscored)}")
+        if not unscored:
+            found = Finding(status=FAIL, figure=str(error), data={"unscored": True})
+    except Exception as error:  # no line's crash ends the audit
+        reason = f"could not be run: {type(error).__name__}: {reason_of(error)}"
+        found = Finding(status=WARN, figure=reason, data={"traceback": traceback.format_exc()})
+    status, figure, rows, data = found.status, found.figure, found.rows, found.data
     return {
         "name": name,
         "title": check.title,
@@ -226,10 +256,16 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
         f"{len(at_eps)} attacks, each with its step size, steps, restarts and loss in the table, batch "
         f"norm inference, seed {audited.seed}"
     )
+    if audited.random:
+        text += (
+            "; each attack on a single draw of this random network, so no upper bound of the accuracy "
+            "of its average over many draws"
+        )
     return {
         "text": text,
         **worst_case,
         "clean": clean,
+        "random": audited.random,
         "eps": audited.eps,
         "eps_unit": eps_unit("linf"),
         "batch_norm": "inference",
@@ -239,40 +275,54 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
     }
 
 
-def _verdict(checks: dict[str, dict], *, robust: float, clean_low: float, chance: float) -> str:
-    """The report in a sentence.
+def _verdict(
+    checks: dict[str, dict], *, robust: float, clean_low: float, chance: float, random: bool
+) -> str:
+    """The report in a sentence or two, by the weight of the checks that FAIL.
 
     Args:
         checks: name -> finding.
         robust: the headline accuracy, in percent; NaN where there is none.
         clean_low: lower end of clean accuracy's 95 % interval, a share.
         chance: 1 / classes.
+        random: whether the network's outputs are, so that 0 % of single draws says little.
     """
     of = {
         status: [name for name, check in checks.items() if check["status"] == status]
         for status in STATUSES
     }
-    if of[FAIL]:
-        return (
-            f"Not to be trusted: {len(of[FAIL])} of {len(checks)} checks FAIL ({', '.join(of[FAIL])}). "
-            "The headline is an upper bound at best."
-        )
-    if of[WARN]:
-        return (
-            f"No check fails; {len(of[WARN])} of {len(checks)} WARN ({', '.join(of[WARN])}). Read them "
-            "before quoting the headline."
-        )
-    idle = len(of[NOT_APPLICABLE])
-    ran = len(checks) - idle
-    rest = f"; {idle} of {len(checks)} did not apply" if idle else ""
+    failing, warning = (
+        f"{len(of[s])} of {len(checks)} checks {s} ({', '.join(of[s])})" for s in (FAIL, WARN)
+    )
+    weight = sum(CHECKS[name].weight for name in of[FAIL])
     if clean_low <= chance:
-        return (
+        said = (
             "Nothing can be told of robustness: clean accuracy is not above chance "
-            f"({100 * chance:g} %)."
+            f"({100 * chance:g} %)"
         )
-    if robust == 0:
-        return f"Not robust: no image is right under every attack; there is nothing to mask{rest}."
-    return f"None of {ran} checks found a sign of masked gradients{rest}."
+        said += f"; {failing}" if of[FAIL] else ""
+    elif robust == 0 and not random:
+        said = "Not robust: no image is right under every attack; there is nothing to mask"
+        said += f", though {failing}" if of[FAIL] else ""
+    elif weight >= DISTRUST:
+        said = f"Not to be trusted: {failing}. The headline is an upper bound at best"
+    elif of[FAIL]:
+        said = (
+            f"Doubtful: {failing}, a hint of masked gradients and no proof. Read them before quoting "
+            "the headline"
+        )
+    elif of[WARN]:
+        said = f"No check fails; {warning}. Read them before quoting the headline"
+    else:
+        ran = len(checks) - len(of[NOT_APPLICABLE])
+        said = f"None of {ran} checks found a sign of masked gradients"
+    idle = []
+    if of[NOT_APPLICABLE]:
+        idle.append(f"{', '.join(of[NOT_APPLICABLE])} (did not apply)")
+    if missing := len(CHECKS) - len(checks):
+        idle.append(f"{missing} of {len(CHECKS)} checks (not run)")
+    idle += ["other images, radii and norms", "attacks made for this very network"]
+    return f"{said}. Not tested: {'; '.join(idle)}."
 
 
 def _facts(audited: AuditedModel) -> dict[str, Any]:

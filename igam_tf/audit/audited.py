@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from igam_tf.evaluation.evaluate import figures, logits_function, look_at, state
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
+from madry_models.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ BUDGETS = {
 # Steps of 2.5 eps / steps reach any point of the ball from any other, with some to spare for turns
 # (Madry et al. 2018, §5.2): an attack whose steps are smaller measures itself.
 REACH = 2.5
+# A sum in another order changes float32 logits by some 1e-6 of their size, randomness by far more.
+REPEATS, REPEAT_TOLERANCE = 3, 1e-4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,6 +182,41 @@ class AuditedModel:
         ]
         return (np.stack(unit) * self.eps_pixels).astype(np.float32)
 
+    def clean_logits(self, batch_size: int | None = None) -> np.ndarray:
+        """Logits of every image, [n,K] float32."""
+        size = self.batch_size if batch_size is None else batch_size
+        parts = [self.logits(self.images[i : i + size]) for i in range(0, self.n, size)]
+        return tf.cast(tf.concat(parts, 0), tf.float32).numpy()
+
+    @functools.cached_property
+    def repeated_logits(self) -> np.ndarray:
+        """Logits of every image in REPEATS calls, [REPEATS,n,K] float32.
+
+        Raises:
+            UserError: some are not finite.
+        """
+        z = np.stack([self.clean_logits() for _ in range(REPEATS)])
+        if bad := int((~np.isfinite(z).all((0, 2))).sum()):
+            raise UserError(
+                f"expected finite logits; they are NaN or infinite for {bad} of {self.n} images"
+            )
+        return z
+
+    @property
+    def spread(self) -> float:
+        """Median over the images of the highest minus the lowest logit; 1 where that is 0."""
+        return float(np.median(np.ptp(self.repeated_logits[0], axis=1))) or 1.0
+
+    @property
+    def repeat_change(self) -> float:
+        """Largest change of a logit between those calls, as a share of the logits' spread."""
+        return float(np.ptp(self.repeated_logits, axis=0).max()) / self.spread
+
+    @property
+    def random(self) -> bool:
+        """Whether the same image has other logits in another call."""
+        return self.repeat_change > REPEAT_TOLERANCE
+
     def clip(self, x: np.ndarray) -> np.ndarray:
         """x within the pixel range."""
         return np.clip(x, 0, self.pixel_max).astype(np.float32)
@@ -230,7 +269,10 @@ class AuditedModel:
             )  # fmt: skip
             for spec in specs:
                 settings = stated(spec) | {"gradient": variant or "exact", "on": "itself"}
-                self.results[spec.name] = AttackResult(robust[spec.name], settings | common)
+                # Of a random network a second run would differ; what was judged stands.
+                self.results.setdefault(
+                    spec.name, AttackResult(robust[spec.name], settings | common)
+                )
         return [self.results[spec.name] for spec in specs]
 
     def results_of(self, *specs: AttackSpec) -> dict[str, AttackResult]:

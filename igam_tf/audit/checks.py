@@ -9,6 +9,9 @@ from igam_tf.formulas.statistics import Excess
 PASS, WARN, FAIL, NOT_APPLICABLE = "PASS", "WARN", "FAIL", "N/A"
 STATUSES = (FAIL, WARN, PASS, NOT_APPLICABLE)
 
+PROOF, HINT, TUNING = 2.0, 1.0, 0.5
+DISTRUST = 2.0
+
 # Fewer examples than this are never held against a network: one or two change with the seed alone.
 LEAST_EXAMPLES = 3
 
@@ -39,12 +42,16 @@ class Check:
         threshold: what counts as a WARN and as a FAIL, in words.
         advice: what to do after a WARN or a FAIL.
         judge: AuditedModel -> Finding.
+        weight: of a FAIL in the verdict, which distrusts the headline from DISTRUST on: PROOF of masked
+            gradients or of a figure that is none; a HINT of them; TUNING, a sign that some attacks of
+            the audit are weak, whose worst case the headline is.
     """
 
     title: str
     threshold: str
     advice: str
     judge: Callable[[Any], Finding]
+    weight: float
 
 
 def not_applicable(reason: str, rows: tuple[str, ...] = ()) -> Finding:

@@ -12,7 +12,16 @@ import tensorflow as tf
 
 from igam_tf.attacks import pgd
 from igam_tf.audit.audited import AuditedModel, attached
-from igam_tf.audit.checks import FAIL, LEAST_EXAMPLES, PASS, WARN, Check, Finding, not_applicable
+from igam_tf.audit.checks import (
+    FAIL,
+    HINT,
+    LEAST_EXAMPLES,
+    PASS,
+    WARN,
+    Check,
+    Finding,
+    not_applicable,
+)
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import features_of
@@ -140,5 +149,6 @@ CHECKS = {
         advice="The attack is too weak to be believed, for it misses adversarial examples that exist "
         "by construction: more steps and restarts, then read the checks on gradients.",
         judge=planted,
+        weight=HINT,
     )
 }

@@ -1,0 +1,133 @@
+"""Is the gradient the function's own? What autodiff says of a margin against central differences of it.
+
+A layer may have a gradient that is smooth, finite and wrong: straight-through estimates, a custom
+gradient, a `stop_gradient` on a part of the way. All white-box attacks follow it astray together, and
+nothing that compares one gradient with another can tell.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from igam_tf.attacks.losses import cw_margin
+from igam_tf.audit.audited import AuditedModel
+from igam_tf.audit.checks import (
+    FAIL,
+    LEAST_EXAMPLES,
+    PASS,
+    PROOF,
+    WARN,
+    Check,
+    Finding,
+    not_applicable,
+)
+from igam_tf.formulas.gradients import input_gradient
+from igam_tf.formulas.statistics import wilson_interval
+
+# Half the length of a difference, as a share of the pixel range. A point counts as off where no
+# length agrees: rounding spoils the short ones, the corners of a ReLU network the long ones.
+LENGTHS = (1e-4, 3e-4, 1e-3, 4e-3)
+DIRECTIONS = 8  # random ones of +-1 for each pixel, beside the sign of the gradient
+# A point is off where what the gradient misses is this share of the larger of the two. Honest networks
+# have at most 2 % of such points, wrong gradients 80 % and more, k winners that take all 25 %.
+OFF = 0.5
+OFF_WARN, OFF_FAIL = 0.15, 0.3
+ROUNDING = 4.0  # of a difference of two margins, in units of float32's epsilon of the logits
+
+
+def relative_error(slopes: np.ndarray, said: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """By how much J misses the slopes of its function, at the length that suits it best; [B].
+
+    0: it says what the function does; 1: one of them is 0, or they are unrelated; 2: of opposite sign.
+
+    Args:
+        slopes: central differences by length, direction and example, [L,R,B].
+        said: J along these directions, [R,B].
+        slack: rounding of each slope, [L,B].
+
+    Returns:
+        Root mean square over the directions, as a share of the larger one; NaN where both are 0.
+
+    Example:
+        >>> slopes = np.array([[[1.0, 0.0, 3.0, 0.0]]])
+        >>> relative_error(slopes, np.array([[1.0, 2.0, -3.0, 0.0]]), np.zeros((1, 4)))
+        array([ 0.,  1.,  2., nan])
+    """
+    missed = np.maximum(np.abs(slopes - said) - slack[:, None], 0)
+
+    def size(v: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.square(v, dtype=np.float64).mean(-2))
+
+    largest = np.maximum(size(slopes), size(said))
+    share = np.divide(size(missed), largest, out=np.full(largest.shape, np.nan), where=largest > 0)
+    return np.fmin.reduce(share, axis=0)
+
+
+def finite_difference(s: AuditedModel) -> Finding:
+    """Along the gradient's sign, and along random directions, the margin does what the gradient says."""
+    if s.random:
+        return not_applicable("the same image gives other logits each time: see that check")
+
+    @tf.function(reduce_retracing=True)
+    def margin_of(x, y):
+        return cw_margin(s.logits_fn(x), y)
+
+    @tf.function(reduce_retracing=True)
+    def gradient_of(x, y):
+        def per_example(x):
+            z = s.logits_fn(x)
+            return cw_margin(z, y), z
+
+        return input_gradient(per_example, x)
+
+    room = LENGTHS[-1] * s.pixel_max  # to the ends of the pixel range, where a network may clip
+    lengths = np.float32(LENGTHS) * np.float32(s.pixel_max)
+    errors = []
+    for batch in s.batches():
+        y = s.labels[batch]
+        x = np.clip(s.images[batch] + s.noise(batch, 5) / 2, room, s.pixel_max - room)
+        x = x.astype(s.images.dtype)
+        j, _, z = (np.asarray(tf.cast(t, tf.float32)) for t in gradient_of(x, y))
+        slack = ROUNDING * np.finfo(np.float32).eps * np.abs(z).max(1) / lengths[:, None]
+
+        def error(directions, x=x, y=y, j=j, slack=slack):
+            slopes = [
+                [(margin_of(x + h * d, y) - margin_of(x - h * d, y)) / (2 * h) for d in directions]
+                for h in lengths
+            ]
+            said = [(j * d).reshape(len(j), -1).sum(1) for d in directions]
+            return relative_error(np.array(slopes), np.array(said), slack)
+
+        random = [np.sign(s.noise(batch, 6, k)) for k in range(DIRECTIONS)]
+        errors.append(np.fmax(error([np.sign(j)]), error(random)))
+    errors = np.concatenate(errors)
+    errors = errors[np.isfinite(errors)]
+    n, off = len(errors), int((errors > OFF).sum())
+    if n < LEAST_EXAMPLES:
+        return not_applicable(f"the margin is flat near {s.n - n} of {s.n} images")
+    low, high = wilson_interval(off, n)
+    status = WARN if off >= max(LEAST_EXAMPLES, OFF_WARN * n) else PASS
+    return Finding(
+        status=FAIL if status == WARN and low > OFF_FAIL else status,
+        figure=f"at {off} of {n} points the gradient misses more than {100 * OFF:g} % of what the "
+        f"margin does ({100 * off / n:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}); "
+        f"relative error: median {np.median(errors):.3f}; central differences of "
+        f"{', '.join(f'{h:g}' for h in LENGTHS)} of the range along sign J and {DIRECTIONS} random "
+        f"directions, the best length counts; {s.n - n} of {s.n} points flat",
+        data={"relative_error": [round(float(e), 4) for e in errors]},
+    )
+
+
+CHECKS = {
+    "finite_difference": Check(
+        title="Gradients are those of the function",
+        threshold=f"points at which more than {100 * OFF:g} % is missed: WARN from "
+        f"{100 * OFF_WARN:g} % of them (and {LEAST_EXAMPLES}), FAIL where the 95 % interval is above "
+        f"{100 * OFF_FAIL:g} %",
+        advice="Some layer's gradient is not that of its function (a straight-through estimate, "
+        "stop_gradient, a custom gradient), and every gradient attack follows it: attack what stands "
+        "behind that layer (BPDA; Athalye et al. 2018), transfer from it, and use Square with more "
+        "queries.",
+        judge=finite_difference,
+        weight=PROOF,
+    )
+}
