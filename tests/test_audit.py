@@ -245,8 +245,11 @@ def test_too_few_images_that_are_right_are_no_pass(standard, digits):
 
 
 def test_a_weak_attack_misses_planted_boundaries(pgd_trained, digits):
-    weak = _audited(pgd_trained, digits, step_size=1e-6)
-    assert _statuses(audit(weak, names=["planted"])) == {"planted": FAIL}
+    """PGD alone is weak; APGD, which the headline has too, is not."""
+    report = audit(_audited(pgd_trained, digits, step_size=1e-6), names=["planted"])
+    assert _statuses(report) == {"planted": WARN}
+    found = report["lines"]["planted"]["data"]
+    assert (found["by_pgd"], found["found"], found["by_square"]) == (0, found["planted"], 0)
 
 
 # --- parts ---------------------------------------------------------------------------------------
