@@ -142,7 +142,7 @@ def planted(s: AuditedModel) -> Finding:
     hits, total = int(found.sum()), int(found.sum()) + others
     figure = (
         f"of {len(kept)} planted boundaries PGD finds {by_pgd}, APGD {hits - by_pgd} more, Square "
-        f"{others} more ({steps} and {STEPS} steps with {restarts} restarts, {s.budget.queries} queries; "
+        f"{others} more ({steps} and {STEPS} steps, {restarts} restarts, {s.budget.queries} queries; "
         f"eps {fraction_text(s.eps)}, {s.budget.inner_points} inner points); {unused}"
     )
     if total < LEAST_EXAMPLES:
