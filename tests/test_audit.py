@@ -668,6 +668,7 @@ def test_a_crash_is_the_finding_of_its_line(standard, digits, monkeypatch):
     assert _statuses(report) == {"logits": PASS, "eps": WARN}
     assert "ZeroDivisionError" in report["lines"]["eps"]["figure"]
     assert "ZeroDivisionError" in html(report)
+    assert "by zero" in report["lines"]["eps"]["error"]
 
 
 def test_arrays_are_audited_as_a_data_set_is(standard, digits):
@@ -724,6 +725,5 @@ def test_planted_check_of_a_functional_model():
     assert check["status"] in (PASS, WARN, FAIL)
     assert check["data"]["planted"] >= 3
     few = audit_model(model, images[:1], np.array([0]), **settings)["lines"]["planted"]
-    assert (few["status"], few["figure"]) == (
-        NOT_APPLICABLE, "boundaries can be planted around 1 of 1 images, nothing can be told"
-    )  # fmt: skip
+    assert few["status"] == NOT_APPLICABLE
+    assert few["figure"].startswith("nothing can be told")

@@ -94,7 +94,7 @@ def audit(
 
     for name in names:
         if name not in checks:
-            unscored = [n for n, check in checks.items() if check["data"].get("unscored")]
+            unscored = [n for n, c in checks.items() if c.get("error") and c["status"] == FAIL]
             checks[name] = _run(audited, name, unscored)
             keep()
         show(checks[name])
@@ -213,17 +213,17 @@ def _run(audited: AuditedModel, name: str, unscored: Sequence[str]) -> dict[str,
         name: of the check.
         unscored: the finished checks that FAIL because logits are not finite, so cannot be scored.
     """
-    check = CHECKS[name]
+    check, error_text = CHECKS[name], ""
     try:
         _ = audited.repeated_logits  # finite, or nothing can be judged
         found = check.judge(audited)
     except UserError as error:
         found = not_applicable(f"{error}: see the check {', '.join(unscored)}")
         if not unscored:
-            found = Finding(status=FAIL, figure=str(error), data={"unscored": True})
+            found, error_text = Finding(status=FAIL, figure=str(error)), str(error)
     except Exception as error:  # no line's crash ends the audit
         reason = f"could not be run: {type(error).__name__}: {reason_of(error)}"
-        found = Finding(status=WARN, figure=reason, data={"traceback": traceback.format_exc()})
+        found, error_text = Finding(status=WARN, figure=reason), traceback.format_exc()
     status, figure, rows, data = found.status, found.figure, found.rows, found.data
     return {
         "name": name,
@@ -234,6 +234,7 @@ def _run(audited: AuditedModel, name: str, unscored: Sequence[str]) -> dict[str,
         "advice": check.advice,
         "rows": list(rows),
         "data": data,
+        "error": error_text,
     }
 
 
