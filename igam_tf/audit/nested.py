@@ -19,6 +19,8 @@ from igam_tf.audit.audited import AuditedModel
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.robust import LogitsFn
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.networks import LogProbabilities
+from igam_tf.method.preprocess import Preprocessed
 from igam_tf.system.journal import model_identity
 
 _HOLDERS = (keras.layers.Layer, list, tuple, set, dict, types.FunctionType)
@@ -68,6 +70,8 @@ def nested_sources(s: AuditedModel) -> dict[str, Source]:
 
 def _models_within(model: keras.Model) -> list[keras.Model]:
     """Every other model that a model holds: in its layers, attributes, and functions' closures."""
+    while isinstance(model, Preprocessed | LogProbabilities):  # ours, around the same network
+        model = model.base
     seen, models, waiting = {id(model)}, [], [model]
     while waiting:
         part = waiting.pop()
