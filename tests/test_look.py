@@ -140,6 +140,17 @@ def _beginning(*layers):
     return keras.Sequential([keras.Input((2, 2, 3)), *layers, *rest])
 
 
+class Tempered(keras.Model):
+    """Its first attribute is not what it calls first."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature, self.logits = keras.layers.Rescaling(1e-3), keras.layers.Dense(10)
+
+    def call(self, x, training=False):
+        return self.temperature(self.logits(tf.reshape(x, [-1, 12])))
+
+
 def test_a_range_that_the_first_layer_tells():
     rescaling, normalise = keras.layers.Rescaling, keras.layers.Normalization
     plain, of_bytes, of_signs = (
@@ -148,11 +159,16 @@ def test_a_range_that_the_first_layer_tells():
         rescaling(1 / 127.5, -1),
     )
     standard = _beginning(normalise(mean=[0.5] * 3, variance=[0.05] * 3))
+    image = keras.Input((2, 2, 3))
+    functional = keras.Model(image, of_bytes(keras.layers.ZeroPadding2D(0)(image)))
     both = _beginning(rescaling(1 / 255), normalise(mean=[0.5] * 3, variance=[0.05] * 3))
     for model, right in (
         (plain, (1, 255)), (of_bytes, (255,)), (_beginning(of_signs), (255,)), (standard, (1,)),
         (both, (255,)), (_beginning(rescaling(2, -1)), (1,)), (_beginning(rescaling(255)), (1,)),
-        (igam_tf.Preprocessed(of_bytes, "0..255"), (1,)),
+        (igam_tf.Preprocessed(of_bytes, "0..255"), (1, 255)),
+        (igam_tf.Preprocessed(of_bytes, "0..1"), (255,)),
+        (keras.Sequential([keras.Input((2, 2, 3)), functional, keras.layers.ReLU()]), (255,)),
+        (Tempered(), (1, 255)),
     ):  # fmt: skip
         told = [pixel_max for pixel_max in (1, 255) if not misplaced_range(model, pixel_max)]
         assert tuple(told) == right

@@ -5,7 +5,7 @@ classes suits the model better: on at most `LOOKED_AT` images, with no attack.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ import tensorflow as tf
 from igam_tf.attacks.draws import for_each, in_ball
 from igam_tf.attacks.losses import cw_margin
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
-from igam_tf.method.networks import are_probabilities, float16_layers, layers_within, logits_of
+from igam_tf.method.networks import LogProbabilities, are_probabilities, float16_layers, logits_of
 from igam_tf.method.preprocess import Preprocess, Preprocessed
 from madry_models.errors import UserError
 
@@ -215,16 +215,21 @@ def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
 
 
 def misplaced_range(model: keras.Model, pixel_max: float) -> list[Doubt]:
-    """A built model that begins with Rescaling or Normalization for another range than 0..pixel_max."""
+    """A built model that begins with Rescaling or Normalization for another range than 0..pixel_max.
+
+    A subclassed model does not tell what it calls first, and is not judged.
+    """
     width, names = pixel_max, []
-    for layer in layers_within(model):
+    for layer in _in_order(model):
         if isinstance(layer, Preprocess):
             factor = np.abs(layer.factor)
         elif isinstance(layer, keras.layers.Rescaling):
             factor = np.abs(layer.scale)
-        elif isinstance(layer, keras.layers.Normalization) and not layer.invert and layer.built:
-            factor = 1 / np.maximum(np.sqrt(np.asarray(layer.variance)), keras.backend.epsilon())
-        elif layer.weights or type(layer).call is keras.layers.Activation.call:
+        elif isinstance(layer, keras.layers.Normalization) and not layer.invert:
+            if getattr(layer, "variance", None) is None:  # nothing has been adapted to yet
+                break
+            factor = 1 / np.maximum(np.sqrt(layer.variance), keras.backend.epsilon())
+        elif layer.weights or isinstance(layer, keras.Model | keras.layers.Activation):
             break
         else:
             continue
@@ -241,6 +246,19 @@ def misplaced_range(model: keras.Model, pixel_max: float) -> list[Doubt]:
             remedy=f"Set pixel_max={other:g}, or preprocess=0..{other:g}.",
         )
     ]
+
+
+def _in_order(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layers of Sequential and functional models, inside each other too, in the order of calls."""
+    if isinstance(model, Preprocessed):
+        yield model.preprocess
+    if isinstance(model, Preprocessed | LogProbabilities):
+        yield from _in_order(model.base)
+    elif isinstance(model, keras.Sequential) or hasattr(model, "operations"):
+        for layer in model.layers:
+            yield from _in_order(layer)
+    else:
+        yield model
 
 
 CIFAR = "mean=0.4914,0.4822,0.4465/std=0.247,0.2435,0.2616"

@@ -86,11 +86,10 @@ def _watch(layer: keras.layers.Layer) -> None:
     layer._igam_watched = True
 
 
-def layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """The layers of a model, and those of each layer after it, in the order they were made in."""
+def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     for layer in getattr(model, "layers", ()):
         yield layer
-        yield from layers_within(layer)
+        yield from _layers_within(layer)
 
 
 def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]:
@@ -114,7 +113,7 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
     kind = type(model).__name__
     candidates = [
         part
-        for part in layers_within(model)
+        for part in _layers_within(model)
         if (part.name == layer if layer else isinstance(part, keras.layers.Dense))
     ]
     if not candidates:

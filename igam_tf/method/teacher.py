@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from igam_tf.method.look import misplaced_range
 from igam_tf.method.networks import features_of, reason_of
@@ -16,6 +17,8 @@ from madry_models.network import Network, wide_dtype
 
 # The highest value of images, as a share of the network's range, when they are of that range.
 DARKEST, BRIGHTEST = 0.02, 5.0
+# Untrained logits that are so far apart come of features that are too large by orders of magnitude.
+HUGE = 100.0
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -197,6 +200,12 @@ class FineTune(ClassifierTrainer):
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         self.network.check_range(x)
+        if (spread := float(np.median(np.ptp(z, axis=1)))) > HUGE:
+            logging.warning(
+                "DOUBTFUL: the untrained logits of the teacher are %.3g apart in the median: does its "
+                "network take other pixels than the map makes, such as those of 0..1? Then put "
+                "igam_tf.Scale or igam_tf.Preprocess into the transform.", spread,
+            )  # fmt: skip
         super()._make(x, y, z)
 
     @property
