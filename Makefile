@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TRAIN := $(BIN)/igam-train --flagfile=flags/demo.flags
 DEMO := runs/demo
 
-.PHONY: test slow lint demo docs tutorials package test-oldest
+.PHONY: test slow lint demo audit-zoo docs tutorials package test-oldest
 test: lint
 	$(BIN)/python -m pytest
 
@@ -27,6 +27,10 @@ demo: $(VENV)/installed
 	$(BIN)/igam-figures --runs=$(DEMO)-standard,$(DEMO)-igam --figures=gradients --output=$(DEMO)-figures
 	$(BIN)/igam-report $(DEMO)-standard $(DEMO)-igam
 	@echo "\nInput gradients of both: $(DEMO)-figures/gradients.png"
+
+# Audits every network of the zoo beside its true figure, and writes the page; killed, it goes on.
+audit-zoo: $(VENV)/installed
+	$(BIN)/python bench/zoo.py --output=docs/zoo.md
 
 # Wheel and source distribution; the wheel works outside this folder, in a venv of its own.
 package: $(VENV)/installed

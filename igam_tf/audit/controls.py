@@ -7,6 +7,8 @@ Each function returns a network for MNIST-like images in 0..1; without a `base` 
 the built-in (synthetic) digits first, in seconds. None of them is a defence.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -73,17 +75,33 @@ class SmallNetwork(Network):
 
 
 def trained(
-    *, eps: float = 0.0, steps: int = 300, attack_steps: int = 5, seed: int = 0
-) -> SmallNetwork:
-    """A small network trained on built-in digits: by PGD within eps, or plainly where eps is 0."""
+    network: keras.Model | None = None,
+    *,
+    eps: float = 0.0,
+    steps: int = 300,
+    attack_steps: int = 5,
+    seed: int = 0,
+    **settings: Any,
+) -> keras.Model:
+    """A network trained on built-in digits: by PGD within eps, or plainly where eps is 0.
+
+    Args:
+        network: for images [B,28,28,1] in 0..1; default: a `SmallNetwork`.
+        eps: l-inf radius in pixels of 0..1.
+        steps, attack_steps: of training, and of PGD in each of them.
+        seed: of the default network's weights, the images' order and the attack.
+        **settings: of `PGDTraining`.
+    """
     split = load("mnist", "train", source="builtin", num=_EXAMPLES, seed=seed)
-    network = SmallNetwork(seed=seed)
-    network.build((None, *split.spec.image_shape))
-    trainer = ClassifierTrainer(network)
+    if network is None:
+        network = SmallNetwork(seed=seed)
+        network.build((None, *split.spec.image_shape))
+    trainer = ClassifierTrainer(network, pixel_max=1.0)
     if eps:
         trainer = PGDTraining(
-            network, eps=eps, step_size=2.5 * eps / attack_steps, steps=attack_steps, seed=seed
-        )
+            network, eps=eps, step_size=2.5 * eps / attack_steps, steps=attack_steps, seed=seed,
+            pixel_max=1.0, **settings,
+        )  # fmt: skip
     trainer.compile(keras.optimizers.Adam(2e-3))
     batches = train_batches(
         split, batch_size=_BATCH, seed=seed, augment=Augment(pad=0, flip=False), num_steps=steps
