@@ -732,7 +732,10 @@ def honest_pgd():
 def honest_trades():
     """Trained for a steady prediction."""
     objective = functools.partial(trades, s=types.SimpleNamespace(trades_beta=6.0))
-    return controls.trained(convnet(), eps=0.1, objective=objective, attack_loss="kl")
+    terms = ("L_xent", "L_kl", "accuracy")
+    return controls.trained(
+        convnet(), eps=0.1, objective=objective, attack_loss="kl", ramp_steps=150, terms=terms
+    )
 
 
 @_network("Zantedeschi, Nicolae, Rawat 2017, bounded ReLU and noise in training, arXiv:1707.06728")
@@ -786,7 +789,7 @@ def honest_attention():
 
 @functools.cache
 def _robust_convnet() -> keras.Model:
-    return controls.trained(convnet(), eps=controls.EPS)
+    return controls.trained(convnet(), eps=controls.EPS, ramp_steps=150)
 
 
 def _in_float32(_: keras.Model) -> LogitsFn:
