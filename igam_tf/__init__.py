@@ -17,12 +17,29 @@ These names are the promise; what is not in `__all__` may change. Each is loaded
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from madry_models.later import register_later
+
 __version__ = "0.1.0"
 
 _MAPS = (
     "Identity", "Scale", "ChannelMean", "ChannelRepeat", "CenterCrop", "CenterPad", "RandomPad",
-    "Resize", "TransposeConvolution", "Compose", "map_between",
+    "Resize", "TransposeConvolution", "Compose",
 )  # fmt: skip
+# What Keras calls a class in a file -> its module.
+_MODULES = {
+    "ClassifierTrainer": "igam_tf.method.trainer",
+    "Discriminator": "igam_tf.method.discriminator",
+    "FineTune": "igam_tf.method.teacher",
+    "IGAM": "igam_tf.method.igam",
+    "JoinSchedules": "igam_tf.method.optimizers",
+    "Momentum": "igam_tf.method.optimizers",
+    "PGDTraining": "igam_tf.method.adversarial",
+    "SmallNetwork": "igam_tf.audit.controls",
+    "Teacher": "igam_tf.method.teacher",
+    **dict.fromkeys(_MAPS, "igam_tf.method.transforms"),
+}
+SAVED = {f"igam_tf>{name}": module for name, module in _MODULES.items()}
+register_later(SAVED)
 # Public name -> (module, its name there).
 _PUBLIC: dict[str, tuple[str, str]] = {
     "IGAM": ("igam_tf.method.igam", "IGAM"),
@@ -35,7 +52,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "PGDTraining": ("igam_tf.method.adversarial", "PGDTraining"),
     "Momentum": ("igam_tf.method.optimizers", "Momentum"),
     "schedule": ("igam_tf.method.optimizers", "schedule"),
-    **{name: ("igam_tf.method.transforms", name) for name in _MAPS},
+    **{name: ("igam_tf.method.transforms", name) for name in (*_MAPS, "map_between")},
     "RobustAccuracy": ("igam_tf.training.callbacks", "RobustAccuracy"),
     "evaluate": ("igam_tf.evaluation.evaluate", "evaluate_model"),
     "audit_model": ("igam_tf.audit.audit", "audit_model"),

@@ -2,11 +2,20 @@
 
 from typing import TYPE_CHECKING, Any
 
+from madry_models.later import register_later
+
 if TYPE_CHECKING:
     from madry_models.mnist_cnn import MnistCNN
     from madry_models.wide_resnet import WideResNet
 
 __all__ = ["MnistCNN", "WideResNet"]
+# What Keras calls a class in a file -> its module.
+SAVED = {
+    "madry_models>BatchNormalization": "madry_models.batch_norm",
+    "madry_models>MnistCNN": "madry_models.mnist_cnn",
+    "madry_models>WideResNet": "madry_models.wide_resnet",
+}
+register_later(SAVED)
 
 
 def __getattr__(name: str) -> Any:

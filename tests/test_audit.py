@@ -709,7 +709,7 @@ def test_features_of_models_that_have_none():
             return x
 
     with pytest.raises(
-        UserError, match=r"expected a dense layer, or features\(x, training=\), in this Own"
+        UserError, match=r"expected a dense layer, or igam_features\(x, training=\), in this Own"
     ):
         features_of(Own())
     pooled = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()])

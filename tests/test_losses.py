@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from igam_tf.formulas import gradients, losses
 from igam_tf.method import optimizers
+from igam_tf.method.discriminator import normalize
 
 
 @pytest.mark.parametrize("module", [losses, gradients])
@@ -166,3 +167,82 @@ def test_scaled_back_propagation_keeps_what_float16_would_lose():
         y = tf.reduce_sum(x * w)
     for a, b in zip(gradients.scaled(tape, y, [x, w], 8.0), tape.gradient(y, [x, w]), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# --- what has no unit does not depend on the size of J --------------------------------------------
+
+_A, _B = np.random.default_rng(1).normal(size=(2, 5, 4, 4, 3))
+
+
+def _cosine(a, b):
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def _l2(a):
+    return np.linalg.norm(a.reshape(len(a), -1), axis=1)
+
+
+def _centred(a, _):
+    a = a - a.mean((1, 2, 3), keepdims=True)
+    return a / _l2(a)[:, None, None, None]
+
+
+FREE = {
+    "cosine": (gradients.cosine, _cosine),
+    "l_cosine": (losses.l_cosine, lambda a, b: 1 - _cosine(a, b)),
+    "norm_ratio": (gradients.norm_ratio, lambda a, b: _l2(a) / _l2(b)),
+    "attack_share": (
+        gradients.attack_share,
+        lambda a, b: (a * np.sign(b)).sum((1, 2, 3)) / np.abs(a).sum((1, 2, 3)),
+    ),
+    "normalize": (lambda a, _: normalize(a), _centred),
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-7, 1.0, 1e30])
+def test_what_has_no_unit_does_not_depend_on_the_size_of_j(name, size):
+    ours, expected = FREE[name]
+    a, b = (tf.constant(size * j, tf.float32) for j in (_A, _B))
+    np.testing.assert_allclose(ours(a, b), expected(_A, _B), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ours(a, 2 * a), expected(_A, 2 * _A), rtol=1e-4, atol=1e-6)
+    at_zero = np.full_like(expected(_A, _B), name == "l_cosine")
+    np.testing.assert_array_equal(ours(tf.zeros_like(a), b), at_zero)
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_gradients_are_compared_in_float32(name, dtype):
+    ours, expected = FREE[name]
+    a, b = (tf.cast(1e-3 * j, dtype) for j in (_A, _B))
+    wide = [tf.cast(j, tf.float64).numpy() for j in (a, b)]
+    assert ours(a, b).dtype == tf.float32
+    np.testing.assert_allclose(ours(a, b), expected(*wide), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-7, 1.0])
+@pytest.mark.parametrize(
+    "f", [losses.l_cosine, lambda a, b: normalize(a) * tf.cast(_B, a.dtype), losses.l_diff_l2]
+)
+def test_their_slopes_are_those_of_float64(f, size):
+    def slope(dtype, size):
+        a, b = tf.constant(size * _A, dtype), tf.constant(size * _B, dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            value = tf.reduce_sum(f(a, b))
+        return tape.gradient(value, a).numpy()
+
+    per_size = 1.0 if f is losses.l_diff_l2 else size
+    expected = slope(tf.float64, 1.0)
+    found = per_size * slope(tf.float32, size).astype("float64")
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_slopes_at_zero_and_at_a_constant_are_zero():
+    for j in (tf.zeros((2, 4, 4, 1)), tf.fill((2, 4, 4, 1), 1e-9), tf.fill((2, 33, 35, 3), 0.3)):
+        with tf.GradientTape() as tape:
+            tape.watch(j)
+            value = tf.reduce_sum(normalize(j) * tf.range(2, dtype="float32")[:, None, None, None])
+        assert not np.any(normalize(j))
+        assert not np.any(tape.gradient(value, j))

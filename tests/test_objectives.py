@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -66,7 +65,7 @@ def test_adversarial_training_sees_x_adv_alone():
 
 def test_trades_by_hand():
     f = linear()
-    loss, terms, logits = objectives.trades(f, X, X_ADV, Y, s=SimpleNamespace(trades_beta=6.0))
+    loss, terms, logits = objectives.trades(f, X, X_ADV, Y, trades_beta=6.0)
     clean, adversarial = f(X).numpy(), f(X_ADV).numpy()
     l_kl = divergence(softmax(clean), softmax(adversarial))
     np.testing.assert_allclose(terms["L_kl"], l_kl, rtol=1e-4)
@@ -76,8 +75,8 @@ def test_trades_by_hand():
 
 def test_ard_by_hand():
     f, teacher = linear(), linear(1)
-    s = SimpleNamespace(ard_alpha=0.7, ard_temperature=30.0)
-    loss, _, _ = objectives.ard(f, X, X_ADV, Y, s=s, teacher=teacher)
+    numbers = {"ard_alpha": 0.7, "ard_temperature": 30.0}
+    loss, _, _ = objectives.ard(f, X, X_ADV, Y, teacher=teacher, **numbers)
     l_kl = divergence(softmax(teacher(X).numpy() / 30), softmax(f(X_ADV).numpy() / 30))
     np.testing.assert_allclose(loss, 0.3 * xent(f(X).numpy()) + 0.7 * 900 * l_kl, rtol=1e-3)
 
@@ -85,7 +84,7 @@ def test_ard_by_hand():
 def trainer(name: str, network: keras.Model, **settings) -> PGDTraining:
     method = METHODS[name]
     compiled = PGDTraining(
-        network, seed=0, objective=functools.partial(method.adversarial, s=None, teacher=None),
+        network, seed=0, objective=method.adversarial,
         attack_loss=method.attack_loss, terms=method.terms,
         **({"eps": 0.1, "step_size": 0.02, "steps": 7} | settings),
     )  # fmt: skip
@@ -164,8 +163,9 @@ def test_trades_attack_raises_the_divergence_from_a_start_where_it_has_no_slope(
 def test_a_step_reports_the_methods_terms(name):
     f = linear()
     ours = trainer(name, f)
-    s = SimpleNamespace(trades_beta=6.0, ard_alpha=1.0, ard_temperature=30.0)
-    ours.objective = functools.partial(METHODS[name].adversarial, s=s, teacher=linear(1))
+    numbers = {"trades_beta": 6.0, "ard_alpha": 1.0, "ard_temperature": 30.0}
+    ours.objective = functools.partial(METHODS[name].adversarial, **numbers)
+    ours.teacher = linear(1)
     before = f.w.numpy()
     x = tf.random.stateless_uniform((5, 2, 2, 1), (0, 1))
     assert ours.train_step((x, Y)).keys() == {"loss", *METHODS[name].terms}

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from igam_tf import datasets, train
 from igam_tf.experiments.paper import TRANSFERS
@@ -126,10 +127,8 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     teacher = keras.saving.load_model(folder / "teacher.keras", compile=False)
     assert len(teacher.transform.variables) == (2 if key[2] == "transpose_conv" else 0)
     assert bool(drawn) == (key[2] == "random_pad")
-    if drawn:
-        # Last comes the monitor's picture, by the key of seed 0 and the student's step 2 of replica 0;
-        # the evaluation after it draws nothing.
-        assert drawn[-1][0].numpy().tolist() == [0, 2 * 1024]
+    # In the graphs of steps alone: the monitor's picture and the evaluation are centred.
+    assert all(tf.is_symbolic_tensor(key) for key, *_ in drawn)
     finished[path.stem] = folder
 
 

@@ -13,6 +13,7 @@ from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method import transforms
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.teacher import FineTune, Teacher
+from igam_tf.method.trainer import training_step
 from igam_tf.method.transforms import (
     MAPS,
     CenterCrop,
@@ -196,11 +197,11 @@ def test_random_offsets_come_from_seed_and_step_and_end_with_the_training():
     x, optimizer = tf.ones((64, 16, 16, 3)), Momentum(0.1)
     optimizer.build([])
     places = lambda: _offsets(teacher.transform(x))  # noqa: E731
-    compiled = tf.function(lambda: teacher.transform(x))
+    compiled = tf.function(training_step()(lambda: teacher.transform(x)))
     drawn = []
     for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
         optimizer.iterations.assign(step)
-        with teacher.offsets_of(optimizer, seed):
+        with teacher.offsets_of(optimizer, seed), training_step():
             drawn.append(places())
             assert places() == drawn[-1]
             if seed == 0:
@@ -222,10 +223,12 @@ def test_replicas_draw_different_offsets():
         teacher.build((None, 16, 16, 3))
         optimizer = Momentum(0.1)
         optimizer.build(teacher.trained_variables)
+        drawn = training_step()(teacher.transform)
         with teacher.offsets_of(optimizer, 0):
-            step = tf.function(lambda: strategy.run(teacher.transform, (tf.ones((8, 16, 16, 3)),)))
+            step = tf.function(lambda: strategy.run(drawn, (tf.ones((8, 16, 16, 3)),)))
             one, other = strategy.experimental_local_results(step())
-            outside = teacher.transform(tf.ones((8, 16, 16, 3)))
+            outside = drawn(tf.ones((8, 16, 16, 3)))
+            assert set(_offsets(teacher.transform(tf.ones((8, 16, 16, 3))))) == {(8, 8)}
     assert _offsets(one) != _offsets(other)
     assert _offsets(outside) == _offsets(one)
 

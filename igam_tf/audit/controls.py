@@ -141,13 +141,13 @@ class Wrapper(keras.Model):
         """What is returned as logits."""
         return logits
 
-    def features(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The base network's features, [B,F]."""
+    def igam_features(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The base network's features, [B,F]; see `igam_tf.method.networks.features_of`."""
         return self.base.features(self.before(x), training=training)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Images [B,H,W,C] -> what passes for logits, [B,K]."""
-        return self.after(self.base.logits_layer(self.features(x, training=training)))
+        return self.after(self.base.logits_layer(self.igam_features(x, training=training)))
 
 
 class Quantised(Wrapper):
@@ -195,7 +195,7 @@ class Probabilities(Wrapper):
 class BatchStatistics(Wrapper):
     """Normalises by the statistics of the batch in inference too: images see each other."""
 
-    features = None  # of one image alone, there are none
+    igam_features = None  # of one image alone, there are none
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits on batch statistics; no variable is changed."""

@@ -26,7 +26,7 @@ def linearised(model: keras.Model, x: tf.Tensor, pixel_max: float) -> tuple[tf.T
         return top[:, 0] - top[:, 1], logits
 
     g, m, _ = gradients.input_gradient(margin, x)
-    norm = tf.norm(gradients.flatten(g), axis=1)
+    norm = gradients.l2_norm(g)
     along = tf.abs(tf.reduce_sum(gradients.flatten(x * g), axis=1))
     return tuple(tf.math.divide_no_nan(value, norm) / pixel_max for value in (along, m))
 

@@ -16,7 +16,9 @@ def scaled(
         return tape.gradient(target, sources, **kwargs)
     seed = tf.fill(tf.shape(target), tf.cast(scale, target.dtype))
     grads = tape.gradient(target, sources, output_gradients=seed, **kwargs)
-    return tf.nest.map_structure(lambda g: None if g is None else g / scale, grads)
+    return tf.nest.map_structure(
+        lambda g: None if g is None else g / tf.cast(scale, g.dtype), grads
+    )
 
 
 def connected(j: tf.Tensor | None) -> tf.Tensor:
@@ -76,6 +78,48 @@ def flatten(j: tf.Tensor) -> tf.Tensor:
     return tf.reshape(j, [tf.shape(j)[0], -1])
 
 
+def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(flat J with its largest entry in 1..2, what it was divided by): no square of it underflows.
+
+    The divisor is a power of two, which rounds nothing, and 1 where J is 0; it counts as a constant.
+
+    Args:
+        j: [B,...], computed in at least float32.
+
+    Returns:
+        ([B,n], [B,1]).
+    """
+    flat = flatten(tf.cast(j, tf.float32) if j.dtype.size < 4 else j)
+    largest = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=1, keepdims=True))
+    integer, exponent = _EXPONENT_BITS[flat.dtype]
+    power = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(largest, integer), exponent), flat.dtype)
+    power = tf.where(power > 0, power, tf.ones_like(power))
+    return flat / power, power
+
+
+# Of a float: the integer of as many bits, and its bits of the exponent.
+_EXPONENT_BITS = {
+    tf.float32: (tf.int32, 0x7F800000),
+    tf.float64: (tf.int64, 0x7FF0000000000000),
+}
+
+
+def unit(flat: tf.Tensor, least: float = 0.0) -> tf.Tensor:
+    """Rows [B,n] of `of_unit_size` at l2 norm 1; 0 with slope 0 where the norm is not above `least`."""
+    squared = tf.reduce_sum(tf.square(flat), axis=1, keepdims=True)
+    above = squared > least**2
+    inverse = tf.math.rsqrt(tf.where(above, squared, tf.ones_like(squared)))
+    return flat * tf.where(above, inverse, tf.zeros_like(inverse))
+
+
+def l2_norm(j: tf.Tensor) -> tf.Tensor:
+    """l2 norm of each image's J, however small; its slope is 0 at 0. [B,...] -> [B]."""
+    flat, power = of_unit_size(j)
+    squared = tf.reduce_sum(tf.square(flat), axis=1)
+    root = tf.sqrt(tf.where(squared > 0, squared, tf.ones_like(squared)))
+    return tf.where(squared > 0, root * power[:, 0], tf.zeros_like(root))
+
+
 def cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Cosine between two gradients of one image; 0 where one of them is 0. [B,...] x 2 -> [B].
 
@@ -83,13 +127,13 @@ def cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         >>> cosine(tf.constant([[3.0, 4.0], [0.0, 0.0]]), tf.constant([[4.0, 3.0], [1.0, 1.0]])).numpy()
         array([0.96, 0.  ], dtype=float32)
     """
-    a, b = flatten(a), flatten(b)
+    a, b = (of_unit_size(j)[0] for j in (a, b))
     return tf.math.divide_no_nan(tf.reduce_sum(a * b, 1), tf.norm(a, axis=1) * tf.norm(b, axis=1))
 
 
 def norm_ratio(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """l2 norm of a over that of b for each image; 0 where b is 0. [B,...] x 2 -> [B]."""
-    return tf.math.divide_no_nan(tf.norm(flatten(a), axis=1), tf.norm(flatten(b), axis=1))
+    return tf.math.divide_no_nan(l2_norm(a), l2_norm(b))
 
 
 def attack_share(j: tf.Tensor, guide: tf.Tensor) -> tf.Tensor:
@@ -102,5 +146,6 @@ def attack_share(j: tf.Tensor, guide: tf.Tensor) -> tf.Tensor:
         >>> attack_share(tf.constant([[3.0, -1.0]]), tf.constant([[0.1, 0.2]])).numpy()
         array([0.5], dtype=float32)
     """
-    j, guide = flatten(j), flatten(guide)
-    return tf.math.divide_no_nan(tf.reduce_sum(j * tf.sign(guide), 1), tf.norm(j, ord=1, axis=1))
+    j, guide = of_unit_size(j)[0], flatten(guide)
+    gained = tf.reduce_sum(j * tf.cast(tf.sign(guide), j.dtype), axis=1)
+    return tf.math.divide_no_nan(gained, tf.norm(j, ord=1, axis=1))

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-_TINY = 1e-30  # below it a squared norm counts as 0, where a square root has no slope
+from igam_tf.formulas import gradients
+
 LOG_4 = 1.3862943611198906  # L_adv = -log 4 where f_disc cannot tell J_s from J_t (Theorem 6.1)
 
 
@@ -90,8 +91,7 @@ def l_diff_l2(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
         >>> l_diff_l2(tf.constant([[3.0, 0.0]]), tf.constant([[0.0, 4.0]])).numpy()
         array([5.], dtype=float32)
     """
-    squared = l_diff(j_s, j_t)
-    return tf.sqrt(tf.maximum(squared, tf.constant(_TINY, squared.dtype)))
+    return gradients.l2_norm(at_least_float32(j_s) - at_least_float32(j_t))
 
 
 def l_diff_l1(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
@@ -117,8 +117,7 @@ def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
         >>> l_cosine(tf.constant([[3.0, 4.0]]), tf.constant([[8.0, 6.0]])).numpy().round(6)
         array([0.04], dtype=float32)
     """
-    flat = (tf.reshape(at_least_float32(j), [tf.shape(j)[0], -1]) for j in (j_s, j_t))
-    a, b = (tf.nn.l2_normalize(j, axis=1) for j in flat)
+    a, b = (gradients.unit(gradients.of_unit_size(j)[0]) for j in (j_s, j_t))
     return 1 - tf.reduce_sum(a * b, axis=1)
 
 
@@ -134,9 +133,12 @@ def kl(logits_p: tf.Tensor, logits_q: tf.Tensor) -> tf.Tensor:
         array([0.1438], dtype=float32)
     """
     log_p, log_q = (tf.nn.log_softmax(at_least_float32(z)) for z in (logits_p, logits_q))
+    log_p = tf.cast(log_p, log_q.dtype)
     return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=1)
 
 
 def l2(kernels: Iterable[tf.Variable]) -> tf.Tensor:
     """Half the summed squares of the kernels, which weight_decay multiplies (method of Madry's code)."""
-    return tf.add_n([tf.nn.l2_loss(at_least_float32(tf.convert_to_tensor(k))) for k in kernels])
+    halves = [tf.nn.l2_loss(at_least_float32(tf.convert_to_tensor(k))) for k in kernels]
+    dtype = max((half.dtype for half in halves), key=lambda dtype: dtype.size)
+    return tf.add_n([tf.cast(half, dtype) for half in halves])

@@ -11,7 +11,7 @@ from igam_tf.attacks import pgd
 from igam_tf.formulas import losses
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method.objectives import Objective, adversarial_xent
-from igam_tf.method.trainer import ClassifierTrainer, step_key
+from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
 from madry_models.errors import UserError
 
 # A smaller radius, a tenth of a grey level of 256, or steps that together come so little of the way, are
@@ -20,6 +20,7 @@ LEAST_EPS, LEAST_REACH = 0.1 / 255, 0.05
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 
 
+@keras.saving.register_keras_serializable("igam_tf")
 class PGDTraining(ClassifierTrainer):
     """Trains on what a PGD attack makes of x (eq. 3), or on x and that (`igam_tf.method.objectives`).
 
@@ -34,7 +35,8 @@ class PGDTraining(ClassifierTrainer):
         ramp_steps: training steps over which eps and step_size grow from 0 to their value; without
             them a network in l-inf 0.3 may stay at the same logits for every image.
         seed: of the random starts, which depend on it, the step's number and the replica alone.
-        objective: (f, x, x_adv, y) -> loss and terms.
+        objective: (f, x, x_adv, y) -> loss and terms; a functools.partial may fix numbers of it.
+        teacher: what the objective gets by that name, where there is one.
         attack_loss: what the attack maximises: "xent", from a start anywhere within eps of x; or
             "kl" from p(x), from a start close to x, where it is least (TRADES).
 
@@ -64,11 +66,13 @@ class PGDTraining(ClassifierTrainer):
         ramp_steps: int = 0,
         objective: Callable[..., Objective] = adversarial_xent,
         attack_loss: str = "xent",
+        teacher: keras.Model | None = None,
         **kwargs,
     ):
         super().__init__(network, **kwargs)
         if (pixel_max := self._known_pixel_max()) is not None:
             _check_radius(eps, step_size, steps, pixel_max)
+        self.teacher = teacher
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
         self.noise, self.ramp_steps = noise, ramp_steps
         self.objective, self.attack_loss = objective, attack_loss
@@ -112,12 +116,37 @@ class PGDTraining(ClassifierTrainer):
             noise=noise,
         )
 
+    @training_step()
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
         """One update; data = (x [B,H,W,C], y [B])."""
-        x, y = data
+        x, y = self.batch_of(data)
         x_adv = self.attack(x, y)
         f = functools.partial(self.network, training=True)
-        return self.descend(lambda: self.objective(f, x, x_adv, y, xent=self.xent), y)
+        more = {"teacher": self.teacher} if self.teacher else {}
+        return self.descend(lambda: self.objective(f, x, x_adv, y, xent=self.xent, **more), y)
+
+    def get_config(self) -> dict:
+        """Keras configuration: the networks, the attack, and the objective by its registered name."""
+        names = ("eps", "step_size", "steps", "seed", "noise", "ramp_steps", "attack_loss")
+        function, numbers = self.objective, {}
+        if isinstance(function, functools.partial):
+            function, numbers = function.func, function.keywords
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in names},
+            "objective": serialize(function),
+            "numbers": dict(numbers),
+            "teacher": self.teacher and serialize(self.teacher),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "PGDTraining":
+        """Inverse of `get_config`."""
+        config = keras.saving.deserialize_keras_object(config)
+        if numbers := config.pop("numbers"):
+            config["objective"] = functools.partial(config["objective"], **numbers)
+        return cls(config.pop("network"), **config)
 
 
 def _check_radius(eps: float, step_size: float, steps: int, pixel_max: float) -> None:

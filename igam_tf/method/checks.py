@@ -1,61 +1,77 @@
 """What the first batch of a training run is held against, before anything is trained."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.method.look import doubtful_outputs, refuse
 from madry_models.errors import UserError
 
 
-def first_batch(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """(images, labels) of the beginning of what `fit` was given; None where looking would use it up.
+def looked_at(
+    x: Any, y: Any = None, *, labels: bool = True
+) -> tuple[Any, tuple[np.ndarray, np.ndarray | None]]:
+    """What Keras is to be given for x, and its first (images, labels).
+
+    Args:
+        x, y: arrays, or a tf.data.Dataset, PyDataset or other iterable of batches; a generator is put
+            together again.
+        labels: whether there must be labels; else None stands for them.
 
     Raises:
-        UserError: a data set that does not give pairs.
+        UserError: something else, or batches that are not pairs.
     """
-    if isinstance(x, tf.data.Dataset):
-        x = next(iter(x.take(1)), None)
-        if x is None:
-            raise UserError("expected images to train on; received an empty tf.data.Dataset")
-    elif isinstance(x, keras.utils.PyDataset):
-        x = x[0]
-    elif not isinstance(x, np.ndarray | tf.Tensor):
-        return None
-    elif y is None:
-        raise UserError("expected images and labels; received images without labels")
+    if hasattr(x, "__array__"):
+        if labels and y is None:
+            raise UserError("expected images and labels; received images without labels")
+        # As tensors: an array of another library is none of numpy's.
+        first = (x[:128], None if y is None else y[:128])
     else:
-        x = (x[:128], y[:128])
-    if not isinstance(x, tuple | list) or len(x) != 2:
+        x, first = _first_of(x)
+        first = first if isinstance(first, tuple | list) else (first,)
+        triple = len(first) == 3 and first[2] is None
+        if not (len(first) == 2 or triple or (len(first) == 1 and not labels)):
+            kind = f"{len(first)} values" if len(first) > 1 else f"a {type(first[0]).__name__}"
+            raise UserError(f"expected pairs (images, labels); received {kind}")
+    images, y = (*first[:2], None)[:2]
+    return x, (np.asarray(images), np.asarray(y) if labels else None)
+
+
+def _first_of(batches: Any) -> tuple[Any, Any]:
+    """(the same batches, the first of them)."""
+    if isinstance(batches, keras.utils.PyDataset):
+        return batches, batches[0]
+    if not isinstance(batches, Iterable) or isinstance(batches, tuple | list | dict):
         raise UserError(
-            f"expected pairs (images, labels); received a {type(x).__name__}"
-            f"{f' of {len(x)}' if isinstance(x, tuple | list) else ''}"
+            "expected arrays, or a tf.data.Dataset, PyDataset or generator of pairs (images, labels); "
+            f"received a {type(batches).__name__}"
         )
-    return np.asarray(x[0]), np.asarray(x[1])
+    once = isinstance(batches, Iterator)
+    iterator = batches if once else iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise UserError(
+            f"expected batches of images; received an empty {type(batches).__name__.lstrip('_')}"
+        )
+    # As a generator, which is what Keras takes.
+    return (batch for batch in itertools.chain([first], iterator)) if once else batches, first
 
 
-def check_batch(x: np.ndarray, y: np.ndarray, pixel_max: float | None) -> None:
-    """Images [B,H,W,C] in 0..pixel_max (None: in any range) and labels [B].
+def check_images(x: np.ndarray, pixel_max: float | None) -> None:
+    """Images [B,H,W,C] in 0..pixel_max (None: in any range).
 
     Raises:
         UserError: they are not.
     """
-    if x.ndim != 4:
+    if x.ndim != 4 or not len(x):
         raise UserError(f"expected images [B,H,W,C]; received the shape {list(x.shape)}")
     if not np.issubdtype(x.dtype, np.floating):
         raise UserError(
             f"expected images of a floating type, so that they have gradients; received {x.dtype}: "
             'convert them with x.astype("float32")'
-        )
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise UserError(
-            f"expected labels [B] of an integer type, not one-hot; received {y.dtype} {list(y.shape)}"
-        )
-    if len(x) != len(y) or not len(x):
-        raise UserError(
-            f"expected as many images as labels, at least one; received {len(x)} and {len(y)}"
         )
     check_pixels(x, pixel_max)
 
@@ -80,6 +96,39 @@ def check_pixels(x: np.ndarray, pixel_max: float | None) -> None:
             f"expected pixels in 0..{pixel_max:g}, as pixel_max says; none of the images is "
             f"above {high:g}: is the range 0..1, with pixel_max=1.0?"
         )
+
+
+def check_labels(y: np.ndarray) -> None:
+    """Labels [B] of any integer type.
+
+    Raises:
+        UserError: they are not; what to do about columns, one-hot rows and floats is told.
+    """
+    if y.ndim == 1 and np.issubdtype(y.dtype, np.integer):
+        return
+    remedy = ""
+    if y.ndim == 2 and y.shape[1] == 1:
+        remedy = ": take y[:, 0]"
+    elif y.ndim == 2:
+        remedy = ": take y.argmax(1)"
+    elif y.ndim == 1 and np.issubdtype(y.dtype, np.floating):
+        remedy = ': convert them with y.astype("int64")'
+    raise UserError(
+        f"expected labels [B] of an integer type, not one-hot; received {y.dtype} {list(y.shape)}"
+        + remedy
+    )
+
+
+def check_batch(x: np.ndarray, y: np.ndarray, pixel_max: float | None) -> None:
+    """Images [B,H,W,C] in 0..pixel_max (None: in any range) and as many labels [B].
+
+    Raises:
+        UserError: they are not.
+    """
+    check_images(x, pixel_max)
+    check_labels(y)
+    if len(x) != len(y):
+        raise UserError(f"expected as many images as labels; received {len(x)} and {len(y)}")
 
 
 def check_logits(z: np.ndarray, y: np.ndarray) -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from igam_tf.formulas.gradients import flatten
+from igam_tf.formulas.gradients import flatten, of_unit_size, unit
+from igam_tf.formulas.losses import at_least_float32
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import leaky_relu
 
@@ -15,10 +17,13 @@ CHANNELS = (16, 32, 64, 128, 256)  # of IGAM-MNIST (App. A.1)
 def normalize(j: tf.Tensor) -> tf.Tensor:
     """Zero mean and unit l2 norm per gradient (R4), so that f_disc judges shape, not size.
 
-    J [B,...] -> the same shape; a constant J becomes 0, with finite derivatives.
+    J [B,...] -> the same shape, in at least float32; a constant J, up to rounding, becomes 0, with
+    slope 0.
     """
-    flat = flatten(j)
-    flat = tf.nn.l2_normalize(flat - tf.reduce_mean(flat, 1, keepdims=True), axis=1, epsilon=1e-12)
+    flat, _ = of_unit_size(j)
+    rounding = 256 * float(np.finfo(flat.dtype.as_numpy_dtype).eps)
+    n = j[0].shape.num_elements()
+    flat = unit(flat - tf.reduce_mean(flat, 1, keepdims=True), least=rounding * n**0.5)
     return tf.reshape(flat, tf.shape(j))
 
 
@@ -29,7 +34,7 @@ def standardize(j: tf.Tensor) -> tf.Tensor:
 
 def spectral_norm(kernel: tf.Tensor) -> tf.Tensor:
     """Largest singular value of a kernel [..., outputs] as a matrix of that many columns. -> scalar."""
-    matrix = tf.reshape(kernel, [-1, kernel.shape[-1]])
+    matrix = at_least_float32(tf.reshape(kernel, [-1, kernel.shape[-1]]))
     return tf.sqrt(tf.linalg.eigvalsh(tf.matmul(matrix, matrix, transpose_a=True))[-1])
 
 
@@ -62,7 +67,7 @@ class Discriminator(keras.Model):
         synchronized: bool = False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # J is too small for float16 before `normalize`
         self.channels, self.outputs, self.norm = tuple(channels), outputs, norm
         self.synchronized = synchronized
         dtype = self.dtype_policy
@@ -103,8 +108,10 @@ class Discriminator(keras.Model):
         else:
             h = standardize(j)
             for conv in self.convolutions:
-                h = leaky_relu(conv(h) / spectral_norm(conv.kernel))
-            z = last(flatten(h)) / spectral_norm(last.kernel)
+                h = conv(h)
+                h = leaky_relu(h / tf.cast(spectral_norm(conv.kernel), h.dtype))
+            z = last(flatten(h))
+            z /= tf.cast(spectral_norm(last.kernel), z.dtype)
         return z[:, 0] if self.outputs == 1 else z[:, 1] - z[:, 0]
 
     def get_config(self) -> dict:

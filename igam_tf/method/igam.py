@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from keras.optimizers import LossScaleOptimizer
 
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
@@ -32,9 +33,15 @@ from igam_tf.method.trainer import (
     MOMENTUM,
     WEIGHT_DECAY,
     ClassifierTrainer,
+    apply,
+    float16_scale,
     global_size,
+    mean_scale,
+    total_of,
+    training_step,
 )
 from madry_models.errors import UserError
+from madry_models.network import wide_dtype
 
 # A finite difference steps from each image at most so many times the batch's mean step.
 LONGEST = 5.0
@@ -209,7 +216,7 @@ class IGAM(ClassifierTrainer):
         """Makes the variables of adaptor and discriminator for images [H,W,C], where they have none."""
         shape = (None, *image_shape)
         if self.method.adaptor and self.adaptor is None:
-            self.adaptor = jarn_adaptor(image_shape)
+            self.adaptor = jarn_adaptor(image_shape, wide_dtype(self.network.compute_dtype))
         if self.adaptor is not None and not self.adaptor.built:
             self.adaptor.build(shape)
         if self.discriminator is not None and not self.discriminator.built:
@@ -228,8 +235,10 @@ class IGAM(ClassifierTrainer):
     def get_config(self) -> dict:
         """Keras configuration: the players and every setting."""
         serialize = keras.saving.serialize_keras_object
+        config = super().get_config()
+        del config["terms"]  # the method's
         return {
-            **super().get_config(),
+            **config,
             "teacher": self.teacher and serialize(self.teacher),
             "discriminator": self.discriminator and serialize(self.discriminator),
             "adaptor": self.adaptor and serialize(self.adaptor),
@@ -239,9 +248,10 @@ class IGAM(ClassifierTrainer):
     @classmethod
     def from_config(cls, config: dict) -> "IGAM":
         """Inverse of `get_config`."""
-        settings = Settings(**config.pop("settings"))
-        config["student"] = config.pop("network")
-        return cls(settings=settings, **keras.saving.deserialize_keras_object(config))
+        config = keras.saving.deserialize_keras_object(
+            {name: value for name, value in config.items() if name != "settings"}
+        ) | {"settings": Settings(**config["settings"])}
+        return cls(config.pop("network"), **config)
 
     def get_compile_config(self) -> dict:
         """Both optimizers."""
@@ -285,7 +295,9 @@ class IGAM(ClassifierTrainer):
 
         def train_function(iterator):
             nonlocal step
-            step = int(self.optimizer.iterations.numpy()) if step is None else step + 1
+            # A LossScaleOptimizer may skip a step.
+            known = step is not None and not isinstance(self.optimizer, LossScaleOptimizer)
+            step = step + 1 if known else int(self.optimizer.iterations.numpy())
             self._phase = self.phase(step)
             if self._phase not in self._compiled:
                 super(IGAM, self).make_train_function(force=True)
@@ -313,21 +325,22 @@ class IGAM(ClassifierTrainer):
         phase = self._phase or self.phase(int(self.optimizer.iterations.numpy()))
         return self.step_of_kind(data, phase)
 
+    @training_step()
     def step_of_kind(self, data: tuple[tf.Tensor, tf.Tensor], phase: str) -> dict:
         """One step of the given kind; see `phase`."""
         if phase not in PHASES:
             raise ValueError(f"expected a phase of {', '.join(PHASES)}. Received: {phase!r}")
         if phase == "plain":
             return super().train_step(data)
-        x, y = data
+        x, y = self.batch_of(data)
         grads, terms, logits, (j_s, j_t) = self.student_gradients(x, y)
-        self.optimizer.apply(grads, self.trained_variables)
+        apply(self.optimizer, grads, self.trained_variables)
         if phase == "discriminator":
             if self.settings.disc_gradients == "recomputed":
                 with keras.StatelessScope():  # the averages have moved and dropout has drawn
                     j_s, _, _ = self.input_gradient(self.network, x, y, training=True)
             grads, _ = self.discriminator_gradients(j_s, j_t)
-            self.discriminator_optimizer.apply(grads, self.discriminator.trainable_variables)
+            apply(self.discriminator_optimizer, grads, self.discriminator.trainable_variables)
         return self.log(terms, logits, y)
 
     # --- the method --------------------------------------------------------------------------------
@@ -339,7 +352,7 @@ class IGAM(ClassifierTrainer):
             logits = model(x, training=training)
             return self.differentiated(logits, y), logits
 
-        j, values, logits = gradients.input_gradient(values, x, self.loss_scale)
+        j, values, logits = gradients.input_gradient(values, x, float16_scale(model))
         return j * self._unit, values, logits
 
     def target_gradient(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -387,12 +400,12 @@ class IGAM(ClassifierTrainer):
             j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
             l_xent = self.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
-            total = self.mean(l_xent) + matching + self.decay(self.kernels)
+            total = total_of(self.mean(l_xent), matching, self.decay(self.kernels))
         grads = gradients.scaled(
             tape,
             total,
             self.trained_variables,
-            self.mean_scale(l_xent),
+            mean_scale(self.optimizer, self.network, l_xent),
             unconnected_gradients="zero",
         )
         return grads, {"L_xent": l_xent} | terms, logits, j_s
@@ -409,7 +422,8 @@ class IGAM(ClassifierTrainer):
             logits = self.network(x, training=True)
             l_xent = self.xent(logits, y)
         # Of the sum over the batch.
-        j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], self.loss_scale)
+        own_scale = float16_scale(self.network)
+        j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], own_scale)
         j_s = gradients.connected(j_s) * self._unit
         here = [tf.zeros_like(v) if g is None else g for g, v in zip(here, theta, strict=True)]
         adaptor = [variable.value for variable in self.trained_variables[len(theta) :]]
@@ -418,7 +432,7 @@ class IGAM(ClassifierTrainer):
             matching, terms = self.matching(j_s, j_t)
         v, *adapting = tape.gradient(matching, [j_s, *adaptor])
         v *= self._unit
-        norms = tf.norm(gradients.flatten(v), axis=1)
+        norms = gradients.l2_norm(v)
         length = self.mean(norms)
         length = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, length)
         # f_disc sees J_s / |J_s|, so that a tiny J_s has a huge v: no image goes beyond LONGEST steps.
@@ -430,11 +444,12 @@ class IGAM(ClassifierTrainer):
         # The same dropout at both points, and averages that are those of x.
         with keras.StatelessScope(before), tf.GradientTape() as tape:
             l_there = self.xent(self.network(x + h * v, training=True), y)
-            there = tf.reduce_sum(l_there) / h + self.decay(self.kernels)
-        scale = self.loss_scale and self.loss_scale * h
+            there = tf.reduce_sum(l_there) / tf.cast(h, l_there.dtype)
+            there = total_of(there, self.decay(self.kernels))
+        scale = own_scale and own_scale * h
         there = gradients.scaled(tape, there, theta, scale, unconnected_gradients="zero")
-        share = 1 / global_size(l_xent, l_xent.dtype) - 1 / h
-        grads = [share * a + b for a, b in zip(here, there, strict=True)]
+        share = 1 / global_size(l_xent, h.dtype) - 1 / h
+        grads = [tf.cast(share, a.dtype) * a + b for a, b in zip(here, there, strict=True)]
         return grads + adapting, {"L_xent": l_xent} | terms, logits, j_s
 
     def matching(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
@@ -443,17 +458,17 @@ class IGAM(ClassifierTrainer):
         Of the two, the method's, the share `match_every` times as large and ramped; f_disc's
         accuracy is reported with L_adv.
         """
-        s, share, terms = self.settings, 0.0, {}
+        s, share, terms = self.settings, tf.zeros([], j_s.dtype), {}
         if self.method.discriminator:
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             terms["L_adv"] = losses.l_adv(d_s, d_t)
             terms["disc_accuracy"] = losses.discriminator_accuracy(d_s, d_t)
-            share += s.lambda_adv * self.reduce_adv(terms["L_adv"])
+            share += s.lambda_adv * tf.cast(self.reduce_adv(terms["L_adv"]), share.dtype)
         if self.method.difference:
             own = self.method.difference is not losses.l_diff
             difference = self.method.difference if own else losses.DIFF_NORMS[s.diff_norm]
             terms["L_diff"] = difference(*self.apply_view(s.diff_view, j_s, j_t))
-            share += s.lambda_diff * self.reduce_diff(terms["L_diff"])
+            share += s.lambda_diff * tf.cast(self.reduce_diff(terms["L_diff"]), share.dtype)
         grown = tf.cast(self.ramp(s.igam_start, s.ramp_steps), j_s.dtype)
         return s.match_every * grown * share, terms
 
@@ -468,22 +483,24 @@ class IGAM(ClassifierTrainer):
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
             # log(1 - sigmoid(d)) = log sigmoid(d) - d
-            total = self.decay(decayed_variables(self.discriminator))
-            total -= self.reduce_adv(l_adv - s.disc_label_smoothing * d_t)
+            total = -self.reduce_adv(l_adv - s.disc_label_smoothing * d_t)
+            total = total_of(total, self.decay(decayed_variables(self.discriminator)))
             if s.disc_r1:
                 j_t = standardize(j_t)
                 slope, _, _ = gradients.input_gradient(
                     lambda j: self.discriminator_logits(j_s, j)[::-1], j_t
                 )
-                total += s.disc_r1 / 2 * self.mean(losses.l_diff(slope, tf.zeros_like(slope)))
-        return tape.gradient(total, phi), l_adv
+                steepness = self.mean(losses.l_diff(slope, tf.zeros_like(slope)))
+                total = total_of(total, s.disc_r1 / 2 * steepness)
+        scale = mean_scale(self.discriminator_optimizer, self.discriminator, l_adv)
+        return gradients.scaled(tape, total, phi, scale), l_adv
 
     def discriminator_logits(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """f_disc's logits (d_s, d_t), [B] each, from one batch that holds both gradients (R4)."""
         if self.adaptor:
-            j_s = self.adaptor(j_s)
+            j_s = tf.cast(self.adaptor(j_s), j_t.dtype)
         both = tf.concat(self.apply_view(self.settings.disc_view, j_s, j_t), axis=0)
-        return tf.split(self.discriminator(both), 2)
+        return tf.split(losses.at_least_float32(self.discriminator(both)), 2)
 
     def apply_view(self, view: str, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What a term with that view, "all" or "teacher", sees of each J [B,H,W,C]."""
@@ -500,6 +517,9 @@ class IGAM(ClassifierTrainer):
         return tf.reduce_sum(l_diff) if self.settings.diff_reduction == "sum" else self.mean(l_diff)
 
 
-def jarn_adaptor(image_shape: tuple[int, ...]) -> keras.layers.Conv2D:
-    """JARN's layer between J_s and f_disc, for images [H,W,C]: a 1x1 convolution and a tanh."""
-    return keras.layers.Conv2D(image_shape[-1], 1, activation="tanh")
+def jarn_adaptor(image_shape: tuple[int, ...], dtype: str = "float32") -> keras.layers.Conv2D:
+    """JARN's layer between J_s and f_disc, for images [H,W,C]: a 1x1 convolution and a tanh.
+
+    J_s is too small for float16: the layer computes in float32 whatever the student does.
+    """
+    return keras.layers.Conv2D(image_shape[-1], 1, activation="tanh", dtype=dtype)

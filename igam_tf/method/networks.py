@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from igam_tf.formulas.losses import at_least_float32
 from madry_models.errors import UserError
+from madry_models.network import Network
 
 _SMALLEST = 1.2e-38  # the smallest normal float32
 # Rows of probabilities that went through float16 still add up to 1 within this.
@@ -66,14 +67,37 @@ def own_pixel_max(model: keras.Model, given: float | None) -> float:
 
 # --- features -------------------------------------------------------------------------------------
 
-_reading = threading.local()  # replicas of one machine are threads
+_reading = threading.local()  # what one thread's call of a model has seen; replicas are threads
+_lock = threading.Lock()
+_watchers: dict[int, int] = {}  # id of a layer -> how many calls watch it now
+
+
+@contextlib.contextmanager
+def _watched(layers: list[keras.layers.Layer]) -> Iterator[list]:
+    """Context in which this thread's calls of the layers are told, as (layer, inputs, outputs).
+
+    A layer's own `call` is back in its place when nobody watches any more.
+    """
+    before, _reading.seen = getattr(_reading, "seen", None), []
+    with _lock:
+        for layer in layers:
+            if id(layer) not in _watchers:
+                _watch(layer)
+            _watchers[id(layer)] = _watchers.get(id(layer), 0) + 1
+    try:
+        yield _reading.seen
+    finally:
+        _reading.seen = before
+        with _lock:
+            for layer in layers:
+                _watchers[id(layer)] -= 1
+                if not _watchers[id(layer)]:
+                    del _watchers[id(layer)]
+                    layer.call.unwatch()
 
 
 def _watch(layer: keras.layers.Layer) -> None:
-    """Lets `features_of` see what goes into a layer and comes out of it; once is enough."""
-    if getattr(layer, "_igam_watched", False):
-        return
-    call = layer.call
+    call, own = layer.call, layer.__dict__.get("call")
 
     def watched(inputs, *args, **kwargs):
         outputs = call(inputs, *args, **kwargs)
@@ -82,8 +106,14 @@ def _watch(layer: keras.layers.Layer) -> None:
             seen.append((layer, inputs, outputs))
         return outputs
 
-    layer.call = watched
-    layer._igam_watched = True
+    def unwatch():
+        if own is None:
+            del layer.__dict__["call"]
+        else:
+            layer.__dict__["call"] = own
+
+    watched.unwatch = unwatch
+    layer.__dict__["call"] = watched  # past Keras, which tracks what is set
 
 
 def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
@@ -95,8 +125,8 @@ def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]:
     """(x [B,H,W,C], training=False) -> the features [B,F] of any Keras model.
 
-    By `model.features(x, training=)` where the model has it; else the input of the dense layer that
-    is called last, or the output of the layer that is named.
+    Those of a challenge's network, or by `model.igam_features(x, training=)` where a model has that;
+    else the input of the dense layer that is called last, or the output of the layer that is named.
 
     Args:
         model: Sequential, functional or subclassed; layers of models inside it count too.
@@ -108,8 +138,9 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
     """
     if isinstance(model, LogProbabilities):
         return features_of(model.base, layer)
-    if not layer and callable(getattr(model, "features", None)):
-        return lambda x, training=False: model.features(x, training=training)
+    own = model.features if isinstance(model, Network) else getattr(model, "igam_features", None)
+    if not layer and callable(own):
+        return lambda x, training=False: own(x, training=training)
     kind = type(model).__name__
     candidates = [
         part
@@ -118,19 +149,15 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
     ]
     if not candidates:
         wanted = (
-            f"a layer called {layer!r}" if layer else "a dense layer, or features(x, training=),"
+            f"a layer called {layer!r}"
+            if layer
+            else "a dense layer, or igam_features(x, training=),"
         )
         raise UserError(f"expected {wanted} in this {kind}; received none")
-    for part in candidates:
-        _watch(part)
 
     def features(x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        before, _reading.seen = getattr(_reading, "seen", None), []
-        try:
+        with _watched(candidates) as seen:
             logits = model(x, training=training)
-            seen = [s for s in _reading.seen if any(s[0] is part for part in candidates)]
-        finally:
-            _reading.seen = before
         if not seen:
             raise UserError(f"expected this {kind} to call its layer {candidates[-1].name!r}")
         last, inputs, outputs = seen[-1]

@@ -9,7 +9,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,6 +21,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # logits [B,K], y [B] -> [B]
 Objective = tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]
 
 
+@keras.saving.register_keras_serializable("igam_tf")
 def adversarial_xent(
     f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, xent: Loss = losses.xent, **_
 ) -> Objective:
@@ -31,38 +31,42 @@ def adversarial_xent(
     return l_xent, {"L_xent": l_xent}, logits
 
 
+@keras.saving.register_keras_serializable("igam_tf")
 def trades(
     f: Forward,
     x: tf.Tensor,
     x_adv: tf.Tensor,
     y: tf.Tensor,
     *,
-    s: Any,
+    trades_beta: float,
     xent: Loss = losses.xent,
     **_,
 ) -> Objective:
     """L_xent(x) + `trades_beta` KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
     logits = f(x)
     terms = {"L_xent": xent(logits, y), "L_kl": losses.kl(logits, f(x_adv))}
-    return terms["L_xent"] + s.trades_beta * terms["L_kl"], terms, logits
+    return terms["L_xent"] + trades_beta * terms["L_kl"], terms, logits
 
 
+@keras.saving.register_keras_serializable("igam_tf")
 def ard(
     f: Forward,
     x: tf.Tensor,
     x_adv: tf.Tensor,
     y: tf.Tensor,
     *,
-    s: Any,
     teacher: keras.Model,
+    ard_alpha: float,
+    ard_temperature: float,
     xent: Loss = losses.xent,
+    **_,
 ) -> Objective:
     """(1 - alpha) L_xent(x) + alpha t^2 KL(teacher's p_t(x) || student's p_t(x_adv)).
 
     alpha is `ard_alpha`, t `ard_temperature`, p_t the softmax of logits / t (Goldblum et al. 2020,
     arXiv 1905.09747).
     """
-    logits, alpha, t = f(x), s.ard_alpha, s.ard_temperature
+    logits, alpha, t = f(x), ard_alpha, ard_temperature
     l_kl = losses.kl(teacher(x, training=False) / t, f(x_adv) / t)
     terms = {"L_xent": xent(logits, y), "L_kl": l_kl}
     return (1 - alpha) * terms["L_xent"] + alpha * t**2 * l_kl, terms, logits

@@ -90,7 +90,13 @@ class JoinSchedules(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict:
         """Keras configuration."""
-        return {"first": self.first, "second": self.second, "steps": self.steps}
+        first, second = map(keras.saving.serialize_keras_object, (self.first, self.second))
+        return {"first": first, "second": second, "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "JoinSchedules":
+        """Inverse of `get_config`."""
+        return cls(**keras.saving.deserialize_keras_object(config))
 
 
 def _rate(schedule, step):

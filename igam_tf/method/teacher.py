@@ -10,7 +10,7 @@ from absl import logging
 
 from igam_tf.method.look import misplaced_range
 from igam_tf.method.networks import features_of, reason_of
-from igam_tf.method.trainer import ClassifierTrainer, step_key
+from igam_tf.method.trainer import ClassifierTrainer, in_training_step, step_key
 from igam_tf.method.transforms import Identity
 from madry_models.errors import UserError
 from madry_models.network import Network, wide_dtype
@@ -137,10 +137,14 @@ class Teacher(keras.Model):
         """Context in which a random map draws from (seed, step of `optimizer`, replica) alone.
 
         So J_t at x and all that one step does with it share one map, the next step has another, and
-        a resumed run repeats the steps of the one that was killed. Afterwards images are centred.
+        a resumed run repeats the steps of the one that was killed. Outside a step, as in validation,
+        images are centred, and afterwards.
         """
 
-        self.transform.draw_from(lambda: step_key(optimizer, seed))
+        def key() -> tf.Tensor | None:
+            return step_key(optimizer, seed) if in_training_step() else None
+
+        self.transform.draw_from(key)
         try:
             yield
         finally:
@@ -173,6 +177,7 @@ class Teacher(keras.Model):
         return cls(**parts, **config)
 
 
+@keras.saving.register_keras_serializable("igam_tf")
 class FineTune(ClassifierTrainer):
     """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6).
 

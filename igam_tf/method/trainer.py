@@ -9,14 +9,18 @@ a batch is split.
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.optimizers import LossScaleOptimizer
+from keras.src.trainers.compile_utils import MetricsList
 
 from igam_tf.formulas import gradients, losses
-from igam_tf.method.checks import check_batch, check_logits, first_batch
+from igam_tf.method.checks import check_batch, check_images, check_logits, looked_at
 from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import (
     LogProbabilities,
@@ -27,6 +31,7 @@ from igam_tf.method.networks import (
 from igam_tf.method.objectives import Objective
 from igam_tf.method.optimizers import Momentum
 from madry_models.errors import UserError
+from madry_models.network import wide_dtype
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 2e-4  # of the challenge and of the paper (R7)
 _CHECKED = 32  # images of the first batch that are classified before training
@@ -43,6 +48,24 @@ def global_size(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, n)
 
 
+_running = threading.local()  # replicas are threads
+
+
+@contextlib.contextmanager
+def training_step() -> Iterator[None]:
+    """Context, or decorator, of what belongs to a step of training, and not to a look at it."""
+    before, _running.step = in_training_step(), True
+    try:
+        yield
+    finally:
+        _running.step = before
+
+
+def in_training_step() -> bool:
+    """Whether this thread is within a step of training."""
+    return getattr(_running, "step", False)
+
+
 def step_key(optimizer: keras.optimizers.Optimizer, seed: int) -> tf.Tensor:
     """Key [2] int32 of what is random in a step: of seed, the optimizer's step and the replica alone."""
     context = tf.distribute.get_replica_context()  # None outside a step
@@ -53,6 +76,56 @@ def step_key(optimizer: keras.optimizers.Optimizer, seed: int) -> tf.Tensor:
 
 # float16 holds nothing below 6e-8: what is back-propagated there is so many times as large.
 FLOAT16_SCALE = 8.0
+
+
+def float16_scale(model: keras.Model) -> float | None:
+    """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is.
+
+    Keras has no public way to every layer inside a layer, hence `_flatten_layers`.
+    """
+    narrow = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    return FLOAT16_SCALE if narrow else None
+
+
+def mean_scale(
+    optimizer: keras.optimizers.Optimizer, model: keras.Model, per_example: tf.Tensor
+) -> tf.Tensor | None:
+    """The scale where the global mean of these losses [B] is differentiated.
+
+    The optimizer's own where it has one, as a LossScaleOptimizer does; else that of `float16_scale`.
+    """
+    if isinstance(optimizer, LossScaleOptimizer) or optimizer.loss_scale_factor:
+        return optimizer.scale_loss(1.0)
+    scale = float16_scale(model)
+    return scale and scale * global_size(per_example, per_example.dtype)
+
+
+def apply(optimizer: keras.optimizers.Optimizer, grads: list, variables: list) -> None:
+    """One update; an optimizer that scales losses divides the gradients by that scale itself."""
+    optimizer.apply([optimizer.scale_loss(g) for g in grads], variables)
+
+
+def total_of(first: tf.Tensor, *others: tf.Tensor | float) -> tf.Tensor:
+    """The sum, in the dtype of the first, whichever dtypes the players compute in."""
+    return first + sum(tf.cast(t, first.dtype) for t in others)
+
+
+class Directions(MetricsList):
+    """Tells Keras's callbacks which way a logged name is better; it measures nothing itself.
+
+    Keras looks for that among compiled metrics alone, of which it takes a MetricsList for one.
+    """
+
+    def __init__(self, *, up: Sequence[str] = (), down: Sequence[str] = ()):
+        super().__init__([SimpleNamespace(name=name, _direction="up") for name in up])
+        self.metrics += [SimpleNamespace(name=name, _direction="down") for name in down]
+
+    def reset_state(self):
+        """Nothing to do."""
+
+    def result(self) -> dict:
+        """No figure."""
+        return {}
 
 
 class Mean(keras.metrics.Mean):
@@ -95,12 +168,15 @@ class ClassifierTrainer(keras.Model):
     ):
         if not isinstance(network, keras.Model):
             raise UserError(f"expected a keras.Model to train; received a {type(network).__name__}")
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # pixels keep their precision
         self.network = LogProbabilities(network) if from_probabilities else network
         self.weight_decay, self.decayed = weight_decay, decayed
         self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
         self.label_smoothing = label_smoothing
         self._means = {name: Mean(name) for name in terms}
+        self._directions = Directions(
+            up=("accuracy", "cosine"), down=("L_xent", "L_adv", "L_diff", "L_kl")
+        )
 
     # Whether the network's batch norm runs on batch statistics while it is trained.
     batch_statistics = True
@@ -119,44 +195,123 @@ class ClassifierTrainer(keras.Model):
         """The variables under weight decay."""
         return decayed_variables(self.network, self.decayed)
 
-    def compile(self, optimizer=None, *, jit_compile: bool = False, **kwargs):
+    def compile(
+        self,
+        optimizer=None,
+        *,
+        jit_compile: bool = False,
+        auto_scale_loss: bool = False,
+        **kwargs,
+    ):
         """As Keras's. Without an optimizer: the challenge's momentum, at a constant rate of 0.1.
 
-        XLA stays off unless it is asked for: on processors it slows these steps (bench/README.md).
+        XLA stays off unless it is asked for: on processors it slows these steps (bench/README.md). So
+        does the LossScaleOptimizer of float16, for the steps scale their losses themselves, by a
+        number that no step has to be skipped for; one that is passed, or asked for, is heeded.
+
+        Raises:
+            UserError: a loss or metrics, which are the trainer's own.
         """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise UserError(
+                    f"expected an optimizer, for loss and metrics of {type(self).__name__} are its own; "
+                    f"received {name}={kwargs[name]!r}: leave it out"
+                )
         if optimizer is None:
             optimizer = Momentum(LEARNING_RATE, momentum=MOMENTUM)
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        super().compile(
+            optimizer=optimizer, jit_compile=jit_compile, auto_scale_loss=auto_scale_loss, **kwargs
+        )
 
     # --- Keras's loop -------------------------------------------------------------------------------
 
-    def fit(self, x=None, y=None, **kwargs):
+    def fit(self, x=None, y=None, *args, **kwargs):
         """As Keras's `fit`; the first batch is looked at before training begins.
 
         Args:
-            x, y: arrays, or a tf.data.Dataset or keras.utils.PyDataset of pairs: images [B,H,W,C] in
-                0..pixel_max, labels [B] of an integer type below K.
-            **kwargs: `epochs`, `batch_size`, `validation_data`, `callbacks` and all else.
+            x, y: arrays, or a tf.data.Dataset, keras.utils.PyDataset or generator of pairs: images
+                [B,H,W,C] in 0..pixel_max, labels [B] of any integer type, below K.
+            *args, **kwargs: `epochs`, `batch_size`, `validation_data`, `callbacks` and all else;
+                `validation_data` is looked at like x and y.
 
         Raises:
             UserError: images, labels, networks or settings that do not go together, or a term that
                 is NaN or infinite.
         """
-        for name in ("sample_weight", "class_weight"):
-            if kwargs.get(name) is not None:
-                raise UserError(f"expected images and labels alone; received {name} as well")
-        first = first_batch(x, y)
-        if first is not None:
-            self.prepare(*first)
-        elif not self.optimizer.built:
-            raise UserError(
-                "expected arrays, a tf.data.Dataset or a PyDataset, whose first batch can be looked at "
-                f"before training; received a {type(x).__name__}: call prepare(x, y) with one batch"
-            )
-        if isinstance(x, tf.data.Dataset):
+        _refuse_weights(kwargs)
+        x, first = looked_at(x, y)
+        self.prepare(*first)
+        validation = kwargs.get("validation_data")
+        if validation is not None:
+            pair = isinstance(validation, tuple | list)
+            with _naming("validation_data"):
+                x_val, y_val = pair_of(validation) if pair else (validation, None)
+                x_val, first = looked_at(x_val, y_val)
+                self.check(*first)
+            kwargs["validation_data"] = (x_val, y_val) if pair else x_val
+        if y is None and not isinstance(x, keras.utils.PyDataset):
             kwargs.setdefault("shuffle", False)  # a data set shuffles itself; Keras would warn
         with _training_errors():
-            return super().fit(x, y, **kwargs)
+            return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As Keras's; the first batch is looked at as in `fit`, with the same errors."""
+        _refuse_weights(kwargs)
+        if not kwargs.get("_use_cached_eval_dataset"):  # Keras's own call within `fit`
+            x, first = looked_at(x, y)
+            self._check_or_prepare(*first)
+        with _training_errors():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """As Keras's: logits [n,K]; the first images are looked at as in `fit`."""
+        x, (images, _) = looked_at(x, labels=False)
+        self._check_images(images)
+        return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(
+        self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
+    ):
+        """As Keras's; each batch is looked at, the first as in `fit`."""
+        self._check_one_batch(x, y, sample_weight=sample_weight, class_weight=class_weight)
+        with _training_errors():
+            return super().train_on_batch(x, y, return_dict=return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):
+        """As Keras's; each batch is looked at, the first as in `fit`."""
+        self._check_one_batch(x, y, sample_weight=sample_weight)
+        with _training_errors():
+            return super().test_on_batch(x, y, return_dict=return_dict)
+
+    def predict_on_batch(self, x):
+        """As Keras's: logits [B,K]; the images are looked at as in `fit`."""
+        self._check_images(np.asarray(x))
+        return super().predict_on_batch(x)
+
+    def _check_one_batch(self, x, y, **weights) -> None:
+        _refuse_weights(weights)
+        _, (x, y) = looked_at(x, y)
+        self._check_or_prepare(x, y)
+
+    def _check_or_prepare(self, x: np.ndarray, y: np.ndarray) -> None:
+        (self.check if self.built and self.optimizer.built else self.prepare)(x, y)
+
+    def _check_images(self, x: np.ndarray) -> np.ndarray:
+        check_images(x, self._known_pixel_max())
+        return logits_of(self.network, x[:_CHECKED], "network")
+
+    def check(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Logits [n,K] of the first images of a batch, which is checked against the network.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        check_batch(x, y, self._known_pixel_max())
+        with self.distribute_strategy.scope():
+            z = logits_of(self.network, x[:_CHECKED], "network")
+        check_logits(z, y[:_CHECKED])
+        return z
 
     def prepare(self, x: np.ndarray, y: np.ndarray) -> None:
         """Checks a batch against the networks, and makes every variable that training needs.
@@ -165,15 +320,12 @@ class ClassifierTrainer(keras.Model):
             UserError: they do not go together.
         """
         x, y = np.asarray(x), np.asarray(y)
-        pixel_max = self._known_pixel_max()
-        check_batch(x, y, pixel_max)
-        x, y = x[:_CHECKED], y[:_CHECKED]
+        z = self.check(x, y)
         with self.distribute_strategy.scope():
-            z = logits_of(self.network, x, "network")
-            check_logits(z, y)
-            if pixel_max is not None:
+            x = x[:_CHECKED].astype(wide_dtype(self.network.compute_dtype))
+            if (pixel_max := self._known_pixel_max()) is not None:
                 refuse(misplaced_range(self.network, pixel_max))
-            self._make(x, y, z)
+            self._make(x, y[:_CHECKED].astype(np.int64), z)
             self._build_optimizers()
         self.built = True
 
@@ -194,7 +346,7 @@ class ClassifierTrainer(keras.Model):
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
         """L_xent and accuracy in inference mode; data = (x [B,H,W,C], y [B])."""
-        x, y = data[:2]
+        x, y = self.batch_of(data)
         logits = self.network(x, training=False)
         logs = self.log({"L_xent": losses.xent(logits, y)}, logits, y)
         return {name: logs[name] for name in ("loss", "L_xent", "accuracy") if name in logs}
@@ -210,16 +362,24 @@ class ClassifierTrainer(keras.Model):
             "decayed": self.decayed,
             "from_probabilities": self.from_probabilities,
             "label_smoothing": self.label_smoothing,
+            "terms": list(self._means),
+            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "ClassifierTrainer":
         """Inverse of `get_config`."""
-        return cls(**keras.saving.deserialize_keras_object(config))
+        config = keras.saving.deserialize_keras_object(config)
+        return cls(config.pop("network"), **config)
 
     def get_compile_config(self) -> dict:
-        """The optimizer alone; the objective is the trainer's own."""
-        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+        """The optimizer and how steps run; the objective is the trainer's own."""
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "run_eagerly": self.run_eagerly,
+            "jit_compile": self.jit_compile,
+            "steps_per_execution": self.steps_per_execution,
+        }
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles as before; the optimizer's variables are made where the network has its own."""
@@ -228,9 +388,19 @@ class ClassifierTrainer(keras.Model):
             self._build_optimizers()
 
     @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Running means of the logged terms; Keras resets them at each epoch."""
+    def means(self) -> list[Mean]:
+        """Running means of the logged terms."""
         return list(self._means.values())
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """What Keras resets at each epoch, and asks which way is better: the means, and callbacks'."""
+        return list(self._metrics)
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """Names of what `train_on_batch` returns, in its order."""
+        return [*self._means, "loss"]
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits of the network, [B,K]."""
@@ -242,22 +412,30 @@ class ClassifierTrainer(keras.Model):
         return self.network.trainable_variables
 
     @property
-    def loss_scale(self) -> float | None:
-        """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is."""
-        return FLOAT16_SCALE if self.network.compute_dtype == "float16" else None
+    def trainable_variables(self) -> list:
+        """As `trained_variables`, for Keras."""
+        return self.trained_variables
 
-    def mean_scale(self, per_example: tf.Tensor) -> tf.Tensor | None:
-        """`loss_scale` where the global mean of these losses [B] is differentiated."""
-        return self.loss_scale and self.loss_scale * global_size(per_example, per_example.dtype)
+    trainable_weights = trainable_variables
+
+    def batch_of(self, data: tuple) -> tuple[tf.Tensor, tf.Tensor]:
+        """(x, y) of what Keras hands to a step: x in float64 for a float64 network, y int64.
+
+        Raises:
+            UserError: no labels, or weights of examples.
+        """
+        x, y = pair_of(data)
+        return tf.cast(x, wide_dtype(self.network.compute_dtype)), tf.cast(y, tf.int64)
 
     @property
     def state_variables(self) -> list:
         """Everything that training changes, in a fixed order; the optimizer must be built."""
         return self.network.variables + self.optimizer.variables
 
+    @training_step()
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict:
         """One update on natural images; data = (x [B,H,W,C], y [B])."""
-        x, y = data
+        x, y = self.batch_of(data)
 
         def objective() -> Objective:
             logits = self.network(x, training=self.batch_statistics)
@@ -270,13 +448,12 @@ class ClassifierTrainer(keras.Model):
         """One update on the global mean of `objective`'s loss, and weight decay."""
         with tf.GradientTape() as tape:
             loss, terms, logits = objective()
-            total = self.mean(loss) + self.decay(self.kernels)
+            total = total_of(self.mean(loss), self.decay(self.kernels))
         # A variable that the loss does not depend on has gradient 0: JARN's adaptor in plain steps.
         variables = [v.value for v in self.trained_variables]
-        grads = gradients.scaled(
-            tape, total, variables, self.mean_scale(loss), unconnected_gradients="zero"
-        )
-        self.optimizer.apply(grads, self.trained_variables)
+        scale = mean_scale(self.optimizer, self.network, loss)
+        grads = gradients.scaled(tape, total, variables, scale, unconnected_gradients="zero")
+        apply(self.optimizer, grads, self.trained_variables)
         return self.log(terms, logits, y)
 
     def xent(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -316,6 +493,36 @@ class ClassifierTrainer(keras.Model):
     def loss_of(self, means: dict[str, tf.Tensor]) -> tf.Tensor:
         """The objective without weight decay, from the means of its terms."""
         return means["L_xent"]
+
+
+def pair_of(data) -> tuple:
+    """(images, labels) of what Keras passes on: a pair, or a triple without weights.
+
+    Raises:
+        UserError: something else.
+    """
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if y is None or weights is not None:
+        raise UserError(
+            "expected images and labels alone; received "
+            + ("images without labels" if y is None else "sample weights as well")
+        )
+    return x, y
+
+
+def _refuse_weights(given: dict) -> None:
+    for name in ("sample_weight", "class_weight"):
+        if given.get(name) is not None:
+            raise UserError(f"expected images and labels alone; received {name} as well")
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Says which of several data a sentence is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}, in {what}") from error
 
 
 def not_finite(error: tf.errors.OpError) -> str | None:

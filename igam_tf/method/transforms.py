@@ -57,8 +57,8 @@ class Identity(keras.layers.Layer):
         """The part of J [B,H,W,C] that the teacher can see."""
         return j
 
-    def draw_from(self, key: Callable[[], tf.Tensor] | None) -> None:
-        """Says where a random map gets its key from, [2] int32; None: it is not random."""
+    def draw_from(self, key: Callable[[], tf.Tensor | None] | None) -> None:
+        """Says where a random map gets its key from, [2] int32; None, of either: it is not random."""
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -238,18 +238,19 @@ class RandomPad(CenterPad):
         2.0
     """
 
-    _key: Callable[[], tf.Tensor] | None = None
+    _key: Callable[[], tf.Tensor | None] | None = None
 
-    def draw_from(self, key: Callable[[], tf.Tensor] | None) -> None:
+    def draw_from(self, key: Callable[[], tf.Tensor | None] | None) -> None:
         """Offsets from `key()` at every call from now on, or centred images."""
         self._key = key
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] -> [B,*size,C]."""
-        if self._key is None:
+        key = None if self._key is None else self._key()
+        if key is None:
             return super().call(x)
         rows, columns = self._room(x)
-        top, left = self.offsets(self._key(), tf.shape(x)[0], rows, columns)
+        top, left = self.offsets(key, tf.shape(x)[0], rows, columns)
         # Between `rows` rows of zeros on either side, the window that begins `rows - top` below.
         x = tf.pad(x, [[0, 0], [rows, rows], [columns, columns], [0, 0]])
         down, across = map(np.arange, _sides(self.size))
@@ -380,7 +381,7 @@ class Compose(Identity):
         self.call(tf.zeros((1, *input_shape[1:])))
         self.built = True
 
-    def draw_from(self, key: Callable[[], tf.Tensor] | None) -> None:
+    def draw_from(self, key: Callable[[], tf.Tensor | None] | None) -> None:
         """Passes `key` on."""
         for m in self.maps:
             m.draw_from(key)

@@ -13,7 +13,7 @@ from igam_tf.experiments.resolve import source_spec, target_spec, teacher_networ
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
-from igam_tf.method.igam import IGAM, jarn_adaptor
+from igam_tf.method.igam import IGAM
 from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
@@ -143,7 +143,13 @@ def new_trainer(
             ramp_steps=c.ramp_steps,
             pixel_max=spec.pixel_max,
             label_smoothing=c.label_smoothing,
-            objective=functools.partial(method.adversarial, teacher=teacher, s=c),
+            objective=functools.partial(
+                method.adversarial,
+                trades_beta=c.trades_beta,
+                ard_alpha=c.ard_alpha,
+                ard_temperature=c.ard_temperature,
+            ),
+            teacher=teacher,
             attack_loss=method.attack_loss,
             terms=method.terms,
             weight_decay=c.weight_decay,
@@ -154,7 +160,6 @@ def new_trainer(
         )
     if teacher and c.precision != "float32":
         teacher.set_precision(c.precision)
-    adaptor = jarn_adaptor(spec.image_shape) if method.adaptor else None
     disc = None
     if method.discriminator:
         disc = Discriminator(
@@ -164,7 +169,6 @@ def new_trainer(
         student,
         teacher,
         disc,
-        adaptor=adaptor,
         settings=c,
         pixel_max=spec.pixel_max,
         weight_decay=c.weight_decay,

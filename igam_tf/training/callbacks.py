@@ -11,6 +11,7 @@ from igam_tf.evaluation.robust import robust_flags
 from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import logits_of, own_pixel_max
 from igam_tf.method.preprocess import preprocessed
+from igam_tf.method.trainer import ClassifierTrainer, Directions
 from madry_models.errors import UserError
 
 
@@ -44,7 +45,8 @@ class RobustAccuracy(keras.callbacks.Callback):
         ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
         >>> network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> look = RobustAccuracy(x, y, eps=0.1, attacks="pgd5", pixel_max=1.0)
-        >>> list(network.fit(x, y, epochs=2, callbacks=[look], verbose=0).history)
+        >>> stop = keras.callbacks.EarlyStopping("val_pgd5", patience=2)
+        >>> list(network.fit(x, y, epochs=2, callbacks=[look, stop], verbose=0).history)
         ['loss', 'val_pgd5']
     """
 
@@ -70,13 +72,14 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._names = attack_names(attacks)
         self._pixel_max, self._every, self._preprocess = pixel_max, every, preprocess
         self._seed, self._batch_size = seed, batch_size
+        self._directions = Directions(up=self._names)  # of callbacks that watch an accuracy
 
     def on_train_begin(self, logs=None):
         """Checks the images against the model, and compiles for it anew."""
-        network = getattr(self.model, "network", self.model)  # of a trainer, what it trains
-        given = (
-            getattr(self.model, "pixel_max", None) if self._pixel_max is None else self._pixel_max
-        )
+        network, given = self.model, self._pixel_max
+        if isinstance(self.model, ClassifierTrainer):
+            network = self.model.network
+            given = self.model.pixel_max if given is None else given
         self._range = own_pixel_max(network, given)
         self._network = network = preprocessed(network, self._preprocess, self._range)
         self._split = split_of_arrays(
@@ -91,6 +94,13 @@ class RobustAccuracy(keras.callbacks.Callback):
             self._names, eps=self._eps, step_size=self._step_size, restarts=1, loss="xent",
             num_classes=self._split.spec.num_classes, norm="linf",
         )  # fmt: skip
+        self._withdraw()
+        self.model._metrics.append(self._directions)
+
+    def _withdraw(self) -> None:
+        """Leaves the model's metrics as they were; training that was interrupted did not."""
+        metrics = self.model._metrics
+        metrics[:] = [metric for metric in metrics if metric is not self._directions]
 
     def on_epoch_end(self, epoch, logs=None):
         """Attacks, every so many epochs."""
@@ -105,6 +115,7 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Warns where the last figures are doubtful."""
+        self._withdraw()
         doubts = look_at(
             self._network, self._split,
             pixel_max=self._range, eps=self._eps, seed=self._seed, batch_size=self._batch_size,

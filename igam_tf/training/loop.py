@@ -163,7 +163,7 @@ def train(
                 ) from error
             bar.update()
             if step % log_every == 0 or step == steps:
-                means = {m.name: float(m.result()) for m in trainer.metrics}
+                means = {m.name: float(m.result()) for m in trainer.means}
                 trainer.reset_metrics()
                 watch(step, means)
                 rate = float(tf.convert_to_tensor(trainer.optimizer.learning_rate))
@@ -193,7 +193,7 @@ def _sums(trainer: ClassifierTrainer) -> list[tf.Variable]:
     Those of several workers can be read only by all together, while the chief alone saves: there the
     window of metrics that a kill cuts starts anew.
     """
-    variables = [variable.value for metric in trainer.metrics for variable in metric.variables]
+    variables = [variable.value for metric in trainer.means for variable in metric.variables]
     if tf.distribute.get_strategy().cluster_resolver:
         return [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in variables]
     return variables
