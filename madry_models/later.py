@@ -24,19 +24,23 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
     """Registers when Keras is imported, for a program that never does shall not wait for it."""
 
     def __init__(self, modules: Mapping[str, str]):
-        self._modules = modules
+        self._modules, self._looking = modules, False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Keras's own spec, whose module is registered with once it has been run."""
-        if name != "keras":
+        if name != "keras" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec(name)  # of the finders after this one
+        finally:
+            self._looking = False
         if spec is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module):
+            sys.meta_path.remove(self)
             execute(module)
             _register(self._modules)
 
