@@ -34,6 +34,8 @@ _MODULES = {
     "JoinSchedules": "igam_tf.method.optimizers",
     "Momentum": "igam_tf.method.optimizers",
     "PGDTraining": "igam_tf.method.adversarial",
+    "Preprocess": "igam_tf.method.preprocess",
+    "Preprocessed": "igam_tf.method.preprocess",
     "SmallNetwork": "igam_tf.audit.controls",
     "Teacher": "igam_tf.method.teacher",
     **dict.fromkeys(_MAPS, "igam_tf.method.transforms"),

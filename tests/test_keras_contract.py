@@ -162,7 +162,7 @@ def test_every_way_of_training_and_looking(kind, tmp_path):
     assert_same(again, trainer)
 
 
-@pytest.mark.parametrize("kind", table(["finetune"]))
+@pytest.mark.parametrize("kind", table(["classifier"]))
 def test_a_step_is_the_same_step_however_it_is_asked_for(kind):
     """Arrays, tensors, a data set, a PyDataset, a generator, one batch; each type of labels."""
 
@@ -189,7 +189,7 @@ def test_a_step_is_the_same_step_however_it_is_asked_for(kind):
             shuffle=False,
         ),
     }  # fmt: skip
-    types = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "uint64")
+    types = ("uint8", "int8", "uint16", "int32", "uint64")
     ways |= {dtype: lambda t, dtype=dtype: t.train_on_batch(X, Y.astype(dtype)) for dtype in types}
     expected = None
     for name, way in ways.items():
