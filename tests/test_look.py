@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import wong2018
 
 import igam_tf
+from igam_tf import datasets
 from igam_tf.evaluation.disagreement import disagreements
-from igam_tf.evaluation.evaluate import logits_function
+from igam_tf.evaluation.evaluate import logits_function, look_at
 from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.look import CIFAR, look, misplaced_range
 from igam_tf.method.preprocess import Preprocess, parsed
@@ -251,3 +253,21 @@ def test_a_doubt_of_the_whole_report():
     same = igam_tf.evaluate(Nearest(), X, Y, "clean,pgd2", eps=0.05, pixel_max=1.0, batch_size=200)
     assert (right["preprocess"], right["doubts"]) == ("-1..1", [])
     assert right["results"] == same["results"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", wong2018.EPS)
+def test_networks_of_others_are_not_marked(name, data_dir, golden_dir):
+    """Wong et al.'s networks and MadryLab's, as they are; in another range they are."""
+    dataset = name.partition("_")[0].replace("cifar", "cifar10")
+    folder = str(data_dir / "tensorflow_datasets")
+    test = datasets.load(dataset, "test", source="tfds", data_dir=folder)
+    settings = {"eps": wong2018.EPS[name], "seed": 0}
+    others = {"mnist": golden_dir / "mnist", "cifar10": golden_dir / "cifar10_thin"}
+    madry = igam_tf.load_madry(others[dataset] / "models" / "adv_trained")
+    for model in (wong2018.network(name), madry):
+        pixel_max = getattr(model, "pixel_max", 1.0)
+        for norm in ("linf", "l2"):
+            assert look_at(model, test, pixel_max=pixel_max, norm=norm, **settings) == []
+    found = look_at(wong2018.network(name), test, pixel_max=255.0, **settings)
+    assert {"input_convention", "input_range"} & {doubt.code for doubt in found}
