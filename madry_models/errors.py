@@ -17,6 +17,8 @@ _DISK = (
 class UserError(Exception):
     """Bad input: one sentence with what was expected and what came. Shown without a traceback."""
 
+    ag_pass_through = True  # tells a tf.function not to put "in user code: File ..." before it
+
 
 @contextmanager
 def disk_errors() -> Iterator[None]:

@@ -1,6 +1,7 @@
 """PGD against closed forms and brute force; its losses against hand numbers; attacks as a library."""
 
 import doctest
+import functools
 import sys
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.attacks import LOSSES, apgd, loss_named, pgd, square
+from igam_tf.attacks import LOSSES, apgd, fab, loss_named, pgd, square
 from igam_tf.attacks.losses import cw_margin, of_class, xent
 from madry_models.errors import UserError
 
@@ -257,7 +258,13 @@ def test_what_is_not_given_is_drawn_by_the_seed(attack):
     [
         ({"eps": -0.1}, "expected eps of at least 0, in the pixel unit of x; received -0.1"),
         ({"eps": float("nan")}, "expected eps of at least 0, in the pixel unit of x; received nan"),
-        ({"x": np.zeros((1, 1), "uint8")}, "expected images x of a floating type; received uint8"),
+        *(
+            ({"x": tf.zeros((1, 1), dtype)}, f"images x of float32 or float64.*{dtype}: cast them")
+            for dtype in ("uint8", "float16", "bfloat16", "int64")
+        ),
+        ({"y": np.zeros((1, 1), int)}, r"labels y \[B\] .*received int64 \(1, 1\): take y\[:, 0\]"),
+        ({"y": np.eye(2)[:1]}, r"labels y \[B\] .*float64 \(1, 2\): take y.argmax\(1\)"),
+        ({"eps": 1.5}, "expected eps of at most 1, the pixel range of the bounds.*; received 1.5"),
         ({"y": np.zeros((1, 2))}, r"expected labels y \[B\] of an integer type; received float64"),
         ({"steps": -1}, "expected at least 0 steps; received -1"),
         ({"bounds": (1.0, 0.0)}, r"expected bounds \(lowest, highest pixel value\); received"),
@@ -277,6 +284,47 @@ def test_start_and_moves_come_together():
     x, y = np.zeros((1, 2, 2, 1), "float32"), np.zeros(1, int)
     with pytest.raises(UserError, match="expected both start and moves, or neither"):
         square(lambda x: x[:, 0, 0], x, y, eps=0.1, bounds=(0.0, 1.0), start=np.ones((1, 2, 1)))
+
+
+ATTACKS = {
+    "pgd": functools.partial(pgd, steps=2, step_size=0.1),
+    "apgd": functools.partial(apgd, steps=2),
+    "fab": functools.partial(fab, steps=2, target=[1]),
+    "square": functools.partial(square, queries=2),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_outputs_that_are_no_logits_are_told_in_one_sentence(attack):
+    """Within a tf.function too, and with no line on whose code it was."""
+    flat = lambda x: tf.reduce_sum(x, (2, 3))[:, :2]  # noqa: E731
+    cases = {
+        "received a dict of 2 outputs: let logits_fn return": lambda x: {"a": x, "b": x},
+        "received a tuple of 2 outputs: let logits_fn return": lambda x: (flat(x), x),
+        r"expected logits \[B,K\] .*received float32 \(1, 4, 4, 1\)": lambda x: x,
+        r"expected logits \[B,K\] .*received int32": lambda x: tf.cast(flat(x), tf.int32),
+        "received logits of 1: for a single output z": lambda x: flat(x)[:, :1],
+    }
+    x, how = tf.zeros((1, 4, 4, 1)), dict(eps=0.1, bounds=(0.0, 1.0))
+    for sentence, logits_fn in cases.items():
+        for f in (ATTACKS[attack], tf.function(ATTACKS[attack])):
+            with pytest.raises(UserError, match=f"^expected.*{sentence}") as error:
+                f(logits_fn, x, [0], **how)
+            assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="expected a function of x -> logits; received a str"):
+        ATTACKS[attack]("model", x, [0], **how)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_labels_of_every_integer_type(attack):
+    logits_fn = lambda x: tf.reduce_sum(x, (2, 3))[:, :3] * [1.0, 2.0, 3.0]  # noqa: E731
+    x = RNG.uniform(size=(1, 4, 4, 1)).astype("float32")
+    outcomes = [
+        ATTACKS[attack](logits_fn, x, np.zeros(1, dtype), eps=0.1, bounds=(0.0, 1.0)).numpy()
+        for dtype in ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
+    ]
+    for other in outcomes[1:]:
+        np.testing.assert_array_equal(outcomes[0], other)
 
 
 @pytest.mark.parametrize("module", ["registry", "pgd", "apgd", "fab", "square"])

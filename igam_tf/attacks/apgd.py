@@ -59,7 +59,7 @@ def apgd(
     Args:
         logits_fn: x [B,...] -> logits [B,K]; each example's alone, without batch statistics.
         x: images [B,...], float32 or float64, within `bounds`.
-        y: labels [B], int.
+        y: labels [B], of any integer type.
         eps: radius, in the pixel unit of x.
         bounds: lowest and highest pixel value.
         steps: gradient steps, at least 1.
@@ -83,7 +83,7 @@ def apgd(
         >>> apgd(logits_fn, tf.constant([[0.75]]), [0], eps=0.25, bounds=(0.0, 1.0)).numpy()
         array([[0.5]], dtype=float32)
     """
-    x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=steps)
+    logits_fn, x, y = checked(logits_fn, x, y, eps=eps, bounds=bounds, norm=norm, steps=steps)
     loss = as_loss(loss)
     if noise is None:
         dtype = x.dtype.as_numpy_dtype

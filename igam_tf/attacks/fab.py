@@ -78,7 +78,7 @@ def fab(
     Args:
         logits_fn: x [B,...] -> logits [B,K]; each example's alone, without batch statistics.
         x: images [B,...] that are classified as y, float32 or float64, within `bounds`.
-        y: labels [B], int.
+        y: labels [B], of any integer type.
         target: classes [B]; any misclassified point counts.
         bounds: lowest and highest pixel value.
         steps: gradient steps, at least 1.
@@ -99,7 +99,9 @@ def fab(
         >>> bool(0.49 < x_adv < 0.5)
         True
     """
-    x, y = checked(x, y, eps=0.0 if eps is None else eps, bounds=bounds, norm=norm, steps=steps)
+    logits_fn, x, y = checked(
+        logits_fn, x, y, eps=0.0 if eps is None else eps, bounds=bounds, norm=norm, steps=steps
+    )
     target = tf.cast(target, y.dtype)
     # The published constants are for pixels in 0..1, which only the smallest distance depends on.
     low, high = (tf.convert_to_tensor(value, x.dtype) for value in bounds)

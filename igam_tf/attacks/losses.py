@@ -118,11 +118,14 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 }
 
 
+_ONE = ": for a single output z of two classes return tf.concat([0 * z, z], 1)"
+
+
 def _need_classes(logits: tf.Tensor, least: int, name: str) -> None:
     if logits.shape[1] < least:
         raise UserError(
             f"expected at least {least} classes for the {name} loss; received logits of "
-            f"{logits.shape[1]}"
+            f"{logits.shape[1]}{_ONE if logits.shape[1] == 1 else ''}"
         )
 
 

@@ -38,7 +38,7 @@ def pgd(
     Args:
         logits_fn: x [B,...] -> logits [B,K].
         x: images [B,...], float32 or float64, within `bounds`.
-        y: labels [B], int.
+        y: labels [B], of any integer type.
         eps, step_size: radius and step, in the pixel unit of x.
         steps: number of gradient steps.
         bounds: lowest and highest pixel value.
@@ -62,7 +62,9 @@ def pgd(
         ...     bounds=(0.0, 1.0)).numpy()
         array([[0.5]], dtype=float32)
     """
-    x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=steps, least=0)
+    logits_fn, x, y = checked(
+        logits_fn, x, y, eps=eps, bounds=bounds, norm=norm, steps=steps, least=0
+    )
     loss = as_loss(loss)
     # Not tf.cast, which would round a Python float to float32 first.
     eps, step_size, *limits = (

@@ -148,7 +148,7 @@ def square(
     Args:
         logits_fn: x [B,H,W,C] -> logits [B,K]; each example's alone, without batch statistics.
         x: images [B,H,W,C], float32 or float64, within `bounds`.
-        y: labels [B], int.
+        y: labels [B], of any integer type.
         eps: radius, in the pixel unit of x.
         bounds: lowest and highest pixel value.
         start: +-1 of the dtype of x, [B, *`start_shape`].
@@ -172,7 +172,7 @@ def square(
         >>> square(logits_fn, x, [0], eps=0.5, bounds=(0.0, 1.0), queries=20).numpy().item()
         0.25
     """
-    x, y = checked(x, y, eps=eps, bounds=bounds, norm=norm, steps=queries)
+    logits_fn, x, y = checked(logits_fn, x, y, eps=eps, bounds=bounds, norm=norm, steps=queries)
     if (start is None) != (moves is None):
         raise UserError("expected both start and moves, or neither; received one of them")
     if start is None:

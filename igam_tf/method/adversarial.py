@@ -88,7 +88,7 @@ class PGDTraining(ClassifierTrainer):
 
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """x_adv [B,H,W,C] of this step and replica."""
-        seed = step_key(self.optimizer, self.seed)
+        x, seed = losses.at_least_float32(x), step_key(self.optimizer, self.seed)
         shape, loss = tf.shape(x), "xent"
         grown = tf.cast(self.ramp(0, self.ramp_steps), x.dtype)
         eps, step_size = grown * self.eps, grown * self.step_size
