@@ -90,6 +90,16 @@ def test_log_odds_rise_with_xent_and_point_where_it_points():
     np.testing.assert_allclose(by_name.gradient, by_function.gradient, atol=1e-4)
 
 
+def test_tiny_logits_point_where_the_same_logits_of_usual_size_point():
+    """In L_xent all other classes would weigh alike."""
+    z = NETWORK(X).numpy()
+    usual = (16 / np.ptp(z, axis=1))[:, None]
+    true = by_largest(slope_in_float64(usual))
+    for scale in (1e-20, 1e-3):
+        found = direction(scaled(scale), tf.constant(X), tf.constant(Y), LOSSES["xent"])
+        np.testing.assert_allclose(found.gradient, true, atol=3e-4)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e25])
 def test_lengths_at_every_scale(scale):
     """A square in float32 ends at 1e-38 and 3e38; 0 stays 0."""

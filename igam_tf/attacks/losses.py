@@ -30,6 +30,10 @@ def class_of_rank(logits: tf.Tensor, y: tf.Tensor, rank: tf.Tensor, ranks: int) 
     return tf.cast(ranked[:, rank], y.dtype)
 
 
+# No trained classifier has logits as close as FLAT; those of a usual one are SHARP apart.
+FLAT, SHARP, _TINIEST = 0.05, 16.0, 1e-30
+
+
 def misclassified(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Whether another class is predicted, by the first of equal logits as everywhere; not by NaN.
 
@@ -43,7 +47,9 @@ def log_odds_against(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """log of the odds that softmax gives against y, log sum_{i != y} exp logits_i - logits_y.
 
     L_xent is log(1 + exp(this)): it rises with it, and its gradient points the same way. But that of
-    L_xent ends where float32 holds no probability as small as that of the other classes.
+    L_xent ends where float32 holds no probability as small as that of the other classes. And where all
+    logits lie within FLAT the softmax is uniform, and L_xent weighs all other classes alike, however
+    near: there it is that of logits brought to a spread of SHARP, over the same factor.
 
     Example:
         >>> log_odds_against(tf.constant([[0.0, 0.0, 0.0], [1000.0, 1.0, -9.0]]), [0, 0]).numpy()
@@ -51,7 +57,11 @@ def log_odds_against(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """
     _need_classes(logits, 2, "xent")
     logits = at_least_float32(logits)
-    return tf.reduce_logsumexp(other_logits(logits, y), axis=1) - of_class(logits, y)
+    spread = tf.stop_gradient(tf.reduce_max(logits, 1) - tf.reduce_min(logits, 1))
+    flat = (spread > _TINIEST) & (spread < FLAT)
+    factor = tf.where(flat, SHARP / tf.maximum(spread, _TINIEST), tf.ones_like(spread))
+    others = tf.reduce_logsumexp(factor[:, None] * other_logits(logits, y), axis=1) / factor
+    return others - of_class(logits, y)
 
 
 def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

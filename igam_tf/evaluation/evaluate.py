@@ -23,8 +23,16 @@ from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.checks import check_pixels
-from igam_tf.method.look import LOOKED_AT, Doubt, as_json, doubtful_lines, look, refuse
-from igam_tf.method.networks import check_model, in_float32, logits_of
+from igam_tf.method.look import (
+    LOOKED_AT,
+    Doubt,
+    as_json,
+    doubtful_lines,
+    float16_differs,
+    look,
+    refuse,
+)
+from igam_tf.method.networks import check_model, float16_layers, in_float32, logits_of
 from igam_tf.method.preprocess import Preprocessed, preprocessed
 from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
@@ -244,6 +252,8 @@ def model_report(
         pixel_max=pixel_max, eps=max(radii, default=None), norm=specs[0].norm, **common
     )  # fmt: skip
     refuse(doubts, "probabilities")
+    if float16_layers(model):
+        about["computed_in"] = "float32"
     if isinstance(model, Preprocessed):
         about["preprocess"] = model.preprocess.convention
     results = evaluate(
@@ -276,17 +286,22 @@ def look_at(
     """
     n = len(split.labels)
     chosen = np.unique(np.linspace(0, n - 1, min(LOOKED_AT, n)).astype(int))
-    return look(
-        model, in_pixel_range(split.images[chosen], pixel_max), split.labels[chosen].astype(np.int64),
-        pixel_max=pixel_max, classes=split.spec.num_classes,
-        function=partial(logits_function, batch_norm=batch_norm), **settings,
+    x, y = in_pixel_range(split.images[chosen], pixel_max), split.labels[chosen].astype(np.int64)
+    function = partial(logits_function, batch_norm=batch_norm)
+    found = look(
+        model, x, y,
+        pixel_max=pixel_max, classes=split.spec.num_classes, function=function, **settings,
     )  # fmt: skip
+    if float16_layers(model) and batch_norm == "inference":
+        own = lambda x: model(x, training=False)  # noqa: E731
+        found += float16_differs(*(logits_of(f, x, "model") for f in (own, function(model))))
+    return found
 
 
 def settings_alone(report: dict) -> dict:
     """A report of `model_report` without its outcomes: data, and the settings of each attack."""
     about = {name: report[name] for name in ("dataset", "split", "data", "pixel_max")}
-    about |= {name: report[name] for name in ("preprocess",) if name in report}
+    about |= {name: report[name] for name in ("preprocess", "computed_in") if name in report}
     outcomes = ("accuracy", "ci95", MASK_KEY)
     results = {
         attack: {name: value for name, value in row.items() if name not in outcomes}
@@ -458,6 +473,8 @@ def table(report: dict) -> str:
     ]
     if "preprocess" in report:
         lines.insert(2, f"preprocess={report['preprocess']} in front of the model")
+    if "computed_in" in report:
+        lines.insert(2, f"the model's float16 layers computed in {report['computed_in']}")
     cells = [("attack", "accuracy %", "95 % interval", "steps", "step size", "restarts")]
     for name, row in results.items():
         settings = ("", "", "")

@@ -211,6 +211,22 @@ def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
     )
 
 
+def float16_differs(own: np.ndarray, wide: np.ndarray) -> list[Doubt]:
+    """Whether a float16 model predicts something else than its weights in float32; logits [n,K] each."""
+    n, differ = len(own), int((own.argmax(1) != wide.argmax(1)).sum())
+    if differ < max(1, GAIN * n):
+        return []
+    return [
+        Doubt(
+            code="float16",
+            sentence=f"In float16 the model predicts another class for {differ} of {n} clean images "
+            "than with the same weights in float32, in which it is attacked and scored.",
+            remedy="Look for numbers above 65504 or below 6e-8, and judge the model in the type that it "
+            "is used in.",
+        )
+    ]
+
+
 # --- inputs ---------------------------------------------------------------------------------------
 
 
