@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from igam_tf.attacks.direction import direction
 from igam_tf.attacks.inputs import checked
-from igam_tf.attacks.losses import misclassified, of_class
+from igam_tf.attacks.losses import misclassified, need_classes, of_class
 from igam_tf.attacks.norms import length, per_example
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
@@ -20,6 +20,7 @@ _TINY, _NEAREST = 1e-12, 1e-8  # of a normal's largest component; of the pixel r
 
 
 def _gap(logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    need_classes(logits, 2, "fab")
     return of_class(logits, target) - of_class(logits, y)
 
 

@@ -55,7 +55,7 @@ def log_odds_against(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         >>> log_odds_against(tf.constant([[0.0, 0.0, 0.0], [1000.0, 1.0, -9.0]]), [0, 0]).numpy()
         array([   0.6931472, -998.99994  ], dtype=float32)
     """
-    _need_classes(logits, 2, "xent")
+    need_classes(logits, 2, "xent")
     logits = at_least_float32(logits)
     spread = tf.stop_gradient(tf.reduce_max(logits, 1) - tf.reduce_min(logits, 1))
     flat = (spread > _TINIEST) & (spread < FLAT)
@@ -74,7 +74,7 @@ def cw_margin(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         >>> cw_margin(tf.constant([[3.0, 1.0, 2.0]]), tf.constant([0])).numpy()
         array([-1.], dtype=float32)
     """
-    _need_classes(logits, 2, "cw")
+    need_classes(logits, 2, "cw")
     logits = at_least_float32(logits)
     return tf.reduce_max(other_logits(logits, y), axis=1) - of_class(logits, y)
 
@@ -91,7 +91,7 @@ def dlr(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         >>> dlr(tf.constant([[4.0, 1.0, 2.0]]), tf.constant([0])).numpy()
         array([-0.6666667], dtype=float32)
     """
-    _need_classes(logits, 3, "dlr")
+    need_classes(logits, 3, "dlr")
     logits = at_least_float32(logits)
     z = tf.math.top_k(logits, 3).values
     return _ratio(cw_margin(logits, y), z[:, 0] - z[:, 2])
@@ -109,7 +109,7 @@ def dlr_targeted(logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tf.Tenso
         >>> dlr_targeted(tf.constant([[4.0, 1.0, 2.0, 0.0]]), tf.constant([0]), tf.constant([1])).numpy()
         array([-0.85714287], dtype=float32)
     """
-    _need_classes(logits, 4, "targeted dlr")
+    need_classes(logits, 4, "targeted dlr")
     logits = at_least_float32(logits)
     z = tf.math.top_k(logits, 4).values
     gap = of_class(logits, target) - of_class(logits, y)
@@ -131,7 +131,8 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 _ONE = ": for a single output z of two classes return tf.concat([0 * z, z], 1)"
 
 
-def _need_classes(logits: tf.Tensor, least: int, name: str) -> None:
+def need_classes(logits: tf.Tensor, least: int, name: str) -> None:
+    """Raises a UserError where a loss of this name needs more classes than there are logits."""
     if logits.shape[1] < least:
         raise UserError(
             f"expected at least {least} classes for the {name} loss; received logits of "
