@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import importlib
 import json
 import pkgutil
@@ -539,6 +540,19 @@ def test_robust_accuracy_is_that_of_the_model_it_is_called_for():
     assert stop.monitor_op is keras.ops.greater
     assert model.metrics[: len(before)] == before
     assert len(model.metrics) == len(before)
+
+
+def test_what_robust_accuracy_traced_is_freed_after_a_training():
+    """Also where the callback is kept."""
+    model = network()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    looks, counts = [], []
+    for _ in range(3):
+        looks.append(RobustAccuracy(X, Y, eps=0.01, attacks="pgd2", pixel_max=255.0))
+        model.fit(X, Y, verbose=0, callbacks=[looks[-1]])
+        gc.collect()
+        counts.append(sum(type(o).__name__ == "FuncGraph" for o in gc.get_objects()))
+    assert counts[2] == counts[1]
 
 
 # --- random maps ----------------------------------------------------------------------------------

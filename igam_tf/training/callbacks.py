@@ -114,8 +114,9 @@ class RobustAccuracy(keras.callbacks.Callback):
         logs |= {f"val_{name}": float(robust.mean()) for name, robust in flags.items()}
 
     def on_train_end(self, logs=None):
-        """Warns where the last figures are doubtful."""
+        """Warns where the last figures are doubtful; what was traced for this training is freed."""
         self._withdraw()
+        self._compiled.clear()
         doubts = look_at(
             self._network, self._split,
             pixel_max=self._range, eps=self._eps, seed=self._seed, batch_size=self._batch_size,
