@@ -22,7 +22,7 @@ from igam_tf.evaluation.disagreement import disagreements
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.checks import check_pixels
+from igam_tf.method.checks import check_labels, check_pixels
 from igam_tf.method.look import (
     LOOKED_AT,
     Doubt,
@@ -370,6 +370,7 @@ def evaluate_model(
         {'clean': 100.0, 'pgd5': 0.0, 'worst_case': 0.0}
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
+    check_model(model, "model")
     model = preprocessed(model, preprocess, pixel_max)
     split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max, norm=norm)
     return model_report(
@@ -414,11 +415,7 @@ def split_of_arrays(
         raise UserError(
             f"expected images of uint8 in 0..255 or float in 0..{pixel_max:g}; received {images.dtype}"
         )
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"expected labels [n] of an integer type, not one-hot; received {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
+    check_labels(labels)
     if len(labels) == 0 or len(images) != len(labels):
         raise UserError(
             f"expected as many images as labels, at least one; received {len(images)} and "

@@ -12,6 +12,7 @@ from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.alignment import linearised
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import mean_interval
+from igam_tf.method.networks import in_float32
 from madry_models.errors import UserError
 
 BATCH = 100
@@ -29,7 +30,8 @@ class DrawnModel:
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] in 0..pixel_max -> [B,K]."""
-        return self.model(x, training=False)
+        with in_float32(self.model):
+            return self.model(x, training=False)
 
 
 def sensitivity(

@@ -303,8 +303,8 @@ def check_model(model: keras.Model, what: str) -> None:
     """Raises a UserError where a model is none of Keras's."""
     if not isinstance(model, keras.layers.Layer):
         raise UserError(
-            f"expected a keras.Model as {what}; received a {type(model).__name__}: put what it computes "
-            "into the call(self, x, training=False) of a keras.Model"
+            f"expected a keras.Model as the {what}; received a {type(model).__name__}: put what it "
+            "computes into the call(self, x, training=False) of a keras.Model"
         )
 
 
