@@ -99,7 +99,8 @@ def test_control_standard_fails_nothing(standard, digits):
     ("name", "failing", "passing"),
     [
         ("quantised", ("gradients", "square", "eps", "planted"), ("logits", "deterministic")),
-        ("saturated", ("gradients", "losses", "logits"), ("deterministic", "batch_norm")),
+        # Directions know no scale of the logits, so that saturation hides nothing any more.
+        ("saturated", (), ("logits", "gradients", "losses", "finite_difference", "batch_norm")),
         ("noisy", ("deterministic",), ("logits", "gradients", "batch_norm")),
         ("shattered", ("linearity", "square", "planted"), ("gradients", "deterministic")),
         ("probabilities", ("logits",), ("deterministic", "gradients")),
@@ -112,7 +113,24 @@ def test_control_masked(standard, digits, name, failing, passing):
     statuses = _statuses(report := audit(_audited(masked, digits), names=names))
     assert all(statuses[name] == FAIL for name in failing), report["lines"]
     assert all(statuses[name] in (PASS, WARN) for name in passing), report["lines"]
-    assert report["verdict"].startswith("Not to be trusted")
+    assert report["verdict"].startswith("Not to be trusted") == bool(failing)
+
+
+def test_logits_that_are_cut_off_are_none(digits):
+    """Logarithms of probabilities that end at a floor, of which the median distance says nothing."""
+    z = 300 * np.random.default_rng(0).normal(size=(40, 10))
+
+    class Fixed(keras.Model):
+        def __init__(self, floor):
+            super().__init__()
+            self.floor = floor
+
+        def call(self, x, training=False):
+            return tf.maximum(tf.cast(z[: x.shape[0]], tf.float32), self.floor) + 0 * x[:, :1, 0, 0]
+
+    for floor, status in ((-87.3, FAIL), (-1e9, PASS)):
+        report = audit(_audited(Fixed(floor), digits, budget=SMALL), names=["logits"])
+        assert _statuses(report) == {"logits": status}, report["lines"]
 
 
 class AntiAdversary(keras.Model):

@@ -11,10 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
+from igam_tf.attacks.direction import Direction, direction
 from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.evaluate import figures, logits_function, look_at, stated
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
+from igam_tf.formulas.losses import xent
 from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
 from madry_models.errors import UserError
 
@@ -216,6 +218,24 @@ class AuditedModel:
     def random(self) -> bool:
         """Whether the same image has other logits in another call."""
         return self.repeat_change > REPEAT_TOLERANCE
+
+    def gradient(self, x: np.ndarray, y: np.ndarray) -> Direction:
+        """Where an attack on the cross-entropy goes at x [B,H,W,C]; traced once."""
+        if "gradient" not in self.tools:
+            self.tools["gradient"] = tf.function(
+                lambda x, y: direction(self.logits_fn, x, y, xent), reduce_retracing=True
+            )
+        return self.tools["gradient"](x, y)
+
+    @functools.cached_property
+    def zero_gradients(self) -> np.ndarray:
+        """Share of each image's gradient that is exactly 0, [n]; NaN where some of it is not finite."""
+        shares = []
+        for batch in self.batches():
+            found = self.gradient(self.images[batch], self.labels[batch])
+            share = (found.gradient.numpy().reshape(len(batch), -1) == 0).mean(1)
+            shares.append(np.where(found.not_finite, np.nan, share))
+        return np.concatenate(shares)
 
     def clip(self, x: np.ndarray) -> np.ndarray:
         """x within the pixel range."""

@@ -22,6 +22,7 @@ from igam_tf.audit.checks import (
 )
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.networks import in_float32
 
 # Half the length of a difference, as a share of the pixel range. A point counts as off where no
 # length agrees: rounding spoils the short ones, the corners of a ReLU network the long ones.
@@ -67,14 +68,18 @@ def finite_difference(s: AuditedModel) -> Finding:
     if s.random:
         return not_applicable("the same image gives other logits each time: see that check")
 
+    def logits_fn(x):
+        with in_float32(s.model, ("float16", "bfloat16")):  # whose steps are not the layers' doing
+            return s.logits_fn(x)
+
     @tf.function(reduce_retracing=True)
     def margin_of(x, y):
-        return cw_margin(s.logits_fn(x), y)
+        return cw_margin(logits_fn(x), y)
 
     @tf.function(reduce_retracing=True)
     def gradient_of(x, y):
         def per_example(x):
-            z = s.logits_fn(x)
+            z = logits_fn(x)
             return cw_margin(z, y), z
 
         return input_gradient(per_example, x)

@@ -8,7 +8,7 @@ challenges answer for themselves.
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -192,19 +192,21 @@ class _ComputedInFloat32(keras.DTypePolicy):
         return self._of_variables
 
 
-def float16_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers of a model, itself among them, that compute in float16."""
-    return [part for part in model._flatten_layers() if part.compute_dtype == "float16"]
+def float16_layers(
+    model: keras.layers.Layer, types: Sequence[str] = ("float16",)
+) -> list[keras.layers.Layer]:
+    """The layers of a model, itself among them, that compute in float16, or in one of these types."""
+    return [part for part in model._flatten_layers() if part.compute_dtype in types]
 
 
 @contextlib.contextmanager
-def in_float32(model: keras.layers.Layer) -> Iterator[None]:
+def in_float32(model: keras.layers.Layer, types: Sequence[str] = ("float16",)) -> Iterator[None]:
     """Context in which those layers compute in float32, with the same weights.
 
     float16 holds no gradient below 6e-8 and no number above 65504: what an attack does not find
     there is no robustness. What is traced in the context stays so.
     """
-    before = [(part, part.dtype_policy) for part in float16_layers(model)]
+    before = [(part, part.dtype_policy) for part in float16_layers(model, types)]
     try:
         for part, policy in before:
             part._dtype_policy = _ComputedInFloat32(policy.variable_dtype)
