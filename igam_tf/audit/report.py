@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN
+from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, STATUSES, WARN
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.method.look import doubtful_lines
 
@@ -70,7 +70,7 @@ def markdown(report: dict[str, Any]) -> str:
         rows = [head, ("---",) * len(head), *body]
         return ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
 
-    checks = list(report["lines"].values())
+    checks = _worst_first(report)
     text = ["# Audit", "", facts(report), ""]
     text += [line for said in _headline(report) for line in (f"**{said}**", "")]
     text += [report["verdict"], "", "## Checks", ""]
@@ -81,6 +81,11 @@ def markdown(report: dict[str, Any]) -> str:
     text += ["", "## Attacks", "", _UNITS, ""]
     text += table(_COLUMNS, [_cells(name, row) for name, row in report["rows"].items()])
     return "\n".join(text) + "\n"
+
+
+def _worst_first(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The checks: FAIL, WARN, PASS and N/A, each in the order that they ran in."""
+    return sorted(report["lines"].values(), key=lambda check: STATUSES.index(check["status"]))
 
 
 def _advice(check: dict[str, Any]) -> str:
@@ -99,7 +104,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto
 h1 { margin-bottom: .2rem; } .facts { color: #444; }
 .headline { font-size: 1.15rem;
   border-left: .4rem solid #0072B2; padding: .4rem 1rem; background: #eef5fa; }
-.verdict { font-weight: 600; }
+.verdict { font-size: 1.25rem; font-weight: 700; border-left: .4rem solid #1a1a1a; padding: .4rem 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #ddd; }
 .scroll { overflow-x: auto; } .attacks { font-size: .8rem; font-variant-numeric: tabular-nums; }
@@ -117,7 +122,7 @@ def html(report: dict[str, Any]) -> str:
     from igam_tf.audit.plots import plots
 
     rows = []
-    for check in report["lines"].values():
+    for check in _worst_first(report):
         status = check["status"]
         kind = status.replace("/", "")
         advice = f"<p><b>What to do:</b> {escape(_advice(check))}</p>" if _advice(check) else ""
@@ -144,8 +149,8 @@ def html(report: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Audit of {escape(report['name'])}</title><style>{_STYLE}</style></head><body>"
         f'<h1>Audit</h1><p class="facts">{escape(facts(report))}</p>'
-        f'<p class="headline">{"<br>".join(map(escape, _headline(report)))}</p>'
         f'<p class="verdict">{escape(report["verdict"])}</p>'
+        f'<p class="headline">{"<br>".join(map(escape, _headline(report)))}</p>'
         "<h2>Checks</h2><table><tr><th>status</th><th>check</th><th>figure</th></tr>"
         f"{''.join(rows)}</table><h2>Plots</h2>{figures}"
         f'<h2>Attacks</h2><p>{_UNITS}</p><div class="scroll"><table class="attacks"><tr>{head}</tr>'
