@@ -28,7 +28,6 @@ from igam_tf.method.look import (
     Doubt,
     as_json,
     doubtful_lines,
-    float16_differs,
     look,
     refuse,
 )
@@ -288,14 +287,10 @@ def look_at(
     chosen = np.unique(np.linspace(0, n - 1, min(LOOKED_AT, n)).astype(int))
     x, y = in_pixel_range(split.images[chosen], pixel_max), split.labels[chosen].astype(np.int64)
     function = partial(logits_function, batch_norm=batch_norm)
-    found = look(
+    return look(
         model, x, y,
         pixel_max=pixel_max, classes=split.spec.num_classes, function=function, **settings,
     )  # fmt: skip
-    if float16_layers(model) and batch_norm == "inference":
-        own = lambda x: model(x, training=False)  # noqa: E731
-        found += float16_differs(*(logits_of(f, x, "model") for f in (own, function(model))))
-    return found
 
 
 def settings_alone(report: dict) -> dict:

@@ -14,7 +14,13 @@ import tensorflow as tf
 from igam_tf.attacks.draws import for_each, in_ball
 from igam_tf.attacks.losses import cw_margin
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
-from igam_tf.method.networks import LogProbabilities, are_probabilities, float16_layers, logits_of
+from igam_tf.method.networks import (
+    LogProbabilities,
+    are_probabilities,
+    float16_layers,
+    in_float32,
+    logits_of,
+)
 from igam_tf.method.preprocess import Preprocess, Preprocessed
 from madry_models.errors import UserError
 
@@ -117,8 +123,10 @@ def look(
     found = misplaced_range(model, pixel_max)
     again = outputs(logits_fn, x[:batch_size])
     found += _random(z[:batch_size], again)
-    if float16_layers(model) and not found:
-        found += _narrow(outputs(lambda x: model(x, training=False), x), z)
+    if float16_layers(model):
+        own = outputs(lambda x: model(x, training=False), x)
+        with in_float32(model):
+            found += _narrow(own, outputs(lambda x: model(x, training=False), x))
     right, n = z.argmax(1) == y, len(y)
     if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
         found.append(_at_chance(right, classes, pixel_max))
@@ -185,16 +193,18 @@ def _random(z: np.ndarray, again: np.ndarray) -> list[Doubt]:
     ]
 
 
-def _narrow(in_float16: np.ndarray, z: np.ndarray) -> list[Doubt]:
-    count, n = int((in_float16.argmax(1) != z.argmax(1)).sum()), len(z)
-    if count <= MOVABLE * n:
+def _narrow(own: np.ndarray, wide: np.ndarray) -> list[Doubt]:
+    """Whether a float16 model predicts something else than its weights in float32; logits [n,K] each."""
+    n, differ = len(own), int((own.argmax(1) != wide.argmax(1)).sum())
+    if differ <= MOVABLE * n:
         return []
     return [
         Doubt(
             code="float16",
-            sentence="The figures are those of the same weights in float32, where "
-            f"{count} of {n} images are classified otherwise than in float16.",
-            remedy="Look for what float16 does not hold, or give away the model in float32.",
+            sentence=f"In float16 the model predicts another class for {differ} of {n} clean images "
+            "than with the same weights in float32, in which it is attacked and scored.",
+            remedy="Look for numbers above 65504 or below 6e-8, and judge the model in the type that it "
+            "is used in.",
         )
     ]
 
@@ -209,22 +219,6 @@ def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
         remedy=f"Does the model expect pixels in 0..{pixel_max:g}, and these classes? Else set "
         "pixel_max or preprocess.",
     )
-
-
-def float16_differs(own: np.ndarray, wide: np.ndarray) -> list[Doubt]:
-    """Whether a float16 model predicts something else than its weights in float32; logits [n,K] each."""
-    n, differ = len(own), int((own.argmax(1) != wide.argmax(1)).sum())
-    if differ < max(1, GAIN * n):
-        return []
-    return [
-        Doubt(
-            code="float16",
-            sentence=f"In float16 the model predicts another class for {differ} of {n} clean images "
-            "than with the same weights in float32, in which it is attacked and scored.",
-            remedy="Look for numbers above 65504 or below 6e-8, and judge the model in the type that it "
-            "is used in.",
-        )
-    ]
 
 
 # --- inputs ---------------------------------------------------------------------------------------
