@@ -293,6 +293,8 @@ def _compare(kind, policy_name, policy):
         bound = max(bound, 0.03 if policy_name == "mixed_float16" else 0.2)
     if (kind, policy_name) in (("pgd", "float64"), ("ard", "float64")):
         bound = 0.2  # other random numbers in the attack's start
+    if (kind, policy_name) == ("ard", "mixed_float16"):
+        bound = 0.05  # rounding turns the sign of an attack's step at a pixel here and there
     for a, b in zip(found, expected, strict=True):
         if np.linalg.norm(b) > 1e-5:  # a bias before batch norm has no gradient
             assert np.linalg.norm(a - b) < bound * np.linalg.norm(b)

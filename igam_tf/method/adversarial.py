@@ -128,15 +128,14 @@ class PGDTraining(ClassifierTrainer):
     def get_config(self) -> dict:
         """Keras configuration: the networks, the attack, and the objective by its registered name."""
         names = ("eps", "step_size", "steps", "seed", "noise", "ramp_steps", "attack_loss")
-        function, numbers = self.objective, {}
-        if isinstance(function, functools.partial):
-            function, numbers = function.func, function.keywords
+        # Nothing fixed is a partial of nothing.
+        objective = functools.partial(self.objective)
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in names},
-            "objective": serialize(function),
-            "numbers": dict(numbers),
+            "objective": serialize(objective.func),
+            "numbers": dict(objective.keywords),
             "teacher": self.teacher and serialize(self.teacher),
         }
 

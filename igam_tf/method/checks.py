@@ -49,8 +49,7 @@ def _first_of(batches: Any) -> tuple[Any, Any]:
             "expected arrays, or a tf.data.Dataset, PyDataset or generator of pairs (images, labels); "
             f"received a {type(batches).__name__}"
         )
-    once = isinstance(batches, Iterator)
-    iterator = batches if once else iter(batches)
+    once, iterator = isinstance(batches, Iterator), iter(batches)
     first = next(iterator, None)
     if first is None:
         raise UserError(

@@ -9,6 +9,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -70,6 +71,7 @@ def own_pixel_max(model: keras.Model, given: float | None) -> float:
 _reading = threading.local()  # what one thread's call of a model has seen; replicas are threads
 _lock = threading.Lock()
 _watchers: dict[int, int] = {}  # id of a layer -> how many calls watch it now
+_own_calls: dict[int, Any] = {}  # id of a watched layer -> what its __dict__ had as `call`, or None
 
 
 @contextlib.contextmanager
@@ -92,12 +94,11 @@ def _watched(layers: list[keras.layers.Layer]) -> Iterator[list]:
             for layer in layers:
                 _watchers[id(layer)] -= 1
                 if not _watchers[id(layer)]:
-                    del _watchers[id(layer)]
-                    layer.call.unwatch()
+                    _unwatch(layer)
 
 
 def _watch(layer: keras.layers.Layer) -> None:
-    call, own = layer.call, layer.__dict__.get("call")
+    call, _own_calls[id(layer)] = layer.call, layer.__dict__.get("call")
 
     def watched(inputs, *args, **kwargs):
         outputs = call(inputs, *args, **kwargs)
@@ -106,14 +107,14 @@ def _watch(layer: keras.layers.Layer) -> None:
             seen.append((layer, inputs, outputs))
         return outputs
 
-    def unwatch():
-        if own is None:
-            del layer.__dict__["call"]
-        else:
-            layer.__dict__["call"] = own
-
-    watched.unwatch = unwatch
     layer.__dict__["call"] = watched  # past Keras, which tracks what is set
+
+
+def _unwatch(layer: keras.layers.Layer) -> None:
+    del _watchers[id(layer)], layer.__dict__["call"]
+    own = _own_calls.pop(id(layer))
+    if own is not None:
+        layer.__dict__["call"] = own
 
 
 def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
