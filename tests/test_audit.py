@@ -187,31 +187,28 @@ def tiny():
 
 
 @pytest.mark.parametrize(
-    ("before", "status"),
+    ("before", "scale", "status"),
     [
-        (lambda x: x, PASS),
-        (lambda x: tf.round(2**14 * x) / 2**14 + x - tf.stop_gradient(x), PASS),  # hardly a step
-        (_through(backward=lambda dy: 3 * dy), FAIL),
-        (_through(backward=tf.negative), FAIL),
-        (_through(backward=tf.ones_like), FAIL),
-        (_through(forward=lambda x: tf.round(3 * x) / 3), FAIL),
-        (lambda x: tf.round(30 * x) / 30, FAIL),
-        (lambda x: x * _rows(x, 2) + tf.stop_gradient(x * (1 - _rows(x, 2))), FAIL),
-        (_through(backward=lambda dy: tf.nn.avg_pool2d(dy, 3, 1, "SAME")), FAIL),
+        pytest.param(lambda x: x, 1e-4, PASS, marks=pytest.mark.slow),
+        (lambda x: x, 1e4, PASS),
+        pytest.param(_through(backward=lambda dy: 3 * dy), 1, FAIL, marks=pytest.mark.slow),
+        pytest.param(_through(backward=tf.ones_like), 1, FAIL, marks=pytest.mark.slow),
+        (_through(forward=lambda x: tf.round(3 * x) / 3), 1e4, FAIL),
+        (lambda x: tf.round(30 * x) / 30, 1, FAIL),
+        (lambda x: x * _rows(x, 2) + tf.stop_gradient(x * (1 - _rows(x, 2))), 1, FAIL),
     ],
 )  # fmt: skip
-def test_finite_differences(tiny, before, status):
+def test_finite_differences(tiny, before, scale, status):
     network, images, labels = tiny
-    for scale in (1e-4, 1e4):  # of the logits, which say nothing
 
-        class Whole(keras.Model):
-            def call(self, x, training=False, scale=scale):
-                return scale * network(before(x))
+    class Whole(keras.Model):
+        def call(self, x, training=False):
+            return scale * network(before(x))
 
-        report = audit_model(
-            Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
-        )
-        assert _statuses(report) == {"finite_difference": status}, report["lines"]
+    report = audit_model(
+        Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
+    )
+    assert _statuses(report) == {"finite_difference": status}, report["lines"]
 
 
 def test_relative_error_of_known_differences():
@@ -673,6 +670,16 @@ def test_verdict(statuses, figures, said):
     verdict = _verdict(_statuses_of(**statuses), **figures)
     assert re.match(f".*{said}", verdict)
     assert f"{len(CHECKS) - len(statuses)} of {len(CHECKS)} checks (not run)" in verdict
+
+
+def test_what_was_judged_of_a_random_network_stands(standard, digits):
+    """Run again with more steps, the first attack would have another figure on the same page."""
+    audited = _audited(controls.noisy(standard), digits, budget=SMALL)
+    first = audited.default
+    assert audited.ladder()["pgd3"] is first
+    report = audit(audited, names=["deterministic"])
+    assert report["headline"]["random"]
+    assert "no upper bound" in report["headline"]["text"]
 
 
 def test_a_crash_is_the_finding_of_its_line(standard, digits, monkeypatch):
