@@ -78,12 +78,15 @@ def bumps(side: int) -> np.ndarray:
 def _window(shares: tf.Tensor, side: tf.Tensor, extents: tuple[int, int]):
     """The square of each image, its place given as shares [B,2] of the free rows and columns.
 
+    As in the authors' code the last of them is never taken: squares smaller than the image leave out
+    its last row and column.
+
     Returns:
         (row within the square [B,H], column within it [B,W], mask of the square [B,H,W,1])
     """
 
     def inside(share: tf.Tensor, extent: int) -> tf.Tensor:
-        first = tf.cast(share * tf.cast(extent - side + 1, tf.float32), tf.int32)
+        first = tf.cast(share * tf.cast(tf.maximum(extent - side, 1), tf.float32), tf.int32)
         return tf.range(extent)[None, :] - first[:, None]
 
     row, column = inside(shares[:, 0], extents[0]), inside(shares[:, 1], extents[1])

@@ -16,7 +16,7 @@ from igam_tf.system import devices
 from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
 
-REVISION = 2  # of what the attacks compute: another one finds nothing in older journals
+REVISION = 3  # of what the attacks compute: another one finds nothing in older journals
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 _NOT_FINITE = -1  # predicted class where a logit is NaN or infinite
 
