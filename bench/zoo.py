@@ -4,8 +4,8 @@ python bench/zoo.py --output=docs/zoo.md
 
 A row is right where a masked defence has a WARN or FAIL of the checks that must find it, or a headline
 within TOLERANCE points of the truth; and where an honest network has no FAIL. Finished rows are kept in
---workdir: killed, the same command goes on. The exit status is 2 where a row is not right. Networks
-whose files are absent are named as such and left out.
+--workdir: killed, the same command goes on; delete the folder after a change. The exit status is 2
+where a row is not right. Networks whose files are absent are named as such and left out.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ WONG: dict[str, tuple[str, float, Any, float]] = {
 def define_flags() -> None:
     """The flags of this program."""
     flags.DEFINE_list("only", [], "names of the networks; default: all")
-    flags.DEFINE_integer("num_examples", 50, "images of each", lower_bound=1)
+    flags.DEFINE_integer("num_examples", 30, "images of each", lower_bound=1)
     flags.DEFINE_string("workdir", "audits/zoo", "folder of the finished rows")
     flags.DEFINE_string("output", None, "Markdown page that is written")
     flags.DEFINE_string("shared", "../shared", "folder with models, golden files and real data")
