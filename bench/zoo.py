@@ -205,9 +205,9 @@ def page(rows: list[dict]) -> str:
     own = ", ".join(f"`{r['name']}` {fraction_text(r['eps'])}" for r in rows if r["eps"] != zoo.EPS)
     return f"""# The zoo: what the audit tells apart
 
-The audit with `--budget=quick` of {len(masked)} published defences and {len(honest)} honest
-networks, {n} images each, l-inf eps {eps} of the pixel range ({own}); accuracies in
-percent. `make audit-zoo` measures it anew.
+The audit with `--budget=quick` of {len(masked)} defences and {len(honest)} honest networks, {n} images
+each, l-inf eps {eps} of the pixel range; accuracies in percent. `make audit-zoo` measures it anew.
+Of another eps: {own}.
 
 Each defence is the idea of its source in a few lines of `igam_tf.audit.zoo`, before or within a
 small network on built-in (synthetic) digits. None is the authors' code, and no figure here says
