@@ -202,7 +202,8 @@ def page(rows: list[dict]) -> str:
     masked = [r for r in rows if r["expected"]]
     honest = [r for r in rows if not r["expected"]]
     n, eps = rows[0]["n"], fraction_text(zoo.EPS)
-    own = ", ".join(f"`{r['name']}` {fraction_text(r['eps'])}" for r in rows if r["eps"] != zoo.EPS)
+    others = (f"`{r['name']}` {fraction_text(r['eps'])}" for r in rows if r["eps"] != zoo.EPS)
+    own = ", ".join(others) or "none"
     return f"""# The zoo: what the audit tells apart
 
 The audit with `--budget=quick` of {len(masked)} defences and {len(honest)} honest networks, {n} images
@@ -222,7 +223,7 @@ anything of theirs.
 - **right**: a defence has a WARN or FAIL of a check that must find it, or its headline is at most
   {TOLERANCE:g} points above the true figure; an honest network has no FAIL.
 
-## Published defences
+## Published defences, and controls
 
 {table(masked, True)}
 
