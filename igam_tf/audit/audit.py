@@ -31,10 +31,11 @@ from igam_tf.evaluation.evaluate import (
     fraction_text,
     split_of_arrays,
 )
+from igam_tf.evaluation.inputs import as_called
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
 from igam_tf.method.networks import reason_of
-from igam_tf.method.preprocess import Preprocessed, preprocessed
+from igam_tf.method.preprocess import Preprocessed
 from igam_tf.system.journal import MASK_KEY, checksum, digits
 from igam_tf.system.run_folder import read_json, write_json
 from madry_models.errors import UserError
@@ -130,6 +131,7 @@ def audit_model(
     eps: float,
     pixel_max: float,
     preprocess: str | None = None,
+    from_probabilities: bool = False,
     budget: str = "quick",
     checks: str = "all",
     step_size: float | None = None,
@@ -148,6 +150,7 @@ def audit_model(
         pixel_max: highest pixel value of the model's input, such as 1 or 255; with `preprocess`, of
             the images.
         preprocess: what the model takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`.
+        from_probabilities: the model returns probabilities, likewise.
         budget: "quick", "standard" or "full": number and length of the attacks.
         checks: "all", or names of `igam_tf.audit.audit.CHECKS` with commas between.
         step_size: of PGD, as a fraction of the pixel range; None: by eps and the number of steps.
@@ -177,7 +180,9 @@ def audit_model(
     if budget not in BUDGETS:
         raise UserError(f"expected a budget among {', '.join(BUDGETS)}; received {budget!r}")
     names = check_names(checks)
-    model = preprocessed(model, preprocess, pixel_max)
+    model = as_called(
+        model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
+    )
     audited = AuditedModel(
         model, split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max),
         pixel_max=pixel_max, eps=eps, step_size=step_size, seed=seed, batch_size=batch_size,

@@ -19,8 +19,8 @@ import tensorflow as tf
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements
-from igam_tf.evaluation.inputs import pixel_range
-from igam_tf.evaluation.robust import LogitsFn, robust_flags
+from igam_tf.evaluation.inputs import as_called, pixel_range
+from igam_tf.evaluation.robust import LogitsFn, check_images, robust_flags, scale_for_attacks
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.checks import check_labels, check_pixels
 from igam_tf.method.look import (
@@ -32,7 +32,7 @@ from igam_tf.method.look import (
     refuse,
 )
 from igam_tf.method.networks import check_model, float16_layers, in_float32, logits_of
-from igam_tf.method.preprocess import Preprocessed, preprocessed
+from igam_tf.method.preprocess import Preprocessed
 from igam_tf.system.journal import MASK_KEY, Journal, digits
 from madry_models.errors import UserError
 
@@ -135,16 +135,20 @@ def evaluate(
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
-        each attack its robust mask under MASK_KEY, see `igam_tf.system.journal.digits`.
+        each attack its robust mask under MASK_KEY, see `igam_tf.system.journal.digits`; logits_scale
+        where it is not 1, see `igam_tf.evaluation.robust.logits_scale`.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
     common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
+    check_images(images, labels, attacks, pixel_max, batch_norm)
+    scale = scale_for_attacks(logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size)
     robust = robust_flags(
-        logits_fn, images, labels,
-        attacks=attacks, pixel_max=pixel_max, progress=progress, journal=journal, **common,
+        logits_fn, images, labels, attacks=attacks, pixel_max=pixel_max, progress=progress,
+        journal=journal, scale=scale, **common,
     )  # fmt: skip
+    common |= {"logits_scale": scale} if scale != 1 else {}
     results = {}
     for spec in attacks:
         mask = robust[spec.name]
@@ -315,6 +319,7 @@ def evaluate_model(
     eps: float,
     pixel_max: float,
     preprocess: str | None = None,
+    from_probabilities: bool = False,
     step_size: float | None = None,
     norm: str = "linf",
     restarts: int = 1,
@@ -337,6 +342,8 @@ def evaluate_model(
         preprocess: what the model takes in place of pixels: "0..1", "0..255", "-1..1", "imagenet",
             "caffe", or "mean=0.5,0.5,0.5/std=0.2,0.2,0.2" in pixels of 0..1; eps stays a fraction of
             the range of the images. None: pixels in 0..pixel_max.
+        from_probabilities: the model returns probabilities, of classes or each for itself: its last
+            softmax or sigmoid is taken off, or their logarithm attacked.
         step_size: of PGD, as a fraction of the pixel range; None: a quarter of eps.
         norm: "linf" or "l2", of eps and step_size.
         restarts, loss: of FGSM and PGD, see `igam_tf.attacks.attack_specs`.
@@ -366,7 +373,9 @@ def evaluate_model(
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
     check_model(model, "model")
-    model = preprocessed(model, preprocess, pixel_max)
+    model = as_called(
+        model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
+    )
     split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max, norm=norm)
     return model_report(
         model, split,
@@ -460,7 +469,8 @@ def table(report: dict) -> str:
         f"first n = {worst['n']} images",
         f"{worst['eps_unit'].split(',')[0]} eps {fraction_text(worst['eps'])} of the pixel range "
         f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
-        f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}",
+        f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}"
+        + (f", logits x {worst['logits_scale']:g}" if "logits_scale" in worst else ""),
         "",
     ]
     if "preprocess" in report:

@@ -167,11 +167,11 @@ def data_settings(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def as_called(
-    model: keras.Model, spec: DatasetSpec, *, from_probabilities: bool, preprocess: str | None
+    model: keras.Model, pixel_max: float, *, from_probabilities: bool, preprocess: str | None
 ) -> keras.Model:
-    """The model from a data set's pixels to logits, as the flags of `define_data_flags` say."""
+    """The model from images in 0..pixel_max to logits, as the flags of `define_data_flags` say."""
     model = LogProbabilities(model) if from_probabilities else model
-    return preprocessed(model, preprocess, spec.pixel_max)
+    return preprocessed(model, preprocess, pixel_max)
 
 
 def model_and_images(
@@ -204,7 +204,7 @@ def model_and_images(
     model = None if name else load()
     spec = data_spec(name or dataset_of(model), run, data_dir=folder, image_size=image_size)
     datasets.check_available(spec, source=source, data_dir=folder)
-    model = as_called(model or load(), spec, **called)
+    model = as_called(model or load(), spec.pixel_max, **called)
     return model, datasets.load(spec, split, source=source, data_dir=folder, seed=seed), seed
 
 

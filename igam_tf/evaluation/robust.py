@@ -12,6 +12,8 @@ from tqdm import tqdm
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
 from igam_tf.attacks.losses import class_of_rank
 from igam_tf.datasets import in_pixel_range
+from igam_tf.formulas.losses import at_least_float32
+from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.system import devices
 from igam_tf.system.journal import Journal, remembered, settings_of
 from madry_models.errors import UserError
@@ -34,6 +36,7 @@ def robust_flags(
     progress: bool,
     journal: Journal | None = None,
     compiled: dict | None = None,
+    scale: float | None = None,
 ) -> dict[str, np.ndarray]:
     """Name of each attack -> robust mask [n] bool: right clean, and under each run of the attack.
 
@@ -42,11 +45,15 @@ def robust_flags(
             as in `igam_tf.evaluation.evaluate.evaluate`.
         compiled: traced functions are kept in it, for further calls with the same `logits_fn` and the
             same shape of images.
+        scale: of the logits, see `logits_scale`; None: its.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
-    _check(images, labels, attacks, pixel_max, batch_norm)
+    check_images(images, labels, attacks, pixel_max, batch_norm)
+    if scale is None:
+        how = {"pixel_max": pixel_max, "batch_size": batch_size}
+        scale = scale_for_attacks(logits_fn, images, labels, **how)
     dtype = in_pixel_range(images[:1], pixel_max).dtype.type
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
@@ -60,6 +67,7 @@ def robust_flags(
         drawn = random_inputs(spec, shape, batch, eps=eps, seed=seed, restart=run, dtype=dtype)
         each = np.diff([spec.steps for spec in group], prepend=0).astype(np.int32)
         scalars = {"eps": eps, "step_size": step_size, "steps": each, "rank": np.int32(rank)}
+        scalars["scale"] = np.float32(scale)
         inputs = {"x": x, "y": y[batch]} | drawn, scalars
         steps = spec.steps if KINDS[spec.kind].traced_by_steps else 0
         kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets)
@@ -81,7 +89,7 @@ def robust_flags(
         title = ",".join(spec.name for spec in group)
         title += f" {run + 1}/{group[0].runs}" if group[0].runs > 1 else ""
         hits = np.zeros((len(group), len(indices)), bool)
-        common = [run, seed, pixel_max, batch_norm, REVISION]
+        common = [run, seed, pixel_max, batch_norm, scale, REVISION]
         shown = progress and len(indices) > 0
         with tqdm(total=len(indices), desc=title, unit="image", disable=not shown) as bar:
             for begin in range(0, len(indices), batch_size):
@@ -108,6 +116,56 @@ def robust_flags(
     return {spec.name: robust[spec.name] for spec in attacks}
 
 
+_LOOKED_AT, _SURE, _FAR = 200, 0.9, 3.0
+
+
+def scale_for_attacks(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    pixel_max: float,
+    batch_size: int,
+) -> float:
+    """`logits_scale` on the first images."""
+    parts = [slice(i, i + batch_size) for i in range(0, min(len(labels), _LOOKED_AT), batch_size)]
+    x = [tf.constant(in_pixel_range(images[part], pixel_max)) for part in parts]
+    z = np.concatenate([tf.cast(logits_fn(part), tf.float64) for part in x])
+    return logits_scale(z, labels[: len(z)])
+
+
+def logits_scale(logits: np.ndarray, y: np.ndarray) -> float:
+    """By what an attack multiplies the logits of a network: 1, but where it is far less sure than right.
+
+    Softmax of logits that are nearly equal weights all other classes alike, so the cross-entropy leads
+    to none of them in particular; of two classes there is one other. A network whose probabilities are
+    not far below its accuracy keeps its own logits.
+
+    Args:
+        logits: of clean images, [n,K].
+        y: labels [n].
+
+    Returns:
+        The smallest power of 2 with which the mean probability of the predicted class is the accuracy
+        (the lower end of its interval, at most 0.9); 1 where 3 would do, or nothing does.
+
+    Example:
+        >>> z, y = 9.0 * np.eye(10), np.arange(10)
+        >>> logits_scale(z, y), logits_scale(z / 1000, y)
+        (1.0, 512.0)
+    """
+    right = int((logits.argmax(1) == y).sum())
+    enough = min(wilson_interval(right, len(y))[0], _SURE)
+    below = logits - logits.max(1, keepdims=True)
+
+    def sure(scale: float) -> bool:
+        return bool((1 / np.exp(scale * below).sum(1)).mean() >= enough)
+
+    if logits.shape[1] <= 2 or not np.isfinite(below).all() or sure(_FAR):
+        return 1.0
+    return next((2.0**k for k in range(2, 100) if sure(2.0**k)), 1.0)
+
+
 def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:
     """Attacks each of which goes on where the one before it ends, shortest first; others alone.
 
@@ -122,7 +180,8 @@ def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:
     return [sorted(group, key=lambda spec: spec.steps) for group in groups.values()]
 
 
-def _check(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
+def check_images(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
+    """Raises a UserError where `robust_flags` cannot attack these images."""
     if len(labels) == 0 or len(images) != len(labels):
         raise UserError(
             f"expected as many images as labels; received {len(images)} and {len(labels)}"
@@ -140,7 +199,7 @@ def _check(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
 
 
 def _compiled(
-    logits_fn: LogitsFn,
+    model_fn: LogitsFn,
     spec: AttackSpec,
     inputs: tuple[dict, dict],
     pixel_max: float,
@@ -155,7 +214,8 @@ def _compiled(
     strategy share each batch.
 
     Args:
-        logits_fn, spec, pixel_max: as in `robust_flags`.
+        model_fn: `logits_fn` of `robust_flags`.
+        spec, pixel_max: as there.
         inputs: (values by example [B,...], scalars), of which types and shapes are taken.
         whole: whether a batch must stay on one replica.
     """
@@ -163,6 +223,11 @@ def _compiled(
 
     def classes(by_example: dict, scalars: dict) -> tf.Tensor:
         x, y, steps = by_example["x"], by_example["y"], scalars["steps"]
+
+        def logits_fn(x: tf.Tensor) -> tf.Tensor:
+            z = at_least_float32(model_fn(x))
+            return tf.cast(scalars["scale"], z.dtype) * z
+
         drawn = {name: v for name, v in by_example.items() if name not in ("x", "y")}
         ball = {"eps": scalars["eps"], "bounds": bounds}
 
