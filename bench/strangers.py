@@ -7,7 +7,7 @@ starts; an image counts as broken at the first point that is misclassified.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -458,3 +458,48 @@ def printed(
         return {}, [f"refused: {error}"]
     figures = {name: row["accuracy"] for name, row in report["results"].items()}
     return figures, [doubt["code"] for doubt in report["doubts"]]
+
+
+PAGE = """# Networks of strangers
+
+The same weights behind many conventions, as their owners might hand them over, and what
+`igam_tf.evaluate` prints. Each figure is the accuracy in % under l-inf, of {n} built-in (synthetic)
+images: digits, eps 0.08, of which {digits:g} % are right within eps; or objects in colour, eps 4/255,
+{objects:g} %. That truth is an attack of its own in float64 on the bare weights, which shares no code
+with `igam_tf.attacks`. Printed is what PGD-20 leaves; beside a doubt it comes with a line `DOUBTFUL` and
+exit status 3. For "?" no way of calling the network gives a true figure.
+
+`python bench/strangers.py` writes this page. The same under APGD-CE and APGD-T, in l2, and with weights
+of Wong et al. 2018 on real images is `python -m pytest -m slow tests/test_strangers.py`.
+
+| network | called with | true | printed | doubts |
+|---|---|---|---|---|
+"""
+
+
+def rows() -> Iterator[str]:
+    """The table's rows, one for each network and way of calling it."""
+    for name, stranger in STRANGERS.items():
+        network = small(stranger.colour)
+        for flags in (*stranger.right, *stranger.wrong):
+            figures, doubts = printed(network, stranger, "linf", "clean,pgd20", flags)
+            told = ", ".join("refused" if d.startswith("refused") else f"`{d}`" for d in doubts)
+            shown = f"{figures['pgd20']:g}" if figures else "–"
+            called = ", ".join(f"`{k}={v!r}`" for k, v in flags.items()) or "`pixel_max=1.0`"
+            true = f"{truth(network, 'linf'):g}" if stranger.right else "?"
+            yield f"| {name} | {called} | {true} | {shown} | {told or '–'} |\n"
+
+
+def main() -> None:
+    """Writes docs/strangers.md."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # as the tests: the same weights
+    known = {"digits": truth(small(), "linf"), "objects": truth(small(colour=True), "linf")}
+    with open(Path(__file__).parents[1] / "docs" / "strangers.md", "w", encoding="utf-8") as page:
+        page.write(PAGE.format(n=len(small().labels), **known))
+        for row in rows():
+            page.write(row)
+            page.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -380,6 +380,9 @@ def _gradients(
         n: how many were looked at.
     """
     none, broken = np.zeros(len(y), bool), np.zeros(len(y), bool)
+    # In a graph, as the attacks: there the logits that a softmax was given are known.
+    spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+    logits_fn = tf.function(logits_fn).get_concrete_function(spec)
     draw = lambda g: {"noise": in_ball(g, x.shape[1:], np.float32, norm)}  # noqa: E731
     for begin in range(0, len(y), batch_size):
         part = slice(begin, begin + batch_size)
