@@ -33,7 +33,12 @@ from igam_tf.attacks.spec import STEPS, TARGETS
 from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.inputs import define_data_flags, find_model, model_and_images
+from igam_tf.evaluation.inputs import (
+    data_settings,
+    define_data_flags,
+    find_model,
+    model_and_images,
+)
 from igam_tf.evaluation.robust import robust_flags
 from madry_models.errors import UserError, flags_alone
 from madry_models.program import run_entry_point
@@ -241,10 +246,7 @@ def main(argv: list[str]) -> None:
     """Prints a table and one line of JSON."""
     flags_alone(argv)
     load, path, run = find_model(FLAGS.model)
-    model, split, _ = model_and_images(
-        partial(load, path), run, dataset=FLAGS.dataset, split=FLAGS.split, data=FLAGS.data,
-        data_dir=FLAGS.data_dir, data_seed=FLAGS.data_seed,
-    )  # fmt: skip
+    model, split, _ = model_and_images(partial(load, path), run, **data_settings(FLAGS))
     n = FLAGS.num_images
     if n > len(split.labels):
         raise UserError(f"expected at most {len(split.labels)} images; received {n}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from madry_models.later import register_later
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MAPS = (
     "Identity", "Scale", "ChannelMean", "ChannelRepeat", "CenterCrop", "CenterPad", "RandomPad",

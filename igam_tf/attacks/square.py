@@ -241,7 +241,8 @@ def _tiles(signs: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def _random_search(shape, generator: np.random.Generator, queries: int, dtype, norm: str) -> Draws:
-    """start and moves of one image of this shape [H,W,C], see `square`."""
+    """start and moves of one image of this shape [H,W,C], see `square`; none of them PGD's numbers."""
+    generator = np.random.Generator(generator.bit_generator.jumped())
     return {
         "start": generator.choice([-1, 1], size=start_shape(shape, norm)).astype(dtype),
         "moves": generator.random((queries, move_length(shape[2], norm)), np.float32),

@@ -167,7 +167,11 @@ def data_settings(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def as_called(
-    model: keras.Model, pixel_max: float, *, from_probabilities: bool, preprocess: str | None
+    model: keras.Model,
+    pixel_max: float,
+    *,
+    from_probabilities: bool = False,
+    preprocess: str | None = None,
 ) -> keras.Model:
     """The model from images in 0..pixel_max to logits, as the flags of `define_data_flags` say."""
     model = LogProbabilities(model) if from_probabilities else model
