@@ -196,6 +196,9 @@ def tiny():
         (_through(forward=lambda x: tf.round(3 * x) / 3), 1e4, FAIL),
         (lambda x: tf.round(30 * x) / 30, 1, FAIL),
         (lambda x: x * _rows(x, 2) + tf.stop_gradient(x * (1 - _rows(x, 2))), 1, FAIL),
+        # Rounding of a narrow type is not held against the gradient, and hides no wrong one.
+        (lambda x: tf.cast(tf.cast(x, tf.bfloat16), x.dtype), 1, PASS),
+        (lambda x: tf.cast(_through(backward=tf.negative)(tf.cast(x, tf.bfloat16)), x.dtype), 1, FAIL),
     ],
 )  # fmt: skip
 def test_finite_differences(tiny, before, scale, status):
@@ -209,6 +212,29 @@ def test_finite_differences(tiny, before, scale, status):
         Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
     )
     assert _statuses(report) == {"finite_difference": status}, report["lines"]
+
+
+def test_gradients_that_are_wrong_away_from_the_images_are_found(tiny):
+    """A defence that knows the images, and follows its function in their half ball alone."""
+    network, images, labels = tiny
+
+    class Whole(keras.Model):
+        def call(self, x, training=False):
+            far = tf.reduce_max(tf.abs(x[:, None] - images[None]), (2, 3, 4))
+            near = (tf.reduce_min(far, 1) < 0.06)[:, None, None, None]
+            return network(tf.where(near, x, _through(backward=tf.negative)(x)))
+
+    report = audit_model(
+        Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
+    )
+    found = report["lines"]["finite_difference"]
+    assert found["status"] == FAIL, found
+    here, there = (
+        np.array(found["data"]["relative_error"][where])
+        for where in ("in the half ball", "at its corners")
+    )
+    assert np.median(here) < 0.1
+    assert np.median(there) == pytest.approx(2, abs=0.1)
 
 
 def test_relative_error_of_known_differences():
