@@ -132,7 +132,7 @@ def _without_folder(value: Any) -> Any:
 def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
     """The card for people, in Markdown."""
     report, settings, names = card["results"], card["settings"], card["class_names"]
-    highest = card["input"]["pixel_range"][1]
+    highest, behind = card["input"]["pixel_range"][1], settings.get("preprocess")
     worst = report["results"]["worst_case"]
     rows = [
         f"| {attack} | {row['accuracy']:.1f} | {row['ci95'][0]:.1f} to {row['ci95'][1]:.1f} |"
@@ -154,7 +154,7 @@ def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
 A student network of {card["parameters"]} parameters, trained on {spec.name}, data {card["data"]}.
 
 - Input: float32 [batch, {", ".join(map(str, spec.image_shape))}], raw pixels in 0..{highest:g};
-  the network normalises them itself.
+  {f"the file brings them to {behind} itself" if behind else "the network normalises them itself"}.
 - Output: {spec.num_classes} logits; batch norm by moving averages.
 - Classes, in order: {", ".join(names)}.
 

@@ -36,6 +36,11 @@ def report(folders: list[Path]) -> str:
         )
         lines.append(f"{f'{model} ({folder})':<{width}}{cells}")
     lines += [
+        f"{model} ({folder}): preprocess={r['preprocess']} in front of the model"
+        for folder, model, r in found
+        if "preprocess" in r
+    ]
+    lines += [
         f"{model} ({folder}): {line}" for folder, model, r in found for line in doubtful_lines(r)
     ]
     return "\n".join(lines)

@@ -395,6 +395,8 @@ def test_every_flag_reaches_its_setting(parse):
             text = str(value := before / 2 or 0.5)
         elif name in ("eps", "step_size"):
             value = text = "4/255"
+        elif name in ("preprocess", "teacher_preprocess"):
+            value = text = "-1..1"
         else:
             value, text = ((3, 4), "3,4") if name == "disc_channels" else ("other", "other")
         assert getattr(parse(f"--{name}={text}"), name) == value != before

@@ -10,10 +10,13 @@ import igam_tf
 from igam_tf import datasets
 from igam_tf.evaluation.disagreement import disagreements
 from igam_tf.evaluation.evaluate import logits_function, look_at
+from igam_tf.experiments.resolve import described_transform, resolve, source_spec
 from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.look import CIFAR, look, misplaced_range
 from igam_tf.method.preprocess import Preprocess, parsed
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.journal import digits, model_identity
+from igam_tf.training.building import check_student, load_source_network, new_student
 from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -209,6 +212,79 @@ def test_radii_of_adversarial_training(eps, step_size, message):
         igam_tf.PGDTraining(_beginning(), eps=eps, step_size=step_size, **settings)
 
 
+def test_a_trainer_with_preprocess_is_one_of_the_network_behind_it():
+    y, settings = Y % 5, {"pixel_max": 255.0}
+
+    def network():
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(5, "softmax")]
+        )
+
+    more = {"from_probabilities": True, "eps": 8.0, "step_size": 4.0, "steps": 1, "seed": 0}
+    ours = igam_tf.PGDTraining(network(), preprocess="caffe", **settings, **more)
+    by_hand = igam_tf.PGDTraining(
+        igam_tf.Preprocessed(network(), "caffe", 255.0), **settings, **more
+    )
+    again = igam_tf.PGDTraining.from_config(ours.get_config())
+    start, losses = [], []
+    for trainer in (ours, by_hand, again):
+        trainer.compile(keras.optimizers.SGD(1e-3), run_eagerly=True)
+        trainer.prepare(X * 255, y)
+        start = start or trainer.get_weights()
+        trainer.set_weights(start)
+        losses.append(trainer.fit(X * 255, y, verbose=0, batch_size=100).history["loss"])
+    assert losses[0] == losses[1] == losses[2]
+    assert again.network.preprocess.convention == "caffe"
+    with pytest.raises(UserError, match="expected pixel_max, the highest"):
+        ClassifierTrainer(network(), preprocess="caffe")
+    teacher = igam_tf.Teacher(network(), num_classes=5)
+    with pytest.raises(UserError, match="Preprocess into its transform"):
+        igam_tf.FineTune(teacher, preprocess="caffe", **settings)
+
+
+def of_unit_pixels(shape, num_classes):
+    """A student of the program's that takes -1..1, as far as its first layer tells."""
+    layers = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(num_classes)]
+    return keras.Sequential(layers)
+
+
+def test_a_run_keeps_what_its_networks_take(tmp_path):
+    chosen = {"source": "mnist", "target": "cifar10", "preset": "smoke", "teacher": "load"}
+    named = {"student": f"{__name__}:of_unit_pixels", "preprocess": "imagenet"}
+    config = resolve(chosen | named | {"teacher_preprocess": "-1..1"})
+    check_student(config)
+    student = new_student(config, "float32")
+    x = np.full((1, 32, 32, 3), 255.0, "float32")
+    expected = (1 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(student.preprocess(x)[0, 0, 0], expected, rtol=1e-6)
+    assert student.pixel_max == 255.0
+    words, between = described_transform(config)
+    assert "--teacher_preprocess=-1..1" in words
+    np.testing.assert_allclose(between(x), np.ones((1, 28, 28, 1)), rtol=1e-6)
+    np.testing.assert_allclose(between(0 * x), -np.ones((1, 28, 28, 1)), rtol=1e-6)
+    for wrong, message in (
+        ({"preprocess": "vgg"}, "expected preprocess as one of .*; received 'vgg'"),
+        ({"teacher_preprocess": "vgg"}, "expected teacher_preprocess as one of .*'vgg'"),
+        ({"preprocess": "0..1", "pixel_max": 1.0}, "--preprocess or --pixel_max, which both"),
+        ({"teacher_preprocess": "0..1", "teacher": "train"}, "with a teacher that is loaded"),
+        ({"teacher_preprocess": "imagenet"}, "images of 3 channels .*; received 1"),
+        (
+            {"preprocess": "0..1", "student": "wrn-8-1"},
+            r"--preprocess=0\.\.255, .*; received 0\.\.1",
+        ),
+        ({"preprocess": "mean=1,1/std=1,1", "student": named["student"]}, "images of 2 channels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_student(resolve(chosen | wrong))
+    path = str(tmp_path / "t.keras")
+    teacher = of_unit_pixels((28, 28, 1), 10)
+    igam_tf.Preprocessed(teacher, "-1..1", 1.0).save(path)
+    assert load_source_network(path, source_spec(config), "0..1").pixel_max == 1.0
+    with pytest.raises(UserError, match=r"--teacher_preprocess=0\.\.1, .*; received -1\.\.1"):
+        load_source_network(path, source_spec(config), "-1..1")
+
+
 def _row(name, left, n=200, kind="pgd", steps=20, step_size=0.025, loss="xent"):
     mask = np.arange(n) < left
     row = {"accuracy": 100 * left / n, "kind": kind, "steps": steps, "loss": loss, "eps": 0.1}
@@ -234,6 +310,44 @@ def _row(name, left, n=200, kind="pgd", steps=20, step_size=0.025, loss="xent"):
 def test_attacks_that_disagree(rows, doubtful):
     found = disagreements(rows | {"worst_case": {"accuracy": 1.0}})
     assert [doubt.code for doubt in found] == ["attacks_disagree"] * doubtful
+
+
+_ENSEMBLE = {"apgd-ce": "apgd", "apgd-t": "apgd", "fab-t": "fab", "square": "square"}
+
+
+def _table(n, pgd20, *left, **others):
+    """PGD-20's row, those of AutoAttack's attacks, each as many left of n, and others by kind."""
+    rows = _row("pgd20", pgd20, n) if pgd20 is not None else {}
+    for (name, kind), count in zip(_ENSEMBLE.items(), left, strict=False):
+        rows |= _row(name, count, n, kind, steps=100, step_size=0)
+    return rows | {
+        k: v for name, count in others.items() for k, v in _row(name, count, n, steps=1).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "doubtful"),
+    [
+        # Honest networks of docs/results.md: PGD-20, then all of AutoAttack's attacks.
+        (_table(1000, 293, 285, 246, 246, 246), False),
+        (_table(1000, 278, 270, 225, 225, 225), False),
+        (_table(1000, 211, 205, 170, 170, 170, fgsm=260), False),
+        (_table(1000, 158, 150, 105, 105, 105, fgsm=230), False),
+        (_table(1000, 270, 262, 226, 226, 226), False),
+        (_table(1000, 390, 380, 346, 346, 346), False),
+        # Wong et al.'s networks: Square leaves one image less, or none.
+        (_table(500, None, 108, 105, 105, 104), False),
+        (_table(500, None, 478, 478, 478, 478), False),
+        (_table(200, 30, 29, 29, 29, 29), False),
+        (_table(200, 54, 2), True),  # APGD-CE finds what PGD-20 does not
+        (_table(200, 54, 54, 2), True),
+        (_table(1000, 270, 262, 226, 226, 180), True),
+        (_table(1000, 270, 262, 226, 226, 226, fgsm=240), True),
+    ],
+)  # fmt: skip
+def test_tables_of_the_whole_autoattack(rows, doubtful):
+    """An honest network's is never marked; one where an attack finds far more, always."""
+    assert bool(disagreements(rows)) == doubtful
 
 
 def test_mcnemar_by_hand():

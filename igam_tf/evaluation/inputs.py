@@ -13,7 +13,7 @@ from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets import parse_fraction as parse_fraction
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
-from igam_tf.method.preprocess import FORMS, parsed, preprocessed
+from igam_tf.method.preprocess import FORMS, contradiction, parsed, preprocessed
 from igam_tf.system.run_folder import load_model, read_json
 from madry_models import MnistCNN, WideResNet
 from madry_models.errors import UserError
@@ -159,10 +159,7 @@ def data_settings(values: flags.FlagValues) -> dict[str, Any]:
     if values.preprocess is not None:
         parsed(values.preprocess)
         if values.pixel_max is not None:
-            raise UserError(
-                "expected --preprocess or --pixel_max, which both say what the model takes; received "
-                f"--preprocess={values.preprocess} and --pixel_max={values.pixel_max:g}"
-            )
+            raise UserError(contradiction(values.preprocess, values.pixel_max))
     return {name: values[name].value for name in DATA_FLAGS}
 
 

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any, ClassVar
 
 from igam_tf.datasets import NAMES, checked_name, parse_fraction, short_name
+from igam_tf.method.preprocess import FORMS, contradiction, parsed
 from igam_tf.method.settings import ONE_OR_MORE, POSITIVE, Settings, setting
 from igam_tf.method.transforms import AUTO, MAPS, SAMPLINGS
+from madry_models.errors import UserError
 from madry_models.network import ACTIVATIONS
 
 # Headings of the help text, in its order, and what stands below each.
@@ -78,6 +80,12 @@ class Config(Settings):
         "secret, which are fetched.",
         "teacher",
     )
+    teacher_preprocess: str = setting(
+        "",
+        "With --teacher=load: what the teacher takes in place of pixels in 0..pixel_max, as "
+        "--preprocess; empty: pixels.",
+        "teacher",
+    )
     teacher_network: str = setting(
         "",
         "With --teacher=train: the teacher's network, as --student; empty: the challenge's for mnist, "
@@ -143,6 +151,12 @@ class Config(Settings):
     student: str = setting(
         "wrn-32-10",
         "The student: wrn-<depth>-<width>, the challenge's residual network, depth 6n + 2.",
+        "student",
+    )
+    preprocess: str = setting(
+        "",
+        f"What the student takes in place of pixels in 0..pixel_max: {FORMS}. It is kept in front of "
+        "the student; empty: pixels.",
         "student",
     )
     student_input: str = setting(
@@ -313,3 +327,8 @@ class Config(Settings):
             checked_name(getattr(self, name), name)
         for name in ("eps", "step_size"):
             parse_fraction(name, getattr(self, name) or None)
+        for name in ("preprocess", "teacher_preprocess"):
+            if convention := getattr(self, name):
+                parsed(convention, name)
+        if self.preprocess and self.pixel_max:
+            raise UserError(contradiction(self.preprocess, self.pixel_max))

@@ -19,6 +19,7 @@ from igam_tf.experiments.presets import (
     PRESETS,
 )
 from igam_tf.method.objectives import METHODS
+from igam_tf.method.preprocess import Preprocess
 from igam_tf.method.transforms import AUTO, MAPS, Compose, Identity, Scale, map_between
 from madry_models.errors import UserError
 
@@ -72,7 +73,8 @@ def transform(config: Config, source_pixel_max: float | None = None) -> Identity
 
     Args:
         config: settings.
-        source_pixel_max: of the teacher's input; None: of the source's data set.
+        source_pixel_max: of the teacher's input; None: of the source's data set. Without meaning
+            where there is a --teacher_preprocess.
     """
     return described_transform(config, source_pixel_max)[1]
 
@@ -104,7 +106,12 @@ def described_transform(
             f"{list(wanted)} of {source.name}, such as --transform=auto; --transform="
             f"{config.transform} gives {shape if isinstance(shape, str) else list(shape)}"
         )
-    if source_pixel_max != target.pixel_max:
+    if convention := config.teacher_preprocess:
+        last = Preprocess(convention, target.pixel_max)
+        last.build(wanted)
+        maps = [*maps, last]
+        words += f", pixels in 0..{target.pixel_max:g} brought to --teacher_preprocess={convention}"
+    elif source_pixel_max != target.pixel_max:
         maps = [*maps, Scale(source_pixel_max / target.pixel_max)]
         words += f", pixels in 0..{target.pixel_max:g} scaled to 0..{source_pixel_max:g}"
     return words, Compose(maps)
@@ -210,6 +217,11 @@ def resolve(chosen: dict[str, Any]) -> Config:
         raise UserError(
             "expected --teacher_checkpoint without --teacher=train and --teacher_gradient=plain, which "
             f"train a teacher here; received --teacher_checkpoint={config.teacher_checkpoint}"
+        )
+    if config.teacher == "train" and config.teacher_preprocess:
+        raise UserError(
+            "expected --teacher_preprocess with a teacher that is loaded, for one that is trained here "
+            f"takes its images as they are; received --teacher_preprocess={config.teacher_preprocess}"
         )
     return config
 

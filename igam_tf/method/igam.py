@@ -71,7 +71,7 @@ class IGAM(ClassifierTrainer):
         adaptor: layer between J_s and the discriminator, trained with the student; None: JARN's,
             where that is the method.
         weight_decay: of student and discriminator alike (R7); JARN's adaptor has none.
-        decayed, from_probabilities: of the student, see `ClassifierTrainer`.
+        decayed, from_probabilities, preprocess: of the student, see `ClassifierTrainer`.
 
     Raises:
         UserError: no teacher where the method needs one, one without variables, or no pixel range.

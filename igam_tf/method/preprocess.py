@@ -26,8 +26,18 @@ FORMS = (
 _NUMBERS = re.compile(r"mean=([^/]+)/std=([^/]+)")
 
 
-def parsed(convention: str) -> tuple[np.ndarray, np.ndarray, bool]:
+def contradiction(preprocess: str, pixel_max: float) -> str:
+    """Why --preprocess and --pixel_max are refused together."""
+    return (
+        "expected --preprocess or --pixel_max, which both say what the model takes; received "
+        f"--preprocess={preprocess} and --pixel_max={pixel_max:g}"
+    )
+
+
+def parsed(convention: str, name: str = "preprocess") -> tuple[np.ndarray, np.ndarray, bool]:
     """(mean, deviation, whether BGR) of an input convention; [1] or [C], in pixels of 0..1.
+
+    `name` is what an error calls it.
 
     Raises:
         UserError: another form, numbers that are not finite, or a deviation that is not above 0.
@@ -49,7 +59,7 @@ def parsed(convention: str) -> tuple[np.ndarray, np.ndarray, bool]:
             fits = len(means) == len(deviations) or 1 in (len(means), len(deviations))
             if fits and np.isfinite([*means, *deviations]).all() and (deviations > 0).all():
                 return means, deviations, turned
-    raise UserError(f"expected preprocess as one of {FORMS}; received {convention!r}")
+    raise UserError(f"expected {name} as one of {FORMS}; received {convention!r}")
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -114,11 +124,11 @@ class Preprocessed(keras.Model):
 
     def __init__(self, base: keras.Model, convention: str, pixel_max: float = 1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.preprocess, self.base = (
-            Preprocess(convention, pixel_max),
-            base,
-        )  # in the order of calls
+        # In the order of calls.
+        self.preprocess, self.base = Preprocess(convention, pixel_max), base
         self.pixel_max = float(pixel_max)
+        if base.built:
+            self.built = True
 
     def build(self, input_shape: Sequence) -> None:
         """Builds the network where it is not built yet."""

@@ -202,6 +202,11 @@ class FineTune(ClassifierTrainer):
                 f"expected an igam_tf.Teacher to fine-tune; received a {type(teacher).__name__}"
             )
         super().__init__(teacher, **kwargs)
+        if self.network is not teacher:
+            raise UserError(
+                "expected an igam_tf.Teacher as it is; received preprocess or from_probabilities: put "
+                "igam_tf.Preprocess into its transform, and leave out its network's softmax"
+            )
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         self.network.check_range(x)

@@ -30,6 +30,7 @@ from igam_tf.method.networks import (
 )
 from igam_tf.method.objectives import Objective
 from igam_tf.method.optimizers import Momentum
+from igam_tf.method.preprocess import Preprocessed
 from madry_models.errors import UserError
 from madry_models.network import wide_dtype
 
@@ -150,6 +151,8 @@ class ClassifierTrainer(keras.Model):
         decayed: regular expression of the paths of the variables under weight decay; None: the
             kernels of convolutions and dense layers.
         from_probabilities: the network returns probabilities, whose logarithm is trained.
+        preprocess: what the network takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`;
+            None: pixels.
         label_smoothing: share of each label that is spread over all classes, within L_xent.
         terms: names of the per-example terms that a step reports.
     """
@@ -162,6 +165,7 @@ class ClassifierTrainer(keras.Model):
         pixel_max: float | None = None,
         decayed: str | None = None,
         from_probabilities: bool = False,
+        preprocess: str | None = None,
         label_smoothing: float = 0.0,
         terms: Sequence[str] = ("L_xent", "accuracy"),
         **kwargs,
@@ -169,7 +173,10 @@ class ClassifierTrainer(keras.Model):
         if not isinstance(network, keras.Model):
             raise UserError(f"expected a keras.Model to train; received a {type(network).__name__}")
         super().__init__(autocast=False, **kwargs)  # pixels keep their precision
-        self.network = LogProbabilities(network) if from_probabilities else network
+        network = LogProbabilities(network) if from_probabilities else network
+        if preprocess is not None:
+            network = Preprocessed(network, preprocess, own_pixel_max(network, pixel_max))
+        self.network, self.preprocess = network, preprocess
         self.weight_decay, self.decayed = weight_decay, decayed
         self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
         self.label_smoothing = label_smoothing
@@ -353,7 +360,9 @@ class ClassifierTrainer(keras.Model):
 
     def get_config(self) -> dict:
         """Keras configuration: the networks and every setting."""
-        network = self.network.base if self.from_probabilities else self.network
+        network = self.network
+        for wrapped in (self.preprocess is not None, self.from_probabilities):
+            network = network.base if wrapped else network
         return {
             "name": self.name,
             "network": keras.saving.serialize_keras_object(network),
@@ -361,6 +370,7 @@ class ClassifierTrainer(keras.Model):
             "pixel_max": self._given_pixel_max,
             "decayed": self.decayed,
             "from_probabilities": self.from_probabilities,
+            "preprocess": self.preprocess,
             "label_smoothing": self.label_smoothing,
             "terms": list(self._means),
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),

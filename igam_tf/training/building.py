@@ -18,17 +18,23 @@ from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
+from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.system.run_folder import load_model
 from madry_models.errors import UserError
 
 
-def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
+def load_source_network(path: str, spec: DatasetSpec, preprocess: str = "") -> keras.Model:
     """A teacher that is there already: a MadryLab checkpoint folder, or any `.keras` file.
 
+    Args:
+        path: of either.
+        spec: of its images.
+        preprocess: `--teacher_preprocess`, which the map to the teacher's input brings.
+
     Raises:
-        UserError: neither of them, or a network of other images.
+        UserError: neither of them, or a network of other images or of another input.
     """
     if path.endswith(".keras"):
         network = load_model(Path(path).expanduser())
@@ -43,6 +49,7 @@ def load_source_network(path: str, spec: DatasetSpec) -> keras.Model:
             f"expected a network of {spec.name} images {spec.image_shape} in "
             f"--teacher_checkpoint={path}; {error}"
         ) from error
+    _check_convention("teacher_preprocess", preprocess, network)
     return network
 
 
@@ -66,7 +73,7 @@ def new_source_network(config: Config, *, synchronized: bool = False) -> keras.M
 def new_student(config: Config, precision: str, *, synchronized: bool = False) -> keras.Model:
     """The student before it is trained, its layers in the given `--precision`."""
     spec = target_spec(config)
-    return build_network(
+    student = build_network(
         config.student,
         spec.image_shape,
         spec.num_classes,
@@ -75,6 +82,18 @@ def new_student(config: Config, precision: str, *, synchronized: bool = False) -
         activation=config.activation,
         synchronized=synchronized,
     )
+    _check_convention("preprocess", config.preprocess, student)
+    return preprocessed(student, config.preprocess or None, spec.pixel_max)
+
+
+def _check_convention(flag: str, convention: str, network: keras.Model) -> None:
+    """Raises a UserError where a network tells its own pixel range, and it is another."""
+    own = getattr(network, "pixel_max", None)
+    if convention and own is not None and convention != f"0..{own:g}":
+        raise UserError(
+            f"expected --{flag}=0..{own:g}, the pixels that the network takes as it says itself; "
+            f"received {convention}"
+        )
 
 
 def check_student(config: Config) -> None:

@@ -45,7 +45,9 @@ def teacher_checkpoint(config: Config) -> str | None:
     if config.teacher_checkpoint in NAMES:
         return str(fetch(config.source, config.teacher_checkpoint))
     if config.teacher_checkpoint.endswith(".keras"):
-        load_source_network(config.teacher_checkpoint, source_spec(config))
+        load_source_network(
+            config.teacher_checkpoint, source_spec(config), config.teacher_preprocess
+        )
     else:
         checkpoint_prefix(config.teacher_checkpoint)
     return config.teacher_checkpoint

@@ -146,7 +146,7 @@ class Run:
         """Stage 0: the network of the source task, robust but for `--teacher_gradient=plain`."""
         c, spec = self.config, source_spec(self.config)
         if self.teacher_checkpoint:
-            return load_source_network(self.teacher_checkpoint, spec)
+            return load_source_network(self.teacher_checkpoint, spec, c.teacher_preprocess)
         path = self.folder / f"{STAGE}.keras"
         if path.exists():
             return load_model(path)
