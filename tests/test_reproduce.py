@@ -486,7 +486,8 @@ def test_several_seeds_have_a_folder_each(command, tmp_path, monkeypatch, caplog
     ]
     assert all("--teachers=runs/teachers" in arguments for arguments in ran)
     assert {p.name for p in Path(folder).iterdir() if p.is_file()} == {
-        f"table1-seeds.{kind}" for kind in ("json", "md", "tex")
+        ".lock",
+        *(f"table1-seeds.{kind}" for kind in ("json", "md", "tex")),
     }
     assert Path(folder, "seed4", "table1.md").is_file()
     ran.clear()
