@@ -1,5 +1,6 @@
 """What Keras promises of a model and a trainer, over each of ours, in the style of its own tests."""
 
+import copy
 import dataclasses
 import functools
 import gc
@@ -370,6 +371,42 @@ def test_an_optimizer_that_scales_its_loss(kind, policy):
             assert np.linalg.norm(v.numpy() - old - b) < 0.02 * change
 
 
+def test_several_batches_may_make_one_update():
+    """By the optimizer's gradient accumulation: the kind of a step goes by the updates."""
+    found = []
+    for n, size in ((None, 8), (2, 4)):
+        trainer = igam(match_every=2, method="l2")
+        trainer.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=n))
+        kinds = []
+        phase = trainer.phase
+        trainer.phase = lambda step, phase=phase, kinds=kinds: (
+            kinds.append(phase(step)) or kinds[-1]
+        )
+        for _ in range(2):
+            trainer.fit(X, Y, batch_size=size, shuffle=False, verbose=0)
+        found.append((kinds, trainer.network.get_weights()))
+    (one, a), (two, b) = found
+    assert one == ["student", "plain"]
+    assert two == ["student", "student", "plain", "plain"]
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+
+def test_figures_add_up_where_floatx_is_narrow():
+    """float16 counts no further than 2048."""
+    keras.config.set_floatx("float16")
+    try:
+        trainer = compiled("classifier", run_eagerly=True)
+    finally:
+        keras.config.set_floatx("float32")
+    n = 3000
+    found = trainer.evaluate(
+        np.repeat(X[:1], n, 0), np.repeat(Y[:1], n), batch_size=500, verbose=0, return_dict=True
+    )
+    z = np.asarray(trainer.network(X[:1], training=False))
+    assert found["loss"] == pytest.approx(xent_by_hand(z, Y[:1]), rel=1e-3)
+
+
 def test_keras_may_be_asked_to_scale(policy):
     policy("mixed_float16")
     trainer = compiled("classifier", auto_scale_loss=True)
@@ -417,6 +454,21 @@ def test_a_trainer_is_loaded_by_its_name_alone(kind, tmp_path, not_imported):
     for each in (trainer, again):
         each.fit(X, Y, verbose=0)
     assert_same(again, trainer)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "igam"])
+def test_a_trainer_is_saved_and_copied_before_it_is_compiled(kind, tmp_path):
+    trainer = ALL[kind]()
+    trainer(X)
+    trainer.save(tmp_path / "t.keras")
+    trainer.save_weights(tmp_path / "t.weights.h5")
+    other = ALL[kind]()
+    other(X)
+    other.load_weights(tmp_path / "t.weights.h5")
+    for again in (keras.saving.load_model(tmp_path / "t.keras"), copy.deepcopy(trainer), other):
+        np.testing.assert_array_equal(again(X), trainer(X))
+        assert not again.compiled
+    assert type(keras.models.clone_model(trainer)) is type(trainer)
 
 
 def test_parts_are_loaded_by_their_names_alone(not_imported):
@@ -484,8 +536,20 @@ def test_wrong_data_is_one_sentence_wherever_it_comes_in(call):
             assert "\n" not in str(caught.value), name
 
 
+def test_the_first_batch_is_looked_at_however_the_networks_were_built():
+    rounds = keras.Sequential([keras.Input(SHAPE), keras.layers.Lambda(tf.round), network()])
+    trainer = igam_tf.IGAM(
+        rounds, settings=igam_tf.Settings(method="gradient_penalty"), pixel_max=255.0
+    )
+    trainer(X)
+    trainer.compile("sgd")
+    with pytest.raises(UserError, match="differentiable in x"):
+        trainer.train_on_batch(X, Y)
+
+
 def test_what_a_trainer_does_not_take_is_one_sentence():
-    trainer = compiled("classifier", run_eagerly=True)
+    trainer, frozen = compiled("classifier", run_eagerly=True), compiled("igam")
+    frozen.network.trainable = False
     ones = np.ones(8)
     for call in (
         lambda: trainer.fit(X, Y, sample_weight=ones),
@@ -500,6 +564,13 @@ def test_what_a_trainer_does_not_take_is_one_sentence():
         lambda: trainer.compile("sgd", metrics=["accuracy"]),
         lambda: trainer.fit([[1.0]], [1]),
         lambda: trainer.fit(None),
+        lambda: trainer.fit(X, list(Y)),
+        *(
+            functools.partial(getattr(ALL[kind](), call), X, Y)  # not compiled
+            for kind in ("classifier", "igam")
+            for call in ("fit", "evaluate", "train_on_batch", "test_on_batch")
+        ),
+        lambda: frozen.fit(X, Y),
     ):
         with pytest.raises(UserError, match=r"^expected [^\n]*$"):
             call()
@@ -541,6 +612,18 @@ def test_features_leave_the_layers_as_they_were(tmp_path):
     model.save(tmp_path / "m.keras")
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "m.keras")(X), model(X))
     np.testing.assert_array_equal(keras.models.clone_model(model)(X).shape, model(X).shape)
+
+
+def test_features_of_a_dense_layer_inside_another_layer():
+    layers = keras.layers
+    body = keras.Sequential([keras.Input(SHAPE), layers.Flatten(), layers.Dense(5, "tanh")])
+    wrapped = keras.Sequential([body, layers.SpectralNormalization(layers.Dense(CLASSES))])
+    np.testing.assert_array_equal(features_of(wrapped)(X), body(X))
+    each = keras.Sequential(
+        [keras.Input(SHAPE), layers.Reshape((4, 12)), layers.TimeDistributed(layers.Dense(CLASSES)),
+         layers.GlobalAveragePooling1D()])  # fmt: skip
+    with pytest.raises(UserError, match="expected a dense layer"):
+        features_of(each)
 
 
 def test_an_attribute_that_happens_to_be_called_features_is_no_protocol():

@@ -10,6 +10,7 @@ import tensorflow as tf
 from igam_tf.formulas import gradients, losses
 from igam_tf.method import optimizers
 from igam_tf.method.discriminator import normalize
+from madry_models.errors import UserError
 
 
 @pytest.mark.parametrize("module", [losses, gradients])
@@ -127,8 +128,17 @@ def test_schedules(name, step, expected):
     assert value == pytest.approx(expected, abs=1e-7)
 
 
+def test_momentum_looks_ahead_where_it_is_asked_to():
+    """w = 0, gradients 1 and -1: a = 1, -0.1; w = -lr (0.9 a + g) of each."""
+    optimizer = optimizers.Momentum(0.1, momentum=0.9, nesterov=True)
+    w = tf.Variable([0.0])
+    for g in (1.0, -1.0):
+        optimizer.apply([tf.constant([g])], [w])
+    assert w.numpy() == pytest.approx([-0.1 * (0.9 + 1) - 0.1 * (0.9 * -0.1 - 1)])
+
+
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match="constant, step or cosine"):
+    with pytest.raises(UserError, match="constant, step or cosine"):
         optimizers.schedule("linear", 0.1, 100)
 
 

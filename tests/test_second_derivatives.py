@@ -178,6 +178,8 @@ FUNCTIONS = {
     "a_part": lambda x: x + 0.05 * _constant_slope(x),
     "straight_through": tf.custom_gradient(lambda x: (tf.round(8 * x) / 8, lambda g: g)),
     "lrn": tf.nn.local_response_normalization,
+    "checkpoint": lambda x: tf.recompute_grad(lambda v: tf.tanh(v) * v)(x),
+    "python": lambda x: tf.ensure_shape(tf.py_function(tf.tanh, [x], x.dtype), x.shape),
     "slope": _constant_slope,
     "stopped": tf.stop_gradient,
     "rounded": tf.round,
@@ -207,7 +209,9 @@ def conv(channels=4, **kwargs):
     return keras.layers.Conv2D(channels, 3, padding="same", **kwargs)
 
 
-@pytest.mark.parametrize("name", ["lrn", "slope", "a_part", "straight_through"])
+@pytest.mark.parametrize(
+    "name", ["lrn", "slope", "a_part", "straight_through", "checkpoint", "python"]
+)
 def test_a_layer_without_a_second_derivative_is_named(name):
     network = student(conv(), keras.layers.ReLU(), Function(name=name), conv())
     with pytest.raises(

@@ -27,6 +27,10 @@ def looked_at(
     if hasattr(x, "__array__"):
         if labels and y is None:
             raise UserError("expected images and labels; received images without labels")
+        if labels and not hasattr(y, "__array__"):
+            raise UserError(
+                f"expected labels as an array; received a {type(y).__name__}: take numpy.asarray(y)"
+            )
         # As tensors: an array of another library is none of numpy's.
         first = (x[:128], None if y is None else y[:128])
     else:

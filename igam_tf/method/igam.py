@@ -10,7 +10,7 @@ something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -149,6 +149,11 @@ class IGAM(ClassifierTrainer):
         if self.network.built and (self.discriminator is None or self.discriminator.built):
             self._build_optimizers()
 
+    def build(self, input_shape: Sequence) -> None:
+        """Makes the variables of every player for images [B,H,W,C]."""
+        super().build(input_shape)
+        self.make_players(input_shape[1:])
+
     def _build_optimizers(self) -> None:
         super()._build_optimizers()
         if self.discriminator_optimizer and not self.discriminator_optimizer.built:
@@ -253,12 +258,13 @@ class IGAM(ClassifierTrainer):
         ) | {"settings": Settings(**config["settings"])}
         return cls(config.pop("network"), **config)
 
-    def get_compile_config(self) -> dict:
-        """Both optimizers."""
-        disc = self.discriminator_optimizer
-        return super().get_compile_config() | {
-            "discriminator_optimizer": disc and keras.saving.serialize_keras_object(disc)
-        }
+    def get_compile_config(self) -> dict | None:
+        """As of `ClassifierTrainer`, with both optimizers."""
+        config = super().get_compile_config()
+        if config is not None:
+            disc = self.discriminator_optimizer
+            config["discriminator_optimizer"] = disc and keras.saving.serialize_keras_object(disc)
+        return config
 
     @property
     def trained_variables(self) -> list:
@@ -295,8 +301,11 @@ class IGAM(ClassifierTrainer):
 
         def train_function(iterator):
             nonlocal step
-            # A LossScaleOptimizer may skip a step.
-            known = step is not None and not isinstance(self.optimizer, LossScaleOptimizer)
+            # A LossScaleOptimizer may skip a step, and several batches may make one.
+            slower = isinstance(self.optimizer, LossScaleOptimizer) or bool(
+                self.optimizer.gradient_accumulation_steps
+            )
+            known = step is not None and not slower
             step = step + 1 if known else int(self.optimizer.iterations.numpy())
             self._phase = self.phase(step)
             if self._phase not in self._compiled:

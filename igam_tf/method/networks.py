@@ -118,9 +118,14 @@ def _unwatch(layer: keras.layers.Layer) -> None:
 
 
 def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    for layer in getattr(model, "layers", ()):
+    """Those of wrappers too; not of TimeDistributed, whose layer sees a part of each image at a time.
+
+    Keras has no public way to every layer inside a layer.
+    """
+    for layer in model._flatten_layers(include_self=False, recursive=False):
         yield layer
-        yield from _layers_within(layer)
+        if not isinstance(layer, keras.layers.TimeDistributed):
+            yield from _layers_within(layer)
 
 
 def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]:

@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 import keras
 from keras import ops
 
+from madry_models.errors import UserError
+
 
 @keras.saving.register_keras_serializable("igam_tf")
 class Momentum(keras.optimizers.SGD):
     """a <- momentum a + g; w <- w - learning_rate a (the rule of the challenge code and the release).
+
+    With `nesterov` the second is w <- w - learning_rate (momentum a + g).
 
     Keras's SGD folds the learning rate into a, so the two differ for some 1 / (1 - momentum) steps
     after the learning rate drops. (Keras's own SGD finds a variable's slot by the same private call.)
@@ -28,8 +32,10 @@ class Momentum(keras.optimizers.SGD):
         if not self.momentum:
             return super().update_step(gradient, variable, learning_rate)
         a = self.momentums[self._get_variable_index(variable)]
-        self.assign(a, a * ops.cast(self.momentum, a.dtype) + ops.cast(gradient, a.dtype))
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * a)
+        momentum, g = ops.cast(self.momentum, a.dtype), ops.cast(gradient, a.dtype)
+        self.assign(a, momentum * a + g)
+        step = momentum * a + g if self.nesterov else a
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
 
 
 def schedule(
@@ -60,7 +66,7 @@ def schedule(
         return keras.optimizers.schedules.CosineDecay(
             0.0, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
         )
-    raise ValueError(f"schedule must be constant, step or cosine. Received: {name!r}")
+    raise UserError(f"expected a schedule of constant, step or cosine; received {name!r}")
 
 
 @contextlib.contextmanager

@@ -21,15 +21,21 @@ from absl import logging
 
 from igam_tf.formulas.gradients import connected, missing_gradient
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
+from igam_tf.method.networks import reason_of
 
 IMAGES = 4  # that are looked at
+FEW, LARGE = 2, 10_000_000  # so many of a network with more parameters than that
 NOISE = 0.1  # share of the pixel range that is noise
-# h, in pixels of 0..1. The first two that agree count; longer ones are for layers that round to float32.
+# h, in pixels of 0..1. The first difference counts that agrees with the exact derivative or with the one
+# before it; longer ones are for layers that round to float32.
 STEPS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 CONSISTENT = 3e-4  # two differences of neighbouring h agree within it
 RIGHT = 1e-3  # largest error of the exact derivative in float64
 RIGHT_IN_FLOAT32 = 0.3
 SMALL = 1e-3  # of the largest gradient of a variable: smaller ones need not be as exact
+
+# How the gradient of a gradient fails that was written by hand, or in Python.
+_FAILED = (NotImplementedError, tf.errors.OpError)
 
 Tensors = list[tf.Tensor]
 # (x, sources) -> [B]: in x the first derivative is taken, in the sources the second.
@@ -53,9 +59,9 @@ def missing_second_derivative(
     Raises:
         UserError: the loss has no gradient with respect to x.
     """
-    rng = np.random.default_rng(0)
-    noise = pixel_max * rng.uniform(size=x[:IMAGES].shape)
-    at, labels = ((1 - NOISE) * x[:IMAGES] + NOISE * noise).astype(x.dtype), tf.constant(y[:IMAGES])
+    rng, n = np.random.default_rng(0), FEW if network.count_params() > LARGE else IMAGES
+    noise = pixel_max * rng.uniform(size=x[:n].shape)
+    at, labels = ((1 - NOISE) * x[:n] + NOISE * noise).astype(x.dtype), tf.constant(y[:n])
     images, wide = [tf.constant(at)], [tf.constant(at, tf.float64)]
     v = [tf.constant(pixel_max * rng.normal(size=at.shape))]
     variables = network.trainable_variables
@@ -65,6 +71,9 @@ def missing_second_derivative(
         found = _exact(values, images, v, theta)
     except LookupError as error:
         return f"{_where(network, images, False)} has none ({missing_gradient(error)})"
+    except _FAILED as error:
+        _gradient(values, images, theta)  # raises where there is no first derivative either
+        return f"that of {_where(network, images, False)} fails ({reason_of(error)})"
     try:
         with _in_float64(network):
             values64 = _values_of(network, variables, total, wide=True)
@@ -134,15 +143,15 @@ def _gradient(values: Values, x: Tensors, sources: Tensors) -> Tensors:
 def _both(
     values: Values, x: Tensors, v: Tensors, sources: Tensors
 ) -> tuple[Tensors, Tensors | None]:
-    """(`_exact`, the same by central differences); None where no two of them agree."""
-    exact, last = _exact(values, x, v, sources), None
+    """(`_exact`, a central difference that it, or another, agrees with); None where there is none."""
+    exact = last = _exact(values, x, v, sources)
     for h in STEPS:
         ahead, behind = (
             _gradient(values, [a + s * h * b for a, b in zip(x, v, strict=True)], sources)
             for s in (1, -1)
         )
         difference = [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)]
-        if last is not None and _error(last, difference) < CONSISTENT:
+        if _error(last, difference) < CONSISTENT:
             return exact, difference
         last = difference
     return exact, None
@@ -309,13 +318,16 @@ def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> 
     theta = _state(weights, wide=wide)
     try:
         outputs = _values_of(layer, weights, lambda out: out, wide=wide, call=call)(z, theta)
+    except Exception:  # a layer that cannot be called by itself is not the one that is named
+        return False
+    try:
         sources = [*map(tf.zeros_like, z), *normal(outputs), *theta]
         if not wide:
             _exact(values, z, normal(z), sources)
             return bool(_orders_differ(values, z, normal(z), sources))
         exact, difference = _both(values, z, normal(z), sources)
         return difference is not None and _error(exact, difference) > RIGHT
-    except LookupError:
+    except (LookupError, *_FAILED):
         return True
-    except Exception:  # a layer that cannot be called by itself is not the one that is named
+    except Exception:
         return False

@@ -130,7 +130,13 @@ class Directions(MetricsList):
 
 
 class Mean(keras.metrics.Mean):
-    """A running mean; NaN where nothing came: a term that was not measured is not 0."""
+    """A running mean; NaN where nothing came: a term that was not measured is not 0.
+
+    It adds up in float32 at least, for float16 counts no further than 2048.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name, dtype=wide_dtype(keras.config.floatx()))
 
     def result(self):
         """The mean of what came since the last reset."""
@@ -180,6 +186,7 @@ class ClassifierTrainer(keras.Model):
         self.weight_decay, self.decayed = weight_decay, decayed
         self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
         self.label_smoothing = label_smoothing
+        self._prepared = False  # whether a batch has been looked at
         self._means = {name: Mean(name) for name in terms}
         self._directions = Directions(
             up=("accuracy", "cosine"), down=("L_xent", "L_adv", "L_diff", "L_kl")
@@ -187,6 +194,12 @@ class ClassifierTrainer(keras.Model):
 
     # Whether the network's batch norm runs on batch statistics while it is trained.
     batch_statistics = True
+
+    def build(self, input_shape: Sequence) -> None:
+        """Makes the network's variables for images [B,H,W,C], where it has none."""
+        if not self.network.built:
+            self.network(tf.zeros((1, *input_shape[1:])))
+        self.built = True
 
     @property
     def pixel_max(self) -> float:
@@ -302,7 +315,8 @@ class ClassifierTrainer(keras.Model):
         self._check_or_prepare(x, y)
 
     def _check_or_prepare(self, x: np.ndarray, y: np.ndarray) -> None:
-        (self.check if self.built and self.optimizer.built else self.prepare)(x, y)
+        ready = self._prepared and self.compiled and self.optimizer.built
+        (self.check if ready else self.prepare)(x, y)
 
     def _check_images(self, x: np.ndarray) -> np.ndarray:
         check_images(x, self._known_pixel_max())
@@ -326,15 +340,24 @@ class ClassifierTrainer(keras.Model):
         Raises:
             UserError: they do not go together.
         """
+        if not self.compiled:
+            raise UserError(
+                f"expected a compiled trainer; this {type(self).__name__} is not: call compile() first"
+            )
         x, y = np.asarray(x), np.asarray(y)
         z = self.check(x, y)
+        if not self.trained_variables:
+            raise UserError(
+                f"expected something to train; this {type(self.network).__name__} has no trainable "
+                "variables: set its `trainable` to True"
+            )
         with self.distribute_strategy.scope():
             x = x[:_CHECKED].astype(wide_dtype(self.network.compute_dtype))
             if (pixel_max := self._known_pixel_max()) is not None:
                 refuse(misplaced_range(self.network, pixel_max))
             self._make(x, y[:_CHECKED].astype(np.int64), z)
             self._build_optimizers()
-        self.built = True
+        self.built = self._prepared = True
 
     def _known_pixel_max(self) -> float | None:
         """Plain training needs no pixel range; where one is known, the images are held to it."""
@@ -382,8 +405,10 @@ class ClassifierTrainer(keras.Model):
         config = keras.saving.deserialize_keras_object(config)
         return cls(config.pop("network"), **config)
 
-    def get_compile_config(self) -> dict:
-        """The optimizer and how steps run; the objective is the trainer's own."""
+    def get_compile_config(self) -> dict | None:
+        """The optimizer and how steps run, where it is compiled; the objective is the trainer's own."""
+        if not self.compiled:
+            return None
         return {
             "optimizer": keras.saving.serialize_keras_object(self.optimizer),
             "run_eagerly": self.run_eagerly,
