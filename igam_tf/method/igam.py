@@ -10,7 +10,7 @@ something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -149,7 +149,7 @@ class IGAM(ClassifierTrainer):
         if self.network.built and (self.discriminator is None or self.discriminator.built):
             self._build_optimizers()
 
-    def build(self, input_shape: Sequence) -> None:
+    def build(self, input_shape: tuple) -> None:
         """Makes the variables of every player for images [B,H,W,C]."""
         super().build(input_shape)
         self.make_players(input_shape[1:])

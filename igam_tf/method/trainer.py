@@ -195,7 +195,7 @@ class ClassifierTrainer(keras.Model):
     # Whether the network's batch norm runs on batch statistics while it is trained.
     batch_statistics = True
 
-    def build(self, input_shape: Sequence) -> None:
+    def build(self, input_shape: tuple) -> None:
         """Makes the network's variables for images [B,H,W,C], where it has none."""
         if not self.network.built:
             self.network(tf.zeros((1, *input_shape[1:])))
