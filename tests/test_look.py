@@ -111,12 +111,17 @@ def test_kinds_of_doubt():
         "": Nearest(),
         " ": Nearest(outputs=lambda z: 1e-3 * z),
         "  ": Nearest(outputs=lambda z: 1e3 * z),
+        "random ": Nearest(
+            twist=lambda u: u + 0.01 * keras.random.normal((2, 2, 3), seed=noise),
+            outputs=lambda z: tf.concat([z[:, :9], -1e9 + z[:, 9:]], 1),
+        ),
         "random": Nearest(twist=lambda u: u + 0.01 * keras.random.normal((2, 2, 3), seed=noise)),
         "probabilities": Nearest(outputs=tf.nn.softmax),
         "sigmoid": Nearest(outputs=lambda z: tf.sigmoid(8 * z + 1)),
         "not_finite": Nearest(outputs=lambda z: z / 0),
         "no_gradient": Nearest(twist=lambda u: tf.round(u * 16) / 16 + 0 * u),
         "no_gradient ": Nearest(twist=tf.stop_gradient),
+        "blind_pixels": Nearest(twist=lambda u: tf.clip_by_value(u, 0.4, 0.6)),
         "nan_gradient": Nearest(twist=_no_number_for_some),
         "class_order": Nearest(order=order),
         "chance": Nearest(outputs=lambda z: 0 * z + 5 * tf.one_hot([0], 10)),
@@ -348,6 +353,20 @@ def _table(n, pgd20, *left, **others):
 def test_tables_of_the_whole_autoattack(rows, doubtful):
     """An honest network's is never marked; one where an attack finds far more, always."""
     assert bool(disagreements(rows)) == doubtful
+
+
+@pytest.mark.parametrize(
+    ("rows", "doubtful"),
+    [
+        (_row("pgd20", 100, step_size=0.002), True),
+        (_row("fgsm", 100, steps=1, step_size=0.1) | _row("pgd5", 99, steps=5, step_size=0), True),
+        (_row("pgd20", 100, step_size=0.002) | _row("apgd-ce", 99, kind="apgd"), False),
+        (_row("pgd5", 100, steps=5, step_size=0.0034) | _row("pgd20", 99, step_size=0.0034), False),
+        (_row("fgsm", 100, steps=1, step_size=0.1), False),
+    ],
+)
+def test_steps_that_cannot_search_the_ball(rows, doubtful):
+    assert [doubt.code for doubt in disagreements(rows)] == ["short_steps"] * doubtful
 
 
 def test_mcnemar_by_hand():

@@ -17,6 +17,7 @@ from igam_tf.evaluation.evaluate import figures, logits_function, look_at, state
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.losses import xent
+from igam_tf.method.look import spread_of
 from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
 from madry_models.errors import UserError
 
@@ -206,8 +207,8 @@ class AuditedModel:
 
     @property
     def spread(self) -> float:
-        """Median over the images of the highest minus the lowest logit; 1 where that is 0."""
-        return float(np.median(np.ptp(self.repeated_logits[0], axis=1))) or 1.0
+        """Median over the images of the logits' `spread_of`; 1 where that is 0."""
+        return float(np.median(spread_of(self.repeated_logits[0]))) or 1.0
 
     @property
     def repeat_change(self) -> float:
