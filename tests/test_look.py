@@ -132,6 +132,12 @@ def test_kinds_of_doubt():
         assert found == expected.split(), expected
     one = Nearest(twist=lambda u: tf.where(u[:, :1, :1, :1] < 0.01, tf.stop_gradient(u), u))
     assert codes(one, eps=None) == codes(Nearest(twist=tf.stop_gradient), eps=None) == []
+    for dead, expected in ((3, []), (8, ["no_gradient"])):  # of 200 images
+        least = np.partition(X[:, 0, 0, 0], dead - 1)[dead - 1]
+        some = Nearest(
+            twist=lambda u, v=least: tf.where(u[:, :1, :1, :1] <= v, tf.stop_gradient(u), u)
+        )
+        assert codes(some, eps=1e-9) == expected
     with pytest.raises(UserError, match=r"logits \[B,10\] of the model"):
         codes(keras.Sequential([keras.Input((3, 3, 3)), keras.layers.Flatten()]))
 
