@@ -48,6 +48,7 @@ setup(
         "numpy>=1.26,<2.5",
         "absl-py>=2.1,<3",
         "tqdm>=4.66,<5",
+        "pillow>=10.3,<14",  # images of folder:
         "matplotlib>=3.8,<3.12",  # plots of audits, tables and figures
     ],
     extras_require={
