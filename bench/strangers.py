@@ -27,7 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """conv, ReLU, conv, ReLU, flatten, dense, ReLU, dense, of (pixels - mean) / std.
+    """Convolutions, then dense layers, ReLU between them, of (pixels - mean) / std.
 
     Args:
         weights: kernel and bias of each layer, as Keras has them; convolutions of stride 2, "same".
@@ -52,16 +52,45 @@ class Network:
 
 def layers_of(weights: list[np.ndarray], **options) -> list[keras.layers.Layer]:
     """Keras's layers, to be filled with `weights` once they are built."""
-    one, two, three, four = (w.shape[-1] for w in weights[::2])
-    sizes = [w.shape[0] for w in weights[:3:2]]
-    how = {"strides": 2, "padding": "same", "activation": "relu", **options}
-    return [
-        keras.layers.Conv2D(one, sizes[0], **how),
-        keras.layers.Conv2D(two, sizes[1], **how),
-        keras.layers.Flatten(**options),
-        keras.layers.Dense(three, activation="relu", **options),
-        keras.layers.Dense(four, **options),
-    ]
+    layers = []
+    for kernel in weights[::2]:
+        how = {"activation": None if kernel is weights[-2] else "relu", **options}
+        if kernel.ndim == 4:
+            how |= {"strides": 2, "padding": "same"}
+            layers.append(keras.layers.Conv2D(kernel.shape[-1], kernel.shape[0], **how))
+        else:
+            layers.append(keras.layers.Dense(kernel.shape[-1], **how))
+    first_dense = next(i for i, kernel in enumerate(weights[::2]) if kernel.ndim == 2)
+    layers.insert(first_dense, keras.layers.Flatten(**options))
+    return layers
+
+
+@functools.cache
+def linear(n: int = 50) -> Network:
+    """The nearest of ten colourful prototypes, pairs of which are alike; for the truth see `radii`."""
+    rng = np.random.default_rng(0)
+    apart = 0.04 * rng.choice([-1, 1], (5, 6, 6, 3))
+    middle = rng.uniform(0.3, 0.7, apart.shape)
+    prototypes = np.concatenate([middle + apart, middle - apart])
+    labels = np.arange(n) % 10
+    images = prototypes[labels] + rng.normal(0, 0.15, (n, 6, 6, 3))
+    q = prototypes.reshape(10, -1) - 0.5
+    weights, bias = 10 * q.T, -5 * (q**2).sum(1)
+    images = np.rint(255 * images.clip(0.2, 0.8)).astype(np.uint8)
+    return Network([weights, bias], images, labels, {"linf": 0.033, "l2": 0.343}, (0.5,))
+
+
+def radii(network: Network, norm: str) -> np.ndarray:
+    """The radius up to which each image [n] of a linear network is right, where no pixel's end is met."""
+    weights, bias = network.weights
+    x = (network.images / 255 - network.mean) / network.std
+    z = x.reshape(len(x), -1) @ weights + bias
+    w = weights / network.std[0]
+    away = w[:, network.labels].T[:, None] - w.T  # of the label's logit from each other [n,K,D]
+    length = np.linalg.norm(away, {"linf": 1, "l2": 2}[norm], axis=2)
+    rows = np.arange(len(x))
+    length[rows, network.labels] = np.nan
+    return np.nanmin((z[rows, network.labels, None] - z) / length, axis=1)
 
 
 @functools.cache
@@ -73,7 +102,7 @@ def small(colour: bool = False, n: int = 100) -> Network:
     mean, std, size, channels = (0.5,), (0.25,), images.shape[1], images.shape[3]
     shapes = [(4, 4, channels, 8), (4, 4, 8, 16), ((size // 4) ** 2 * 16, 32), (32, 10)]
     weights = [part for s in shapes for part in (np.zeros(s), np.zeros(s[-1]))]
-    noise = keras.layers.GaussianNoise(0.5)  # smoother: a weak attack finds what a strong one does
+    noise = keras.layers.GaussianNoise(1.0)  # smoother: a weak attack finds what a strong one does
     model = keras.Sequential([keras.Input(images.shape[1:]), noise, *layers_of(weights)])
     model.compile(
         keras.optimizers.AdamW(3e-3, weight_decay=1e-2),
@@ -117,14 +146,19 @@ def wong2018(colour: bool = False, n: int = 100, *, file: str = "", linf: float 
 
 def logits_float64(network: Network) -> Callable[[tf.Tensor], tf.Tensor]:
     """Pixels [B,H,W,C] in 0..1, float64 -> logits [B,K], float64."""
-    k1, b1, k2, b2, w3, b3, w4, b4 = (tf.constant(w, tf.float64) for w in network.weights)
+    weights = [tf.constant(w, tf.float64) for w in network.weights]
     mean, std = (tf.constant(v, tf.float64) for v in (network.mean, network.std))
 
     def logits(x: tf.Tensor) -> tf.Tensor:
-        h = tf.nn.relu(tf.nn.conv2d((x - mean) / std, k1, 2, "SAME") + b1)
-        h = tf.nn.relu(tf.nn.conv2d(h, k2, 2, "SAME") + b2)
-        h = tf.reshape(h, [-1, w3.shape[0]])
-        return tf.nn.relu(h @ w3 + b3) @ w4 + b4
+        h = (x - mean) / std
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+            if kernel is not weights[0]:
+                h = tf.nn.relu(h)
+            if len(kernel.shape) == 4:
+                h = tf.nn.conv2d(h, kernel, 2, "SAME") + bias
+            else:
+                h = tf.reshape(h, [-1, kernel.shape[0]]) @ kernel + bias
+        return h
 
     return logits
 
@@ -286,8 +320,9 @@ def sequential(
     stem = first_layer(network, inputs, dtype=dtype)
     model = keras.Sequential([keras.Input(network.shape), *before, stem, *layers, *after])
     weights = [*network.weights[:-2], *(scale * w for w in network.weights[-2:])]
-    for layer, i in zip([layers[0], layers[1], *layers[3:]], range(0, 8, 2), strict=True):
-        layer.set_weights(weights[i : i + 2])
+    filled = [layer for layer in layers if layer.weights]
+    for i, layer in enumerate(filled):
+        layer.set_weights(weights[2 * i : 2 * i + 2])
     return model
 
 
@@ -364,7 +399,7 @@ def changed(options: dict | None = None, right=(), wrong=({},), **changes) -> St
 _255, MINUS = {"pixel_max": 255.0}, {"preprocess": "-1..1"}
 STRANGERS: dict[str, Stranger] = {
     # inputs
-    "0..1": taking("0..1", {}, _255, {"from_probabilities": True}),
+    "0..1": taking("0..1", {}, _255, MINUS, {"from_probabilities": True}),
     "0..255": taking("0..255", _255, {}),
     "0..255, preprocess": taking("0..255", {"preprocess": "0..255"}),
     "-1..1": taking("-1..1", MINUS, {}, _255),
