@@ -261,10 +261,11 @@ def greys(monkeypatch):
     monkeypatch.setattr(datasets, "check_available", lambda *_, **__: None)
 
 
-def test_a_pixel_range_that_is_wrong_is_remarked_on(command, greys, tmp_path):
+def test_a_pixel_range_that_is_wrong_is_remarked_on(command, greys, tmp_path, capsys):
     _ten_colours(scale=10).save(tmp_path / "m.keras")
     common = (f"--model={tmp_path / 'm.keras'}", "--dataset=mnist", "--attacks=clean")
     assert command(*common, f"--json={tmp_path / 'wrong.json'}") == 3
+    assert "\nDOUBTFUL: The model takes another input: " in capsys.readouterr().out
     assert command(*common, "--allow_doubts") == 0
     wrong = json.loads((tmp_path / "wrong.json").read_text())
     assert wrong["results"]["clean"]["accuracy"] == 20
