@@ -88,10 +88,25 @@ MECHANISMS = [  # each once: the first right flags, or the first wrong ones
 ]  # fmt: skip
 
 
-KNOWN = {
-    "logits / 4": "PGD on the cross-entropy keeps the logits of a network that is a little less sure "
-    "than right, as published; it leaves 48 where 35 are true, without a mark"
+LESS_SURE = (
+    "PGD on the cross-entropy keeps the logits of a network that is a little less sure than right, as "
+    "published: without a mark it leaves 48 for 35 in l-inf, 73 for 68 in l2"
+)
+TOO_LIKE = "so few images do not tell these two conventions apart: without a mark "
+KNOWN = {  # by a test's parameters
+    "logits / 4, right 0-linf": LESS_SURE,
+    "logits / 4, right 0-l2": LESS_SURE,
+    "imagenet, wrong 2-l2": TOO_LIKE + "-1..1 leaves 37 of 100 for 40",
+    "bgr-False-linf": TOO_LIKE + "RGB leaves 18.3 % of 60 for 21.7",
+    "bgr-False-l2": TOO_LIKE + "RGB leaves 13.3 % of 60 for 18.3",
 }
+
+
+@pytest.fixture
+def known(request):
+    """Figures that are known to be wrong and not marked fail until they are."""
+    if reason := KNOWN.get(request.node.callspec.id):
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.mark.parametrize(("name", "right"), MECHANISMS)
@@ -130,19 +145,13 @@ def test_a_look_while_training_and_the_audit(name):
 @pytest.mark.parametrize(
     ("name", "right", "i"),
     [
-        pytest.param(
-            name,
-            right,
-            i,
-            id=f"{name}, {'right' if right else 'wrong'} {i}",
-            marks=pytest.mark.xfail(strict=True, reason=KNOWN[name]) if name in KNOWN else (),
-        )
+        pytest.param(name, right, i, id=f"{name}, {'right' if right else 'wrong'} {i}")
         for name, stranger in STRANGERS.items()
         for right, flags in ((True, stranger.right), (False, stranger.wrong))
         for i in range(len(flags))
     ],
 )
-def test_every_stranger(name, right, i, norm):
+def test_every_stranger(known, name, right, i, norm):
     network = small(STRANGERS[name].colour)
     check(network, name, i, norm, "clean,pgd20", truth(network, norm), right=right)
 
@@ -158,6 +167,6 @@ def test_strangers_under_apgd(name, right):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("name", "right"), MECHANISMS)
-def test_strangers_with_weights_of_others(data_dir, name, right, norm):
+def test_strangers_with_weights_of_others(data_dir, known, name, right, norm):
     network = wong2018(STRANGERS[name].colour, 60)
     check(network, name, 0, norm, "clean,pgd20", truth(network, norm), right=right)
