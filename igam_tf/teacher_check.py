@@ -63,7 +63,7 @@ def define_flags() -> None:
             "Attacks on teacher and reference, as --attacks of igam_tf.eval_pgd; the last one decides.",
         )  # fmt: skip
         flags.DEFINE_string(
-            "preprocess", None,
+            "reference_preprocess", None,
             f"What the reference takes in place of pixels in 0..pixel_max: {FORMS}.",
         )  # fmt: skip
         flags.DEFINE_string("json", None, "File to write the results to.")
@@ -78,8 +78,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"expected a --method with a teacher; received {config.method}")
     attacks = attack_names(FLAGS.attacks)
     load, path, _ = find_model(FLAGS.reference, "reference")
-    if FLAGS.preprocess:
-        parsed(FLAGS.preprocess)
+    if FLAGS.reference_preprocess:
+        parsed(FLAGS.reference_preprocess)
     output = writable("json", FLAGS.json) if FLAGS.json else None
     if output and output.exists():
         raise UserError(f"expected --json={output} to be a new file; it is there already")
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
             pixel_max=test.spec.pixel_max,
             num_examples=FLAGS.num_examples,
         )
-        reference = preprocessed(load(path), FLAGS.preprocess, test.spec.pixel_max)
+        reference = preprocessed(load(path), FLAGS.reference_preprocess, test.spec.pixel_max)
         logits_of(reference, images.images[:1].astype("float32"), "reference")
         with chosen.scope():
             teacher = run.teacher()

@@ -118,7 +118,7 @@ def test_control_masked(standard, digits, name, failing, passing):
 
 def test_logits_that_are_cut_off_are_none(digits):
     """Logarithms of probabilities that end at a floor, of which the median distance says nothing."""
-    z = 300 * np.random.default_rng(0).normal(size=(40, 10))
+    z = 300 * np.random.default_rng(0).normal(size=(40, 10)).astype("float32")
 
     class Fixed(keras.Model):
         def __init__(self, floor):
@@ -126,7 +126,7 @@ def test_logits_that_are_cut_off_are_none(digits):
             self.floor = floor
 
         def call(self, x, training=False):
-            return tf.maximum(tf.cast(z[: x.shape[0]], tf.float32), self.floor) + 0 * x[:, :1, 0, 0]
+            return tf.maximum(tf.constant(z)[: tf.shape(x)[0]], self.floor) + 0 * x[:, :1, 0, 0]
 
     for floor, status in ((-87.3, FAIL), (-1e9, PASS)):
         report = audit(_audited(Fixed(floor), digits, budget=SMALL), names=["logits"])

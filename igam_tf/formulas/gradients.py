@@ -89,6 +89,7 @@ def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         ([B,n], [B,1]).
     """
+    j = tf.convert_to_tensor(j)
     flat = flatten(tf.cast(j, tf.float32) if j.dtype.size < 4 else j)
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=1, keepdims=True))
     integer, exponent = _EXPONENT_BITS[flat.dtype]

@@ -14,9 +14,8 @@ from igam_tf.method.objectives import Objective, adversarial_xent
 from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
 from madry_models.errors import UserError
 
-# A smaller radius, a tenth of a grey level of 256, or steps that together come so little of the way, are
-# fractions of the pixel range where pixels belong.
-LEAST_EPS, LEAST_REACH = 0.1 / 255, 0.05
+# A smaller radius or step, a tenth of a grey level of 256, is a fraction where pixels belong.
+LEAST_RADIUS = 0.1 / 255
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 
 
@@ -71,7 +70,7 @@ class PGDTraining(ClassifierTrainer):
     ):
         super().__init__(network, **kwargs)
         if (pixel_max := self._known_pixel_max()) is not None:
-            _check_radius(eps, step_size, steps, pixel_max)
+            _check_radius(eps, step_size, pixel_max)
         self.teacher = teacher
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
         self.noise, self.ramp_steps = noise, ramp_steps
@@ -148,13 +147,13 @@ class PGDTraining(ClassifierTrainer):
         return cls(config.pop("network"), **config)
 
 
-def _check_radius(eps: float, step_size: float, steps: int, pixel_max: float) -> None:
+def _check_radius(eps: float, step_size: float, pixel_max: float) -> None:
     unit = f"in the network's own pixel unit, 0..{pixel_max:g}"
     if not (0 <= eps <= pixel_max and 0 <= step_size <= pixel_max):
         raise UserError(
             f"expected eps and step_size {unit}; received eps={eps!r}, step_size={step_size!r}"
         )
-    if 0 < eps < LEAST_EPS * pixel_max or steps * step_size < LEAST_REACH * eps:
+    if any(0 < radius < LEAST_RADIUS * pixel_max for radius in (eps, step_size)):
         raise UserError(
             f"expected eps and step_size {unit}, such as eps={8 / 255 * pixel_max:.3g}; received "
             f"eps={eps:.3g}, step_size={step_size:.3g}, too small to tell: are they fractions of the "
