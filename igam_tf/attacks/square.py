@@ -242,7 +242,7 @@ def _tiles(signs: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 def _random_search(shape, generator: np.random.Generator, queries: int, dtype, norm: str) -> Draws:
     """start and moves of one image of this shape [H,W,C], see `square`; none of them PGD's numbers."""
-    generator = np.random.Generator(generator.bit_generator.jumped())
+    generator = np.random.Generator(generator.bit_generator.jumped())  # type: ignore[attr-defined]
     return {
         "start": generator.choice([-1, 1], size=start_shape(shape, norm)).astype(dtype),
         "moves": generator.random((queries, move_length(shape[2], norm)), np.float32),

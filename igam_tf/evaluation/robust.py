@@ -52,8 +52,9 @@ def robust_flags(
     """
     check_images(images, labels, attacks, pixel_max, batch_norm)
     if scale is None:
-        how = {"pixel_max": pixel_max, "batch_size": batch_size}
-        scale = scale_for_attacks(logits_fn, images, labels, **how)
+        scale = scale_for_attacks(
+            logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size
+        )
     dtype = in_pixel_range(images[:1], pixel_max).dtype.type
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
