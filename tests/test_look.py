@@ -8,7 +8,8 @@ import wong2018
 
 import igam_tf
 from igam_tf import datasets
-from igam_tf.evaluation.disagreement import disagreements
+from igam_tf.attacks import AttackSpec
+from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.evaluate import logits_function, look_at
 from igam_tf.experiments.resolve import described_transform, resolve, source_spec
 from igam_tf.formulas.statistics import mcnemar
@@ -373,6 +374,29 @@ def test_tables_of_the_whole_autoattack(rows, doubtful):
 )
 def test_steps_that_cannot_search_the_ball(rows, doubtful):
     assert [doubt.code for doubt in disagreements(rows)] == ["short_steps"] * doubtful
+
+
+@pytest.mark.parametrize(
+    ("losses", "broken", "doubtful"),
+    [
+        (["xent"], 3, True),  # 3 of 50 looked at, of 50 left of 100: 3 points
+        (["xent"], 2, False),
+        (["xent", "dlr"], 50, False),  # the table has it already
+        ([], 50, False),
+    ],
+)
+def test_what_the_margin_breaks_beyond_the_cross_entropy(losses, broken, doubtful):
+    specs = [AttackSpec(name="clean")]
+    specs += [AttackSpec(name=f"pgd20 {loss}", steps=20, loss=loss) for loss in losses]
+    tried = []
+
+    def attack(spec, chosen):
+        tried.append((spec.loss, spec.steps, len(chosen)))
+        return np.arange(len(chosen)) >= broken
+
+    found = weak_loss(specs, np.arange(100) < 50, attack)
+    assert [doubt.code for doubt in found] == ["weak_loss"] * doubtful
+    assert tried == [("cw", 20, 50)] * (losses == ["xent"])
 
 
 def test_mcnemar_by_hand():

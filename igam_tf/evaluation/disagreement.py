@@ -1,9 +1,13 @@
-"""Whether the attacks of one table contradict each other by more than those on honest networks do."""
+"""Whether the attacks of one table contradict each other, or one that it lacks contradicts them all."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from igam_tf.attacks import AttackSpec
 from igam_tf.formulas.statistics import excess
-from igam_tf.method.look import Doubt
+from igam_tf.method.look import LOOKED_AT, Doubt
 from igam_tf.system.journal import MASK_KEY, undigits
 
 LEAST_EXAMPLES = 3  # fewer change with the seed alone
@@ -11,6 +15,9 @@ LEAST_STEPS = 20  # of a PGD that is judged: shorter ones honestly leave more
 # By how large a share of the images an iterative attack may be beaten, beyond chance: by one step, by
 # another attack, and all iterative attacks together by Square, which takes no gradient.
 BY_ONE_STEP, BY_ANOTHER, BY_SQUARE = 0.0, 0.10, 0.02
+BY_MARGIN = (
+    0.02  # share of all images by which the cross-entropy may leave more than the margin does
+)
 LEAST_REACH = 0.5  # of all steps of a PGD together, in eps; MadryLab's PGD-20 on MNIST has 0.67
 
 
@@ -77,5 +84,39 @@ def _short(rows: dict[str, dict]) -> list[Doubt]:
             sentence=f"All steps of {name} together go {share:.2g} times eps far: it cannot search the "
             "ball.",
             remedy="Set more steps, or a larger --step_size, such as 2.5 times eps / steps.",
+        )
+    ]
+
+
+def weak_loss(
+    specs: Sequence[AttackSpec],
+    left: np.ndarray,
+    attack: Callable[[AttackSpec, np.ndarray], np.ndarray],
+) -> list[Doubt]:
+    """The doubt that a table of attacks on the cross-entropy alone leaves what the margin breaks.
+
+    Cross-entropy is weak on a network that is less sure than right, and on some bounded outputs. The
+    longest attack runs once more, on the margin, on at most LOOKED_AT of the images that are left.
+
+    Args:
+        specs: the attacks of the table.
+        left: mask [n] bool of the images that all of them leave.
+        attack: (spec, indices [m]) -> mask [m] bool of those that the attack leaves.
+    """
+    long = [spec for spec in specs if spec.steps > 1]
+    if not long or {spec.loss for spec in specs} - {None, "xent"}:
+        return []
+    chosen = np.flatnonzero(left)[:LOOKED_AT]
+    longest = max(long, key=lambda spec: spec.steps)
+    again = dataclasses.replace(longest, name=f"{longest.name} on the margin", loss="cw")
+    broken = int((~attack(again, chosen)).sum()) if len(chosen) else 0
+    if broken < LEAST_EXAMPLES or broken / len(chosen) * left.mean() <= BY_MARGIN:
+        return []
+    return [
+        Doubt(
+            code="weak_loss",
+            sentence=f"{longest.name} on the margin in place of the cross-entropy breaks {broken} of "
+            f"{len(chosen)} images that these attacks leave.",
+            remedy="Add --attacks=...,apgd, or autoattack, or set --loss=cw.",
         )
     ]

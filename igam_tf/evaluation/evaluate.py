@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
-from igam_tf.evaluation.disagreement import disagreements
+from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.inputs import as_called, pixel_range
 from igam_tf.evaluation.robust import LogitsFn, check_images, robust_flags, scale_for_attacks
 from igam_tf.formulas.statistics import wilson_interval
@@ -33,7 +33,7 @@ from igam_tf.method.look import (
 )
 from igam_tf.method.networks import check_model, float16_layers, in_float32, logits_of
 from igam_tf.method.preprocess import Preprocessed
-from igam_tf.system.journal import MASK_KEY, Journal, digits
+from igam_tf.system.journal import MASK_KEY, Journal, digits, undigits
 from madry_models.errors import UserError
 
 WORST_CASE = "worst_case"
@@ -259,11 +259,24 @@ def model_report(
         about["computed_in"] = "float32"
     if isinstance(model, Preprocessed):
         about["preprocess"] = model.preprocess.convention
+    logits_fn, how = (
+        logits_function(model, batch_norm),
+        {"pixel_max": pixel_max, "journal": journal},
+    )
     results = evaluate(
-        logits_function(model, batch_norm), split.images, split.labels,
-        attacks=specs, pixel_max=pixel_max, progress=progress, journal=journal, **common,
-    )  # fmt: skip
-    doubts += disagreements(results)
+        logits_fn, split.images, split.labels, attacks=specs, progress=progress, **how, **common
+    )
+    scale = results[WORST_CASE].get("logits_scale", 1.0)
+
+    def further(spec: AttackSpec, chosen: np.ndarray) -> np.ndarray:
+        x, y = split.images[chosen], split.labels[chosen]
+        masks = robust_flags(
+            logits_fn, x, y, attacks=[spec], progress=False, scale=scale, **how, **common
+        )
+        return masks[spec.name]
+
+    masks = [undigits(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
+    doubts += disagreements(results) + weak_loss(specs, np.logical_and.reduce(masks), further)
     return about | {"results": results, "doubts": as_json(doubts)}
 
 
