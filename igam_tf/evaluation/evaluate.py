@@ -259,10 +259,8 @@ def model_report(
         about["computed_in"] = "float32"
     if isinstance(model, Preprocessed):
         about["preprocess"] = model.preprocess.convention
-    logits_fn, how = (
-        logits_function(model, batch_norm),
-        {"pixel_max": pixel_max, "journal": journal},
-    )
+    logits_fn = logits_function(model, batch_norm)
+    how: dict = {"pixel_max": pixel_max, "journal": journal}
     results = evaluate(
         logits_fn, split.images, split.labels, attacks=specs, progress=progress, **how, **common
     )
