@@ -31,6 +31,8 @@ from absl import flags
 from igam_tf.attacks import attack_names, attack_specs
 from igam_tf.attacks.spec import STEPS, TARGETS
 from igam_tf.attacks.square import P_INIT, QUERIES
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.inputs import (
@@ -40,8 +42,6 @@ from igam_tf.evaluation.inputs import (
     model_and_images,
 )
 from igam_tf.evaluation.robust import robust_flags
-from madry_models.errors import UserError, flags_alone
-from madry_models.program import run_entry_point
 
 FLAGS = flags.FLAGS
 WARM_UP = 8  # images of the call that is not measured

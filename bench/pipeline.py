@@ -17,8 +17,8 @@ import tensorflow as tf
 from absl import flags
 
 from igam_tf import datasets
-from madry_models.errors import flags_alone
-from madry_models.program import run_entry_point
+from igam_tf.common.errors import flags_alone
+from igam_tf.common.program import run_entry_point
 
 FLAGS = flags.FLAGS
 DRAIN = 8  # batches drawn unmeasured: more than were prefetched

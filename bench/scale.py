@@ -18,9 +18,9 @@ import step
 import tensorflow as tf
 from absl import flags
 
-from igam_tf.system import devices
-from madry_models.errors import UserError, flags_alone
-from madry_models.program import run_entry_point
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.program import run_entry_point
 
 FLAGS = flags.FLAGS
 KIND = "igam"

@@ -30,6 +30,8 @@ from absl import flags
 from rivals import SIDE, STUDENTS
 
 from igam_tf import datasets
+from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.program import run_entry_point
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import resolve, transform
 from igam_tf.formulas import gradients, losses
@@ -40,8 +42,6 @@ from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.training.building import new_optimizers, new_source_network, new_student, new_trainer
 from madry_models import WideResNet
-from madry_models.errors import UserError, flags_alone, writable
-from madry_models.program import run_entry_point
 
 FLAGS = flags.FLAGS
 TEACHERS = {  # -> the transfer it is of

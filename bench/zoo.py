@@ -25,11 +25,11 @@ from igam_tf.audit import zoo
 from igam_tf.audit.audit import audit
 from igam_tf.audit.audited import AuditedModel
 from igam_tf.audit.checks import FAIL, WARN
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.program import run_entry_point
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.system.journal import digits, undigits
-from igam_tf.system.run_folder import read_json, write_json
-from madry_models.errors import UserError, flags_alone
-from madry_models.program import run_entry_point
+from igam_tf.storage.journal import digits, undigits
+from igam_tf.storage.run_folder import read_json, write_json
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 FLAGS = flags.FLAGS

@@ -17,7 +17,7 @@ These names are the promise; what is not in `__all__` may change. Each is loaded
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from madry_models.later import register_later
+from igam_tf.common.later import register_later
 
 __version__ = "0.2.0"
 
@@ -59,7 +59,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "evaluate": ("igam_tf.evaluation.evaluate", "evaluate_model"),
     "audit_model": ("igam_tf.audit.audit", "audit_model"),
     "load_madry": ("madry_models.tf1_checkpoint", "from_tf1_checkpoint"),
-    "UserError": ("madry_models.errors", "UserError"),
+    "UserError": ("igam_tf.common.errors", "UserError"),
 }
 __all__ = sorted([*_PUBLIC, "attacks", "__version__"])
 
@@ -81,6 +81,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from igam_tf import attacks as attacks
     from igam_tf.audit.audit import audit_model as audit_model
+    from igam_tf.common.errors import UserError as UserError
     from igam_tf.evaluation.evaluate import evaluate_model as evaluate  # noqa: F401
     from igam_tf.method.adversarial import PGDTraining as PGDTraining
     from igam_tf.method.discriminator import Discriminator as Discriminator
@@ -104,5 +105,4 @@ if TYPE_CHECKING:
     from igam_tf.method.transforms import TransposeConvolution as TransposeConvolution
     from igam_tf.method.transforms import map_between as map_between
     from igam_tf.training.callbacks import RobustAccuracy as RobustAccuracy
-    from madry_models.errors import UserError as UserError
     from madry_models.tf1_checkpoint import from_tf1_checkpoint as load_madry  # noqa: F401

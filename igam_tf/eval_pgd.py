@@ -8,7 +8,7 @@ on where it was.
 Exit status: 0, or 3 where a figure is doubtful (0 with --allow_doubts); 1 is wrong input.
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 import math
@@ -19,6 +19,9 @@ from pathlib import Path
 from absl import flags
 
 from igam_tf.attacks import LOSSES, NORMS, SHOWN, attack_names
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.program import heading, run_entry_point
 from igam_tf.evaluation.evaluate import (
     BATCH_NORMS,
     check_threat,
@@ -38,11 +41,8 @@ from igam_tf.evaluation.inputs import (
     parse_fraction,
     pixel_range,
 )
-from igam_tf.system import devices
-from igam_tf.system.journal import journal_beside, model_identity
-from igam_tf.system.run_folder import environment, read_json, write_json
-from madry_models.errors import UserError, flags_alone, writable
-from madry_models.program import heading, run_entry_point
+from igam_tf.storage.journal import journal_beside, model_identity
+from igam_tf.storage.run_folder import environment, read_json, write_json
 
 FLAGS = flags.FLAGS
 

@@ -10,7 +10,7 @@ python -m igam_tf.export --run=runs/mnist-cifar10-igam-cpu --output=exported
 Both files hold the input layer: raw pixels in, logits out, batch norm by its moving averages.
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 import hashlib
@@ -24,17 +24,17 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.literal import literal
+from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names, data_text, short_name
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.evaluation.inputs import data_spec, find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.method.look import doubtful_lines
-from igam_tf.system.folders import new_folder
-from igam_tf.system.journal import MASK_KEY
-from igam_tf.system.run_folder import environment, write_json, write_text
-from madry_models.errors import UserError, flags_alone
-from madry_models.literal import literal
-from madry_models.program import heading, run_entry_point
+from igam_tf.storage.folders import new_folder
+from igam_tf.storage.journal import MASK_KEY
+from igam_tf.storage.run_folder import environment, write_json, write_text
 
 FLAGS = flags.FLAGS
 TOLERANCE = 1e-4  # of the largest logit, or of 1; SavedModel against .keras file in float32

@@ -3,15 +3,15 @@
 python -m igam_tf.report runs/mnist-cifar10-standard-cpu runs/mnist-cifar10-igam-cpu
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 from pathlib import Path
 
+from igam_tf.common.errors import UserError
+from igam_tf.common.program import called_as, run_entry_point
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.method.look import doubtful_lines
-from madry_models.errors import UserError
-from madry_models.program import called_as, run_entry_point
 
 
 def report(folders: list[Path]) -> str:

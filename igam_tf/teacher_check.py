@@ -7,7 +7,7 @@ folder, so that igam_tf.train goes on from there. The reference is a robust stud
 task: its input gradients J are what a student's are to become.
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 from contextlib import ExitStack
@@ -17,6 +17,9 @@ import keras
 from absl import flags
 
 from igam_tf.attacks import attack_names
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import Split, data_text
 from igam_tf.evaluation.evaluate import model_report, plan, table
 from igam_tf.evaluation.inputs import NAMES_OF_MODELS, find_model
@@ -33,12 +36,9 @@ from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import FORMS, parsed, preprocessed
-from igam_tf.system import devices
-from igam_tf.system.journal import MASK_KEY, Journal, journal_beside, model_identity, undigits
-from igam_tf.system.run_folder import environment, write_json
+from igam_tf.storage.journal import MASK_KEY, Journal, journal_beside, model_identity, undigits
+from igam_tf.storage.run_folder import environment, write_json
 from igam_tf.training.opening import opened_run
-from madry_models.errors import UserError, flags_alone, writable
-from madry_models.program import heading, run_entry_point
 
 FLAGS = flags.FLAGS
 _MEANING = {

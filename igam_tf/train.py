@@ -7,7 +7,7 @@ paper, to --fidelity and to --preset, and these to flags: --print_config shows e
 command, and where it comes from.
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 import time
@@ -15,6 +15,9 @@ from typing import Any
 
 from absl import flags, logging
 
+from igam_tf.common import devices
+from igam_tf.common.errors import flags_alone
+from igam_tf.common.program import run_entry_point, value_text
 from igam_tf.experiments.command_line import (
     FLAGFILES,
     chosen_settings,
@@ -25,10 +28,7 @@ from igam_tf.experiments.command_line import (
 )
 from igam_tf.experiments.config import GROUPS, Config
 from igam_tf.experiments.resolve import explained, resolve
-from igam_tf.system import devices
 from igam_tf.training.opening import opened_run
-from madry_models.errors import flags_alone
-from madry_models.program import run_entry_point, value_text
 
 FLAGS = flags.FLAGS
 

@@ -3,7 +3,7 @@
 python -m madry_models.convert --checkpoint=models/mnist/adv_trained --output=teacher.keras
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from madry_models.errors import UserError, flags_alone, writable
-from madry_models.program import run_entry_point
+from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.program import run_entry_point
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 TOLERANCE = 1e-5  # on logits in float32

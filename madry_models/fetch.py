@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from madry_models.archives import archive_errors, open_zip
-from madry_models.digests import hexdigest
-from madry_models.errors import UserError, flags_alone
-from madry_models.locks import take_lock
+from igam_tf.common.archives import archive_errors, open_zip
+from igam_tf.common.digests import hexdigest
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.locks import take_lock
 
 TIMEOUT = 15.0  # seconds without a byte
 NAMES = ("natural", "adv_trained", "secret")
@@ -177,7 +177,7 @@ def program() -> None:
     # Flags are defined here because other entry points import this module.
     from absl import flags
 
-    from madry_models.program import run_entry_point
+    from igam_tf.common.program import run_entry_point
 
     flags.DEFINE_enum(
         "model", None, ("mnist", "cifar10"), "The challenge whose model it is.", required=True

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 
 def wide_dtype(dtype: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from madry_models.errors import UserError
-from madry_models.literal import literal
+from igam_tf.common.errors import UserError
+from igam_tf.common.literal import literal
 from madry_models.mnist_cnn import MnistCNN
 from madry_models.network import Network
 from madry_models.wide_resnet import NormReLU, WideResNet

@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from madry_models.batch_norm import BatchNormalization
-from madry_models.errors import UserError
 from madry_models.network import ACTIVATIONS, Network, wide_dtype
 
 INPUT_LAYERS = ("standardize", "unit_norm")

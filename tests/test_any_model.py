@@ -15,15 +15,15 @@ import tensorflow as tf
 
 import igam_tf
 from igam_tf import train
+from igam_tf.common.devices import mirrored
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import losses
 from igam_tf.method.architectures import build_network
 from igam_tf.method.networks import decayed_variables, features_of
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.settings import Settings
-from igam_tf.system.devices import mirrored
-from igam_tf.system.run_folder import load_model
+from igam_tf.storage.run_folder import load_model
 from madry_models import MnistCNN, WideResNet
-from madry_models.errors import UserError
 
 SHAPE = (32, 32, 3)
 WEIGHTS = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=1)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import LOSSES, apgd, fab, loss_named, pgd, square
 from igam_tf.attacks.losses import cw_margin, of_class, xent
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -28,12 +28,12 @@ from igam_tf.audit.nested import nested_sources
 from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
 from igam_tf.audit.report import html, markdown
+from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import xent
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import LogProbabilities, features_of
-from igam_tf.system.journal import Journal
+from igam_tf.storage.journal import Journal
 from madry_models import WideResNet
-from madry_models.errors import UserError
 
 EPS = controls.EPS
 SMALL = dataclasses.replace(

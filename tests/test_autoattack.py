@@ -24,11 +24,11 @@ from igam_tf.attacks.fab import project_to_plane
 from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import bumps, exchange, square_side
+from igam_tf.common.errors import UserError
 from igam_tf.evaluation.evaluate import evaluate, table
 from igam_tf.evaluation.robust import robust_flags
-from igam_tf.system.journal import Journal, model_identity
+from igam_tf.storage.journal import Journal, model_identity
 from madry_models import MnistCNN
-from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 CLASSES = 5

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import builtin
 from madry_models import WideResNet
-from madry_models.errors import UserError
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.attacks import attack_names, attack_specs
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError
 from igam_tf.evaluation.robust import robust_flags
-from igam_tf.system import devices
 from madry_models.batch_norm import BatchNormalization
-from madry_models.errors import UserError
 
 CLUSTER = {"worker": ["a:1", "b:1"]}
 

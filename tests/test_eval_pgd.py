@@ -11,10 +11,10 @@ import pytest
 from absl import flags
 
 from igam_tf import datasets, eval_pgd
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import Split
 from igam_tf.evaluation import inputs
 from madry_models import MnistCNN, WideResNet
-from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 ROW = {"accuracy", "n", "ci95", "eps", "eps_unit", "step_size", "steps", "restarts", "loss"}

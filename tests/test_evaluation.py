@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs, random_inputs
 from igam_tf.audit import audit as audit_module
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec, Split, in_pixel_range
 from igam_tf.evaluation import evaluate as evaluate_module
 from igam_tf.evaluation import inputs as models_module
@@ -23,9 +24,8 @@ from igam_tf.evaluation.evaluate import (
 )
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.system.journal import Journal, undigits
+from igam_tf.storage.journal import Journal, undigits
 from madry_models import WideResNet
-from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 

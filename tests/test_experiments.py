@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from igam_tf import train
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import SPECS, DatasetSpec
 from igam_tf.experiments import presets
 from igam_tf.experiments.config import Config
@@ -17,7 +18,6 @@ from igam_tf.experiments.presets import CPU_OBJECTIVE
 from igam_tf.experiments.resolve import explained, layers, resolve
 from igam_tf.method.settings import Settings
 from igam_tf.training.opening import default_workdir
-from madry_models.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "flags").glob("*.flags"))

@@ -12,9 +12,9 @@ import zipfile
 
 import pytest
 
-from madry_models import archives
+from igam_tf.common import archives
+from igam_tf.common.errors import UserError
 from madry_models import fetch as module
-from madry_models.errors import UserError
 from madry_models.fetch import SOURCES, Source, fetch
 
 FILES = {

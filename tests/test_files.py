@@ -16,19 +16,19 @@ from PIL import Image
 
 from igam_tf.audit.audit import _resume
 from igam_tf.audit.audited import AttackResult
+from igam_tf.common import quiet
+from igam_tf.common.errors import UserError
+from igam_tf.common.literal import literal
+from igam_tf.common.locks import take_lock
 from igam_tf.datasets import files, load
 from igam_tf.evaluation.results import read_results
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import target_spec
 from igam_tf.method import architectures
-from igam_tf.system.checkpoints import Checkpoints
-from igam_tf.system.journal import Journal, checksum, journal_beside, model_identity
-from igam_tf.system.run_folder import RunFolder
+from igam_tf.storage.checkpoints import Checkpoints
+from igam_tf.storage.journal import Journal, checksum, journal_beside, model_identity
+from igam_tf.storage.run_folder import RunFolder
 from igam_tf.training.stages import Run
-from madry_models import quiet
-from madry_models.errors import UserError
-from madry_models.literal import literal
-from madry_models.locks import take_lock
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 # --- names ----------------------------------------------------------------------------------------
@@ -375,8 +375,8 @@ def test_figures_that_are_not_those_of_their_masks_are_refused(tmp_path):
     [
         ("/usr/bin/igam-train", True),
         ("C:/bin/madry-fetch.exe", True),
-        (str(Path(quiet.__file__).parents[1] / "igam_tf" / "train.py"), True),
-        (str(Path(quiet.__file__).parents[1] / "tests" / "test_files.py"), False),
+        (str(Path(quiet.__file__).parents[2] / "igam_tf" / "train.py"), True),
+        (str(Path(quiet.__file__).parents[2] / "tests" / "test_files.py"), False),
         ("igam-experiment.py", False),
         ("-m", False),
         ("", False),

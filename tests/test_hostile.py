@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from igam_tf import datasets, eval_pgd
-from igam_tf.system.run_folder import load_model
-from madry_models import archives
-from madry_models.errors import UserError
+from igam_tf.common import archives
+from igam_tf.common.errors import UserError
+from igam_tf.storage.run_folder import load_model
 
 ROOT = Path(__file__).parents[1]
 CLASS = "n00000001"

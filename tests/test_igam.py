@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.devices import here, mirrored, shares
+from igam_tf.common.errors import UserError
 from igam_tf.experiments.paper import RELEASE
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.discriminator import Discriminator, normalize, spectral_norm
@@ -17,9 +19,7 @@ from igam_tf.method.optimizers import Momentum
 from igam_tf.method.settings import Settings
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.transforms import CenterCrop, ChannelMean, Compose, Scale
-from igam_tf.system.devices import here, mirrored, shares
 from madry_models import MnistCNN, WideResNet
-from madry_models.errors import UserError
 
 SHAPE = (12, 12, 3)
 PAPER = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=2)

@@ -16,14 +16,14 @@ import tensorflow as tf
 
 import igam_tf
 import madry_models
+from igam_tf.common.errors import UserError
+from igam_tf.common.later import _Later
 from igam_tf.formulas import losses
 from igam_tf.method import objectives
 from igam_tf.method.networks import features_of
 from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.training.callbacks import RobustAccuracy
-from madry_models.errors import UserError
-from madry_models.later import _Later
 
 SHAPE, CLASSES = (4, 4, 3), 3
 RNG = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import wong2018
 import igam_tf
 from igam_tf import datasets
 from igam_tf.attacks import AttackSpec
+from igam_tf.common.errors import UserError
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.evaluate import logits_function, look_at
 from igam_tf.experiments.resolve import described_transform, resolve, source_spec
@@ -16,9 +17,8 @@ from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.look import CIFAR, look, misplaced_range
 from igam_tf.method.preprocess import Preprocess, parsed
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.system.journal import digits, model_identity
+from igam_tf.storage.journal import digits, model_identity
 from igam_tf.training.building import check_student, load_source_network, new_student
-from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.uniform(0.1, 0.9, (10, 3)).astype("float32")

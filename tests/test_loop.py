@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.devices import here
+from igam_tf.common.errors import UserError
 from igam_tf.experiments.config import Config
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.system.devices import here
-from igam_tf.system.run_folder import RunFolder, load_model
+from igam_tf.storage.run_folder import RunFolder, load_model
 from igam_tf.training.loop import SaturationWatch, train
 from madry_models import WideResNet
-from madry_models.errors import UserError
 
 
 def _trainer() -> ClassifierTrainer:

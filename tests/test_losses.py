@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
 from igam_tf.method import optimizers
 from igam_tf.method.discriminator import normalize
-from madry_models.errors import UserError
 
 
 @pytest.mark.parametrize("module", [losses, gradients])

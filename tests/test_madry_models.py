@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from conftest import GOLDEN
 
+from igam_tf.common.errors import UserError
 from madry_models import MnistCNN, WideResNet
-from madry_models.errors import UserError
 from madry_models.tf1_checkpoint import from_tf1_checkpoint, tf1_names
 from madry_models.wide_resnet import normalize_images
 

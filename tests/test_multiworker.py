@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from igam_tf.system.run_folder import read_metrics
+from igam_tf.storage.run_folder import read_metrics
 
 # Students on natural images alone; `test_igam` has the others on several replicas.
 SMOKE = ["--preset=smoke", "--data=builtin", "--method=standard", "--validate_every=100"]

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import SPECS, Augment, Split, hold_out, train_batches
-from madry_models.errors import UserError
 
 PLAIN = Augment(pad=0, flip=False)
 N = 10

@@ -13,16 +13,16 @@ import pytest
 
 from igam_tf import __version__
 from igam_tf import train as program
-from igam_tf.experiments.command_line import FLAGFILES
-from igam_tf.experiments.config import GROUPS
-from madry_models.errors import UserError
-from madry_models.program import (
+from igam_tf.common.errors import UserError
+from igam_tf.common.program import (
     _find_flagfiles,
     _Sentences,
     _told,
     default_and_range,
     run_entry_point,
 )
+from igam_tf.experiments.command_line import FLAGFILES
+from igam_tf.experiments.config import GROUPS
 
 # Program -> flags that its help text must show, of those that another module defines among them.
 PROGRAMS = {
@@ -230,9 +230,7 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch, capsys):
 
 
 def test_ctrl_c_while_tensorflow_is_loaded_is_one_line_too():
-    code = (
-        "import sys; sys.argv[0] = 'igam-train'; import madry_models.quiet; raise KeyboardInterrupt"
-    )
+    code = "import sys; sys.argv[0] = 'igam-train'; import igam_tf.common.quiet; raise KeyboardInterrupt"
     done = python("-c", code)
     assert (done.returncode, done.stderr) == (-2, "stopped by Ctrl-C\n")
 
@@ -249,7 +247,7 @@ def test_a_reader_who_goes_away_is_no_error():
 
 def test_bars_write_a_line_a_minute_where_there_is_no_terminal():
     code = (
-        "import sys; sys.argv[0] = 'igam-train'; import madry_models.quiet; from tqdm import tqdm;"
+        "import sys; sys.argv[0] = 'igam-train'; import igam_tf.common.quiet; from tqdm import tqdm;"
         "now = [0.0]; tqdm.monitor_interval = 0; bar = tqdm(total=300); bar._time = lambda: now[0];"
         "bar.start_t = bar.last_print_t = 0.0\n"
         "for _ in range(300): now[0] += 1.0; bar.update()"

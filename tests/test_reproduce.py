@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import reproduce
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import load
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.presets import PRESETS
@@ -26,9 +27,8 @@ from igam_tf.reproduce.running import run_all, shares_of_cores
 from igam_tf.reproduce.seeds import mean_of_seeds
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import latex, markdown, write
-from igam_tf.system.run_folder import save_model
+from igam_tf.storage.run_folder import save_model
 from madry_models import WideResNet
-from madry_models.errors import UserError
 
 PGD, CLEAN = "pgd20", "clean"
 SMALL = Table(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import losses, second_derivatives
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.adversarial import PGDTraining
@@ -12,7 +13,6 @@ from igam_tf.method.igam import IGAM
 from igam_tf.method.second_order import missing_second_derivative
 from igam_tf.method.settings import Settings
 from madry_models import MnistCNN, WideResNet
-from madry_models.errors import UserError
 
 SHAPE = (4, 5, 1)
 BOXES = tf.constant([[0.1, 0.2, 0.9, 0.7], [0.05, 0.02, 0.6, 0.95], [0.3, 0.13, 0.8, 0.9]])

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import teacher_check
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import load
 from igam_tf.evaluation.teaching import LEAST_EXPLAINED, input_gradients, teaching, verdict
 from igam_tf.formulas.statistics import excess
-from madry_models.errors import UserError
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 3)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from igam_tf import datasets, train
+from igam_tf.common.errors import UserError
 from igam_tf.evaluation.inputs import data_spec, find_model
 from igam_tf.experiments.presets import CPU_TEACHERS
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
-from igam_tf.system.run_folder import RunFolder
+from igam_tf.storage.run_folder import RunFolder
 from igam_tf.training.loop import Log
 from igam_tf.training.teachers import TeacherSettings, teacher_settings, teacher_trainer
-from madry_models.errors import UserError
 
 SMOKE = ("--preset=smoke", "--data=builtin", "--teacher=train", "--method=l2", "--replicas=1")
 QUICK = ("--eval_attacks=clean", "--teacher_eval_examples=8", "--eval_examples=8")

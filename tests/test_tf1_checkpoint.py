@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from madry_models import MnistCNN, WideResNet
 from madry_models.convert import convert
-from madry_models.errors import UserError
 from madry_models.tf1_checkpoint import (
     checkpoint_prefix,
     from_tf1_checkpoint,

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 CLASSES = [f"n{i:08d}" for i in range(200)]
 

@@ -17,8 +17,8 @@ import pytest
 
 from igam_tf import report
 from igam_tf import train as program
-from igam_tf.system.run_folder import read_metrics
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
+from igam_tf.storage.run_folder import read_metrics
 
 SMOKE = ["--preset=smoke", "--data=builtin", "--teacher=train"]
 ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}

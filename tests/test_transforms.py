@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igam_tf.common.devices import mirrored
+from igam_tf.common.errors import UserError
 from igam_tf.experiments.paper import TRANSFERS
 from igam_tf.experiments.resolve import resolve, transform
 from igam_tf.formulas.gradients import input_gradient
@@ -29,9 +31,7 @@ from igam_tf.method.transforms import (
     map_between,
     resize_matrix,
 )
-from igam_tf.system.devices import mirrored
 from madry_models import WideResNet
-from madry_models.errors import UserError
 
 SHAPE = (6, 6, 3)
 B = 5

@@ -20,7 +20,7 @@
 # **built-in synthetic digits**.
 
 # %%
-import madry_models.quiet  # first: TensorFlow says less
+import igam_tf.common.quiet  # first: TensorFlow says less
 
 # isort: split
 import keras

@@ -20,7 +20,7 @@
 # nothing about real photographs; [the results](../results.md) do. Your own images go in at one place.
 
 # %%
-import madry_models.quiet  # first: TensorFlow says less
+import igam_tf.common.quiet  # first: TensorFlow says less
 
 # isort: split
 import time

@@ -12,7 +12,7 @@ from igam_tf.attacks.losses import as_loss, dlr_targeted, misclassified
 from igam_tf.attacks.norms import per_example, project, steepest, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 MOMENTUM = 0.75  # alpha of Algorithm 1: weight of the gradient step against the last move
 RHO = 0.75  # halve the step unless more than this share of the steps since the last check rose

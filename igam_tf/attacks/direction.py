@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from igam_tf.attacks.losses import cw_margin
 from igam_tf.attacks.norms import by_largest, image_axes
+from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import at_least_float32
-from madry_models.errors import UserError
 
 _SCALE = 8.0  # of what is back-propagated: float16 holds nothing below 6e-8 (a power of 2 is exact)
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks.norms import check_norm
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import at_least_float32, xent
-from madry_models.errors import UserError
 
 
 def of_class(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 NORMS = ("linf", "l2")
 

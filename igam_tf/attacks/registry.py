@@ -12,7 +12,7 @@ from igam_tf.attacks.norms import check_norm
 from igam_tf.attacks.pgd import KIND as PGD
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
 from igam_tf.attacks.square import KIND as SQUARE
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 KINDS: dict[str, Kind] = {"pgd": PGD, "apgd": APGD, "fab": FAB, "square": SQUARE}
 # Of each, an attack meets only what the ones before left. "autoattack" is Croce and Hein's standard

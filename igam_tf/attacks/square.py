@@ -17,7 +17,7 @@ from igam_tf.attacks.losses import cw_margin, misclassified
 from igam_tf.attacks.norms import length, per_example, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 QUERIES = 5000  # after the start, as in AutoAttack
 

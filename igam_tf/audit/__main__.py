@@ -6,7 +6,7 @@ Exit status: 0; 2 where a check FAILs; else 3 where the headline is doubtful (0 
 1 is wrong input.
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet
 
 # isort: split
 import dataclasses
@@ -22,6 +22,9 @@ from igam_tf.audit.audit import CHECKS, audit, check_names
 from igam_tf.audit.audited import BUDGETS, AuditedModel
 from igam_tf.audit.checks import FAIL
 from igam_tf.audit.report import check_text, html, markdown, summary
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.inputs import (
     NAMES_OF_MODELS,
@@ -35,11 +38,8 @@ from igam_tf.evaluation.inputs import (
     pixel_range,
 )
 from igam_tf.method.networks import logits_of
-from igam_tf.system import devices
-from igam_tf.system.journal import Journal, model_identity
-from igam_tf.system.run_folder import RunFolder, environment, load_model, write_json, write_text
-from madry_models.errors import UserError, flags_alone
-from madry_models.program import heading, run_entry_point
+from igam_tf.storage.journal import Journal, model_identity
+from igam_tf.storage.run_folder import RunFolder, environment, load_model, write_json, write_text
 
 FLAGS = flags.FLAGS
 FAILED_STATUS = 2

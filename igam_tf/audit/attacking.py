@@ -34,7 +34,7 @@ from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.formulas.losses import xent
 from igam_tf.formulas.statistics import excess, wilson_interval
-from igam_tf.system.journal import model_identity
+from igam_tf.storage.journal import model_identity
 from madry_models import WideResNet
 from madry_models.wide_resnet import normalize_images
 

@@ -24,6 +24,7 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import (
     eps_unit,
@@ -36,9 +37,8 @@ from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
 from igam_tf.method.networks import reason_of
 from igam_tf.method.preprocess import Preprocessed
-from igam_tf.system.journal import MASK_KEY, checksum, digits
-from igam_tf.system.run_folder import read_json, write_json
-from madry_models.errors import UserError
+from igam_tf.storage.journal import MASK_KEY, checksum, digits
+from igam_tf.storage.run_folder import read_json, write_json
 
 CHECKS: dict[str, Check] = {
     **outputs.CHECKS,

@@ -12,14 +12,14 @@ import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.attacks.direction import Direction, direction
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.evaluate import figures, logits_function, look_at, stated
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.losses import xent
 from igam_tf.method.look import spread_of
-from igam_tf.system.journal import MASK_KEY, Journal, digits, remembered, undigits
-from madry_models.errors import UserError
+from igam_tf.storage.journal import MASK_KEY, Journal, digits, remembered, undigits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

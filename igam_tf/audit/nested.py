@@ -21,7 +21,7 @@ from igam_tf.evaluation.robust import LogitsFn
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import LogProbabilities
 from igam_tf.method.preprocess import Preprocessed
-from igam_tf.system.journal import model_identity
+from igam_tf.storage.journal import model_identity
 
 _HOLDERS = (keras.layers.Layer, list, tuple, set, dict, types.FunctionType)
 MOST = 4  # nested networks that are tried, those with the most parameters

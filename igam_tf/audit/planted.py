@@ -24,10 +24,10 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
+from igam_tf.common.errors import UserError
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import features_of
-from madry_models.errors import UserError
 
 SUCCESS = 0.95  # least success rate of a sound attack, by Zimmermann et al.
 INNER = 0.9  # radius of the inner points, as a share of eps

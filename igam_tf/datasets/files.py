@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from igam_tf.common.archives import archive_errors, open_zip
+from igam_tf.common.errors import UserError
 from igam_tf.datasets.registry import DatasetSpec
-from madry_models.archives import archive_errors, open_zip
-from madry_models.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")

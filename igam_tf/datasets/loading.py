@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from absl import logging as absl_logging
 
+from igam_tf.common.errors import UserError
+from igam_tf.common.literal import literal
 from igam_tf.datasets.files import READERS, file_spec, resized
 from igam_tf.datasets.registry import SPECS, DatasetSpec, Split
-from madry_models.errors import UserError
-from madry_models.literal import literal
 
 SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"

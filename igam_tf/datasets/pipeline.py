@@ -7,8 +7,8 @@ sees, whatever the number of threads.
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.datasets.registry import Augment, DatasetSpec, Split
-from madry_models.errors import UserError
 
 
 def to_pixels(images, spec: DatasetSpec) -> tf.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 
 @dataclass(frozen=True)

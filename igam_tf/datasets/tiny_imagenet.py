@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from madry_models.archives import archive_errors, open_zip
-from madry_models.errors import UserError
+from igam_tf.common.archives import archive_errors, open_zip
+from igam_tf.common.errors import UserError
 
 _ROOT = "tiny-imagenet-200"
 _ANNOTATIONS = "val/val_annotations.txt"

@@ -8,7 +8,7 @@ import numpy as np
 from igam_tf.attacks import AttackSpec
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.look import LOOKED_AT, Doubt
-from igam_tf.system.journal import MASK_KEY, undigits
+from igam_tf.storage.journal import MASK_KEY, undigits
 
 LEAST_EXAMPLES = 3  # fewer change with the seed alone
 LEAST_STEPS = 20  # of a PGD that is judged: shorter ones honestly leave more

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.inputs import as_called, pixel_range
@@ -33,8 +34,7 @@ from igam_tf.method.look import (
 )
 from igam_tf.method.networks import check_model, float16_layers, in_float32, logits_of
 from igam_tf.method.preprocess import Preprocessed
-from igam_tf.system.journal import MASK_KEY, Journal, digits, undigits
-from madry_models.errors import UserError
+from igam_tf.storage.journal import MASK_KEY, Journal, digits, undigits
 
 WORST_CASE = "worst_case"
 NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
@@ -135,7 +135,7 @@ def evaluate(
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
-        each attack its robust mask under MASK_KEY, see `igam_tf.system.journal.digits`; logits_scale
+        each attack its robust mask under MASK_KEY, see `igam_tf.storage.journal.digits`; logits_scale
         where it is not 1, see `igam_tf.evaluation.robust.logits_scale`.
 
     Raises:

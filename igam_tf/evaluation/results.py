@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import WORST_CASE, fraction_text, step_text
-from igam_tf.system.journal import MASK_KEY
-from igam_tf.system.run_folder import read_json
-from madry_models.errors import UserError
+from igam_tf.storage.journal import MASK_KEY
+from igam_tf.storage.run_folder import read_json
 
 
 def read_results(folder: Path) -> dict[str, dict]:

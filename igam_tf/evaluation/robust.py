@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
 from igam_tf.attacks.losses import class_of_rank
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
 from igam_tf.formulas.losses import at_least_float32
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.system import devices
-from igam_tf.system.journal import Journal, remembered, settings_of
-from madry_models.errors import UserError
+from igam_tf.storage.journal import Journal, remembered, settings_of
 
 REVISION = 3  # of what the attacks compute: another one finds nothing in older journals
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]

@@ -7,10 +7,10 @@ from typing import Any
 
 from absl import flags
 
+from igam_tf.common import devices
+from igam_tf.common.errors import UserError
+from igam_tf.common.program import default_and_range, heading
 from igam_tf.experiments.config import GROUPS, Config
-from igam_tf.system import devices
-from madry_models.errors import UserError
-from madry_models.program import default_and_range, heading
 
 # The flags belong to the programs that ask for them, and show in their --help.
 flags.disclaim_key_flags()

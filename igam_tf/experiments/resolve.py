@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import SPECS, DatasetSpec, checked_name, parse_fraction, spec_of
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS, best_objective, few_images, without_a_row
@@ -21,7 +22,6 @@ from igam_tf.experiments.presets import (
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import Preprocess
 from igam_tf.method.transforms import AUTO, MAPS, Compose, Identity, Scale, map_between
-from madry_models.errors import UserError
 
 # (where settings come from, settings)
 Layer = tuple[str, dict[str, Any]]

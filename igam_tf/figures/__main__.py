@@ -4,7 +4,7 @@ python -m igam_tf.figures --runs=Standard=runs/mnist-cifar10-standard-cpu,runs/m
     --output=figures
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 import dataclasses
@@ -17,6 +17,8 @@ import tensorflow as tf
 from absl import flags
 from matplotlib.figure import Figure
 
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names
 from igam_tf.evaluation.evaluate import eps_unit, look_at
 from igam_tf.evaluation.inputs import (
@@ -34,11 +36,9 @@ from igam_tf.figures.composing import FIGURES, Composer, FigureSettings
 from igam_tf.figures.measuring import EXTENT, PGD_STEPS, DrawnModel
 from igam_tf.formulas.losses import GRADIENT_OF
 from igam_tf.method.look import as_json, doubtful_lines
-from igam_tf.system.folders import new_folder
-from igam_tf.system.journal import model_identity
-from igam_tf.system.run_folder import environment, load_model, write_json
-from madry_models.errors import UserError, flags_alone
-from madry_models.program import heading, run_entry_point
+from igam_tf.storage.folders import new_folder
+from igam_tf.storage.journal import model_identity
+from igam_tf.storage.run_folder import environment, load_model, write_json
 
 FLAGS = flags.FLAGS
 DPI = 200

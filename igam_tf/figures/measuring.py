@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.alignment import linearised
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import mean_interval
 from igam_tf.method.networks import in_float32
-from madry_models.errors import UserError
 
 BATCH = 100
 PGD_STEPS = 20

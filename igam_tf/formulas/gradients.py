@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 
 def scaled(

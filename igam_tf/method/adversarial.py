@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import losses
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method.objectives import Objective, adversarial_xent
 from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
-from madry_models.errors import UserError
 
 # A smaller radius or step, a tenth of a grey level of 256, is a fraction where pixels belong.
 LEAST_RADIUS = 0.1 / 255

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import keras
 
+from igam_tf.common.errors import UserError
+from igam_tf.common.quiet import is_program
 from igam_tf.method.networks import reason_of
 from madry_models import MnistCNN, WideResNet
-from madry_models.errors import UserError
-from madry_models.quiet import is_program
 
 Shape = tuple[int, int, int]
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from igam_tf.common.errors import UserError
 from igam_tf.method.look import doubtful_outputs, refuse
-from madry_models.errors import UserError
 
 
 def looked_at(

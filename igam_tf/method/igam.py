@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import logging
 from keras.optimizers import LossScaleOptimizer
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.discriminator import CHANNELS, Discriminator, standardize
@@ -40,7 +41,6 @@ from igam_tf.method.trainer import (
     total_of,
     training_step,
 )
-from madry_models.errors import UserError
 from madry_models.network import wide_dtype
 
 # A finite difference steps from each image at most so many times the batch's mean step.

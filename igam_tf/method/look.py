@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from igam_tf.attacks.draws import for_each, in_ball
 from igam_tf.attacks.losses import cw_margin
+from igam_tf.common.errors import UserError
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
 from igam_tf.method.networks import (
     LogProbabilities,
@@ -22,7 +23,6 @@ from igam_tf.method.networks import (
     logits_of,
 )
 from igam_tf.method.preprocess import Preprocess, Preprocessed
-from madry_models.errors import UserError
 
 LOOKED_AT = 200
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]

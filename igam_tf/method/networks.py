@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import at_least_float32
-from madry_models.errors import UserError
 from madry_models.network import Network
 
 _SMALLEST = 1.2e-38  # the smallest normal float32

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import keras
 from keras import ops
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 
 @keras.saving.register_keras_serializable("igam_tf")

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.common.errors import UserError
 from igam_tf.method.transforms import Identity
-from madry_models.errors import UserError
 
 # Name -> mean and deviation of each channel, in pixels of 0..1, and whether the channels come as BGR.
 CONVENTIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], bool]] = {

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import losses
 from igam_tf.method.objectives import METHODS
-from madry_models.errors import UserError
 
 ONE_OR_MORE, POSITIVE = (1, math.inf), (1e-6, math.inf)
 # The published lambda_diff weighs a sum over 32 images of J in 0..255 pixels (R1, R2). On a mean

@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 from keras.src.trainers.compile_utils import MetricsList
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.checks import check_batch, check_images, check_logits, looked_at
 from igam_tf.method.look import misplaced_range, refuse
@@ -31,7 +32,6 @@ from igam_tf.method.networks import (
 from igam_tf.method.objectives import Objective
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.preprocess import Preprocessed
-from madry_models.errors import UserError
 from madry_models.network import wide_dtype
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 2e-4  # of the challenge and of the paper (R7)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 _PACKAGE = "igam_tf"
 SAMPLINGS = ("half_pixel", "legacy")  # where bilinear resizing samples

@@ -6,7 +6,7 @@ Each row is one `python -m igam_tf.train` in a run folder of its own: what is fi
 again, what was interrupted goes on.
 """
 
-import madry_models.quiet  # noqa: F401
+import igam_tf.common.quiet  # noqa: F401
 
 # isort: split
 import sys
@@ -16,6 +16,9 @@ from typing import IO
 from absl import flags, logging
 
 from igam_tf.attacks import attack_names
+from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.locks import take_lock
+from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import SPECS
 from igam_tf.experiments.config import PRECISIONS
 from igam_tf.experiments.presets import PRESETS
@@ -26,10 +29,7 @@ from igam_tf.reproduce.running import run_all
 from igam_tf.reproduce.seeds import mean_of_seeds
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
-from igam_tf.system.run_folder import read_json
-from madry_models.errors import UserError, flags_alone
-from madry_models.locks import take_lock
-from madry_models.program import heading, run_entry_point
+from igam_tf.storage.run_folder import read_json
 
 FLAGS = flags.FLAGS
 

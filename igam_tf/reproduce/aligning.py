@@ -10,7 +10,7 @@ from igam_tf.evaluation.inputs import model_and_images
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.collecting import ALIGNMENT, finished
 from igam_tf.reproduce.tables import Table
-from igam_tf.system.run_folder import load_model, read_json, write_json
+from igam_tf.storage.run_folder import load_model, read_json, write_json
 
 
 def align(table: Table, output: Path, *, data_dir: str | None = None) -> None:

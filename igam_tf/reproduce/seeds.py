@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from igam_tf.common.errors import UserError
 from igam_tf.formulas.statistics import share_interval
 from igam_tf.reproduce.collecting import content_of, distinct, kept_images
 from igam_tf.reproduce.tables import Table
-from igam_tf.system.journal import MASK_KEY
-from madry_models.errors import UserError
+from igam_tf.storage.journal import MASK_KEY
 
 
 def mean_of_seeds(table: Table, contents: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec
 from igam_tf.evaluation.inputs import pixel_range
 from igam_tf.experiments.config import Config
@@ -21,8 +22,7 @@ from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.system.run_folder import load_model
-from madry_models.errors import UserError
+from igam_tf.storage.run_folder import load_model
 
 
 def load_source_network(path: str, spec: DatasetSpec, preprocess: str = "") -> keras.Model:

@@ -5,6 +5,7 @@ import numpy as np
 from absl import logging
 
 from igam_tf.attacks import attack_names, attack_specs
+from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
@@ -12,7 +13,6 @@ from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, re
 from igam_tf.method.networks import logits_of, own_pixel_max
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.trainer import ClassifierTrainer, Directions
-from madry_models.errors import UserError
 
 
 class RobustAccuracy(keras.callbacks.Callback):

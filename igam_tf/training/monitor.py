@@ -11,7 +11,7 @@ from igam_tf.attacks import pgd
 from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.formulas import losses
 from igam_tf.method.igam import IGAM
-from igam_tf.system.run_folder import read_metrics
+from igam_tf.storage.run_folder import read_metrics
 from igam_tf.training.loop import Log
 
 VALIDATION_STEPS = 20  # a look at few images while training, not an evaluation

@@ -11,13 +11,13 @@ from absl import logging
 
 from igam_tf import datasets
 from igam_tf.attacks import attack_names
+from igam_tf.common import devices
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.paper import TRANSFERS
 from igam_tf.experiments.resolve import source_spec, target_spec
 from igam_tf.method.architectures import builder_of, import_classes
 from igam_tf.method.objectives import METHODS
-from igam_tf.system import devices
-from igam_tf.system.run_folder import RunFolder
+from igam_tf.storage.run_folder import RunFolder
 from igam_tf.training.building import check_student, load_source_network
 from igam_tf.training.stages import Run
 
@@ -69,7 +69,7 @@ def opened_run(
         config: all settings.
         workdir: the run folder, new or of the same settings; None: `default_workdir`.
         teachers: see `Run`.
-        strategy, replicas: see `igam_tf.system.devices.strategy`.
+        strategy, replicas: see `igam_tf.common.devices.strategy`.
         wait: see `RunFolder`.
 
     Raises:

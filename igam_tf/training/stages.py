@@ -14,6 +14,7 @@ from absl import logging
 
 from igam_tf import datasets
 from igam_tf.attacks import attack_names
+from igam_tf.common.errors import UserError
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.evaluation.results import checked, read_results
@@ -25,7 +26,7 @@ from igam_tf.method.objectives import METHODS
 from igam_tf.method.second_order import IMAGES
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.system.run_folder import (
+from igam_tf.storage.run_folder import (
     RunFolder,
     copy_file,
     load_model,
@@ -51,7 +52,6 @@ from igam_tf.training.teachers import (
     teacher_settings,
     teacher_trainer,
 )
-from madry_models.errors import UserError
 from madry_models.network import Network
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from igam_tf.common import devices
 from igam_tf.datasets import Split, short_name
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec, teacher_network
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.system import devices
-from igam_tf.system.run_folder import RunFolder, read_metrics
+from igam_tf.storage.run_folder import RunFolder, read_metrics
 
 STAGE = "teacher_source"
 

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from absl import logging
 
-from madry_models.errors import UserError, folder_in_place
-from madry_models.locks import take_lock
+from igam_tf.common.errors import UserError, folder_in_place
+from igam_tf.common.locks import take_lock
 
 # Results and journals hold robust masks under this key, as they always have: files of before are read.
 MASK_KEY = "standing"

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake; `madry_models.program` shows it."""
+"""The one exception for a user's mistake; `igam_tf.common.program` shows it."""
 
 import errno
 import os

@@ -15,7 +15,7 @@ from pathlib import Path
 def is_program() -> bool:
     """Whether this process is a program of these packages: `python -m`, or a script that pip wrote."""
     path = Path(sys.argv[0] if sys.argv else "")
-    ours = Path(__file__).absolute().parents[1]
+    ours = Path(__file__).absolute().parents[2]
     script = re.fullmatch(r"(igam|madry)-[a-z-]+(\.exe)?", path.name)
     return bool(script) or any(
         path.is_relative_to(ours / package) for package in ("igam_tf", "madry_models")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 
 @contextmanager

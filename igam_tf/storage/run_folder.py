@@ -29,10 +29,10 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from igam_tf.common.archives import archive_errors, open_zip
+from igam_tf.common.errors import UserError, folder_in_place
+from igam_tf.common.locks import is_at, take_lock
 from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
-from madry_models.archives import archive_errors, open_zip
-from madry_models.errors import UserError, folder_in_place
-from madry_models.locks import is_at, take_lock
 
 _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
 

@@ -21,7 +21,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from madry_models.errors import UserError, disk_errors
+from igam_tf.common.errors import UserError, disk_errors
 
 INTERRUPTED_STATUS = 128 + signal.SIGINT
 
@@ -120,7 +120,7 @@ def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
 
 def version_text() -> str:
     """Versions of igam_tf, TensorFlow and Keras."""
-    import madry_models.quiet  # noqa: F401
+    import igam_tf.common.quiet  # noqa: F401
 
     # isort: split
     import keras
@@ -225,7 +225,7 @@ class _Sentences(logging.Formatter):
 
 def _told(record: logging.LogRecord) -> bool:
     """Whether a log line is shown: every warning, and what these packages say on their way."""
-    ours = Path(__file__).parents[1]
+    ours = Path(__file__).parents[2]
     place = Path(record.pathname)
     return record.levelno >= logging.WARNING or any(
         place.is_relative_to(ours / package) for package in ("igam_tf", "madry_models", "bench")

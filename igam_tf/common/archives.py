@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 MAX_UNPACKED = 4 * 2**30  # bytes; the largest checkpoint, weights and momentum, takes 0.4 GB
 

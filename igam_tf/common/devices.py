@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from madry_models.errors import UserError
+from igam_tf.common.errors import UserError
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker")
 TF_CONFIG = "TF_CONFIG"

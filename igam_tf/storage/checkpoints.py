@@ -13,10 +13,10 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.system.run_folder import sync
-from madry_models.digests import hexdigest
-from madry_models.errors import UserError
-from madry_models.literal import literal
+from igam_tf.common.digests import hexdigest
+from igam_tf.common.errors import UserError
+from igam_tf.common.literal import literal
+from igam_tf.storage.run_folder import sync
 
 DIGESTS = "sha256"
 

@@ -1,1 +1,0 @@
-"""Disk and devices: run folder, journal, checkpoints, strategies."""
