@@ -35,7 +35,7 @@ from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.inputs import (
+from igam_tf.evaluation.model_flags import (
     data_settings,
     define_data_flags,
     find_model,

@@ -34,10 +34,10 @@ def define_flags() -> None:
 
 def replicated(config, count: int) -> tuple:
     """(a step on so many replicas, its batches)."""
-    strategy = devices.here(count)
+    strategy = devices.local_strategy(count)
     with strategy.scope():
         one = step.Step(config, FLAGS.teacher)
-        batches = devices.shares(tf.data.Dataset.from_tensors((one.x, one.y)).repeat())
+        batches = devices.sharded(tf.data.Dataset.from_tensors((one.x, one.y)).repeat())
     return strategy, one, batches
 
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
             f"expected {KIND}, the step of this program, in --kinds; received {','.join(FLAGS.kinds)!r}"
         )
     step.check()
-    devices.here(max(counts))  # as many logical CPUs, before any tensor is made
+    devices.local_strategy(max(counts))  # as many logical CPUs, before any tensor is made
     tf.get_logger().setLevel("ERROR")
     kind = "GPUs" if tf.config.list_physical_devices("GPU") else "logical CPUs that share the cores"
     print(f"weights and images: random; replicas: {kind}")

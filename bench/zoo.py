@@ -28,7 +28,7 @@ from igam_tf.audit.checks import FAIL, WARN
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import run_entry_point
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.storage.journal import digits, undigits
+from igam_tf.storage.journal import mask_of_text, text_of_mask
 from igam_tf.storage.run_folder import read_json, write_json
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
@@ -150,18 +150,18 @@ def row_of(name: str, case: Case, truth_file: Path) -> dict:
     if case.known is not None:
         left = case.known
     elif truth_file.exists():
-        left = undigits(read_json(truth_file)["left"])
+        left = mask_of_text(read_json(truth_file)["left"])
     else:
         left = zoo.robust_mask(
             model, split.images, split.labels, eps=case.eps, pixel_max=audited.pixel_max,
             stand_in=specimen.stand_in(model), random=specimen.random,
             helpers=[helper() for helper in case.helpers],
         )  # fmt: skip
-        write_json(truth_file, {"left": digits(left)})
+        write_json(truth_file, {"left": text_of_mask(left)})
     report = audit(audited)
     headline = report["headline"].get("accuracy")
     if headline is not None and not specimen.random:  # whatever breaks an image counts
-        left = left & undigits(report["headline"]["standing"])
+        left = left & mask_of_text(report["headline"]["robust_mask"])
     marked = {
         check: line["status"]
         for check, line in report["lines"].items()

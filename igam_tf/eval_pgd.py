@@ -30,7 +30,7 @@ from igam_tf.evaluation.evaluate import (
     settings_alone,
     table,
 )
-from igam_tf.evaluation.inputs import (
+from igam_tf.evaluation.model_flags import (
     NAMES_OF_MODELS,
     data_settings,
     define_allow_doubts,
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     )
     check_threat(FLAGS.norm, eps)
     output = writable("json", FLAGS.json) if FLAGS.json else None
-    with devices.here(FLAGS.replicas).scope():
+    with devices.local_strategy(FLAGS.replicas).scope():
         return _evaluate(attacks, eps, step_size, output)
 
 

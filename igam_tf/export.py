@@ -29,7 +29,7 @@ from igam_tf.common.literal import literal
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names, data_text, short_name
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.evaluation.inputs import data_spec, find_model
+from igam_tf.evaluation.model_flags import data_spec, find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.method.look import doubtful_lines
 from igam_tf.storage.folders import new_folder

@@ -22,7 +22,7 @@ from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import Split, data_text
 from igam_tf.evaluation.evaluate import model_report, plan, table
-from igam_tf.evaluation.inputs import NAMES_OF_MODELS, find_model
+from igam_tf.evaluation.model_flags import NAMES_OF_MODELS, find_model
 from igam_tf.evaluation.teaching import input_gradients, teaching, verdict
 from igam_tf.experiments.command_line import (
     FLAGFILES,
@@ -36,9 +36,9 @@ from igam_tf.formulas.statistics import excess
 from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import FORMS, parsed, preprocessed
-from igam_tf.storage.journal import MASK_KEY, Journal, journal_beside, model_identity, undigits
+from igam_tf.storage.journal import MASK_KEY, Journal, journal_beside, mask_of_text, model_identity
 from igam_tf.storage.run_folder import environment, write_json
-from igam_tf.training.opening import opened_run
+from igam_tf.training.open_run import opened_run
 
 FLAGS = flags.FLAGS
 _MEANING = {
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
         with chosen.scope():
             teacher = run.teacher()
         if run.folder.chief:
-            with devices.alone(chosen).scope():
+            with devices.without_peers(chosen).scope():
                 models = {"teacher": teacher, "reference": reference}
                 with ExitStack() as kept:
                     journals = {
@@ -126,7 +126,7 @@ def check(
     }
     last = attacks[-1]
     teacher, reference = (
-        undigits(reports[name]["results"][last][MASK_KEY]) for name in ("teacher", "reference")
+        mask_of_text(reports[name]["results"][last][MASK_KEY]) for name in ("teacher", "reference")
     )
     over = excess(teacher, reference)
     j_t, j = (

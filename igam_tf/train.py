@@ -28,7 +28,7 @@ from igam_tf.experiments.command_line import (
 )
 from igam_tf.experiments.config import GROUPS, Config
 from igam_tf.experiments.resolve import explained, resolve
-from igam_tf.training.opening import opened_run
+from igam_tf.training.open_run import opened_run
 
 FLAGS = flags.FLAGS
 
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         with chosen.scope():
             run.student()
         if run.folder.chief:
-            with devices.alone(chosen).scope():
+            with devices.without_peers(chosen).scope():
                 run.evaluate()
     minutes = (time.monotonic() - started) / 60
     logging.info("%s: done in %.1f minutes", run.folder.path, minutes)

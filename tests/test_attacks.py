@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.attacks import LOSSES, apgd, fab, loss_named, pgd, square
-from igam_tf.attacks.losses import cw_margin, of_class, xent
+from igam_tf.attacks.attack_losses import cw_margin, of_class, xent
 from igam_tf.common.errors import UserError
 
 RNG = np.random.default_rng(0)

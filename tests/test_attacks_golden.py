@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import GOLDEN
 
 from igam_tf.attacks import pgd
-from igam_tf.attacks.losses import xent
+from igam_tf.attacks.attack_losses import xent
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 FILES = sorted(GOLDEN.rglob("golden.npz"))

@@ -25,9 +25,9 @@ from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN, judge_excess
 from igam_tf.audit.differences import relative_error
 from igam_tf.audit.nested import nested_sources
+from igam_tf.audit.page import html, markdown
 from igam_tf.audit.planted import readout
 from igam_tf.audit.plots import plots
-from igam_tf.audit.report import html, markdown
 from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import xent
 from igam_tf.formulas.statistics import excess
@@ -328,7 +328,7 @@ def test_readout_separates_and_stands_near_the_planted_point():
 def test_results_come_back_from_json():
     row = AttackResult(np.array([True, False, True]), {"eps": 0.1, "loss": "xent"})
     content = json.loads(json.dumps(row.to_json()))
-    assert content["standing"] == "101"
+    assert content["robust_mask"] == "101"
     assert content["accuracy"] == pytest.approx(66.6667)
     again = AttackResult.from_json(content)
     np.testing.assert_array_equal(again.robust, row.robust)
@@ -405,7 +405,7 @@ def test_headline_is_the_worst_case_of_every_attack(honest_report):
 def test_every_row_states_its_settings(honest_report):
     expected = {
         "accuracy", "n", "ci95", "kind", "eps", "eps_unit", "step_size", "steps", "restarts", "targets",
-        "loss", "gradient", "on", "after", "batch_norm", "batch_size", "seed", "standing",
+        "loss", "gradient", "on", "after", "batch_norm", "batch_size", "seed", "robust_mask",
     }  # fmt: skip
     for row in honest_report["rows"].values():
         assert row.keys() - {"points"} == expected
@@ -702,7 +702,7 @@ def test_what_was_judged_of_a_random_network_stands(standard, digits):
     """Run again with more steps, the first attack would have another figure on the same page."""
     audited = _audited(controls.noisy(standard), digits, budget=SMALL)
     first = audited.default
-    assert audited.ladder()["pgd3"] is first
+    assert audited.pgd_by_steps()["pgd3"] is first
     report = audit(audited, names=["deterministic"])
     assert report["headline"]["random"]
     assert "no upper bound" in report["headline"]["text"]

@@ -20,8 +20,8 @@ from igam_tf.attacks import (
     square,
 )
 from igam_tf.attacks.apgd import checkpoints
+from igam_tf.attacks.attack_losses import cw_margin, dlr, xent
 from igam_tf.attacks.fab import project_to_plane
-from igam_tf.attacks.losses import cw_margin, dlr, xent
 from igam_tf.attacks.shrinking import shrinking_loop
 from igam_tf.attacks.square import bumps, exchange, square_side
 from igam_tf.common.errors import UserError

@@ -9,13 +9,13 @@ import tensorflow as tf
 
 from igam_tf import datasets
 from igam_tf.attacks import attack_names, attack_specs, pgd
-from igam_tf.attacks.losses import xent
+from igam_tf.attacks.attack_losses import xent
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.robust import robust_flags
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 EPS, STEP_SIZE, STEPS, N = 0.3, 0.02, 20, 60
-LUCK = 1.5  # images, of N, that random numbers decide over
+CHANCE = 1.5  # images, of N, that random numbers decide over
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries
 
@@ -119,7 +119,7 @@ def test_apgd_is_as_strong_as_art_auto_pgd(model, images):
         np.random.seed(seed)  # which the Toolbox draws from
         ours.append(_robust(model, images, "apgd-ce", seed))
         art.append(_art_robust(model, images, theirs))
-    assert np.mean(ours) <= np.mean(art) + LUCK
+    assert np.mean(ours) <= np.mean(art) + CHANCE
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_square_is_as_strong_as_art_square(model, images):
         _art_classifier(model), norm=np.inf, eps=EPS, max_iter=5000, p_init=0.8, nb_restarts=1,
         batch_size=N, verbose=False,
     )  # fmt: skip
-    assert _robust(model, images, "square") <= _art_robust(model, images, theirs) + LUCK
+    assert _robust(model, images, "square") <= _art_robust(model, images, theirs) + CHANCE
 
 
 @pytest.mark.slow

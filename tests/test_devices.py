@@ -22,7 +22,7 @@ def test_one_device_is_the_default_strategy(monkeypatch):
     for name in ("auto", "default", "mirrored"):
         assert devices.strategy(name, 0) is default
     assert devices.is_chief(default)
-    assert devices.alone(default) is default
+    assert devices.without_peers(default) is default
 
 
 @pytest.mark.parametrize("name", ["auto", "mirrored"])
@@ -32,7 +32,7 @@ def test_several_devices_are_mirrored(name, monkeypatch):
     assert isinstance(chosen, tf.distribute.MirroredStrategy)
     assert chosen.num_replicas_in_sync == 3
     assert devices.is_chief(chosen)
-    assert devices.alone(chosen) is chosen
+    assert devices.without_peers(chosen) is chosen
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def test_wrong_choices_are_one_sentence(name, replicas, config, sentence, monkey
 
 
 def test_a_share_of_ten_for_four():
-    parts = [devices.share(tf.range(10), i, 4).numpy().tolist() for i in range(4)]
+    parts = [devices.shard(tf.range(10), i, 4).numpy().tolist() for i in range(4)]
     assert parts == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
-    assert [len(devices.share(tf.range(3), i, 4)) for i in range(4)] == [0, 1, 1, 1]
+    assert [len(devices.shard(tf.range(3), i, 4)) for i in range(4)] == [0, 1, 1, 1]
 
 
 def test_replicas_together_see_every_batch_whole_and_in_order():
     x = np.arange(13 * 2).reshape(13, 2)
     batches = tf.data.Dataset.from_tensor_slices((x, np.arange(13))).batch(5)
-    with devices.here(4).scope() as _:
+    with devices.local_strategy(4).scope() as _:
         strategy = tf.distribute.get_strategy()
-        seen = devices.shares(batches)
+        seen = devices.sharded(batches)
         for begin in (0, 5, 10):
             local = [strategy.experimental_local_results(part) for part in next(seen)]
             whole = [np.concatenate([p.numpy() for p in parts]) for parts in local]
@@ -81,7 +81,7 @@ def test_replicas_together_see_every_batch_whole_and_in_order():
 
 
 def test_all_are_the_same_on_one_machine():
-    assert devices.same_everywhere(devices.here(2), 7)
+    assert devices.same_everywhere(devices.local_strategy(2), 7)
 
 
 class _Cluster:
@@ -99,7 +99,7 @@ class _Cluster:
 
 def test_the_second_worker_is_not_the_chief():
     assert not devices.is_chief(_Cluster())
-    assert devices.alone(_Cluster()) is tf.distribute.get_strategy()
+    assert devices.without_peers(_Cluster()) is tf.distribute.get_strategy()
 
 
 def test_a_lost_worker_is_one_sentence_and_other_errors_stay():
@@ -111,13 +111,13 @@ def test_a_lost_worker_is_one_sentence_and_other_errors_stay():
         raise tf.errors.UnavailableError(None, None, "Socket closed")
     with pytest.raises(tf.errors.InternalError), devices.lost_workers(_Cluster()):
         raise tf.errors.InternalError(None, None, "a bug")
-    with pytest.raises(tf.errors.InternalError), devices.lost_workers(devices.here(2)):
+    with pytest.raises(tf.errors.InternalError), devices.lost_workers(devices.local_strategy(2)):
         raise aborted
 
 
 def test_without_synchronisation_moving_averages_are_those_of_the_mean():
     """Replicas' own means 1 and 5, variances 0 and 4: momentum 0.9 leaves a tenth of 3 and 2."""
-    strategy = devices.here(2)
+    strategy = devices.local_strategy(2)
     with strategy.scope():
         norm = BatchNormalization(momentum=0.9, epsilon=1e-3, synchronized=False)
         norm.build((None, 1, 1, 1))
@@ -152,7 +152,7 @@ def test_an_evaluation_on_three_devices_is_that_on_one(attacks):
     ]
     results = []
     for replicas in (1, 3):
-        with devices.here(replicas).scope():
+        with devices.local_strategy(replicas).scope():
             found = robust_flags(
                 linear, images, labels, attacks=specs, pixel_max=1.0, seed=0, batch_size=8,
                 batch_norm="inference", progress=False,

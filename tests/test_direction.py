@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.attacks import apgd, dlr_targeted, fab, pgd
+from igam_tf.attacks.attack_losses import LOSSES, cw_margin, dlr, log_odds_against, xent
 from igam_tf.attacks.direction import direction
-from igam_tf.attacks.losses import LOSSES, cw_margin, dlr, log_odds_against, xent
 from igam_tf.attacks.norms import length, steepest, unit
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.method.networks import LogProbabilities

@@ -18,7 +18,7 @@ from madry_models import MnistCNN, WideResNet
 
 RNG = np.random.default_rng(0)
 ROW = {"accuracy", "n", "ci95", "eps", "eps_unit", "step_size", "steps", "restarts", "loss"}
-ROW |= {"batch_norm", "batch_size", "seed", "kind", "targets", "after", "standing"}
+ROW |= {"batch_norm", "batch_size", "seed", "kind", "targets", "after", "robust_mask"}
 
 
 @pytest.fixture

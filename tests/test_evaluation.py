@@ -12,7 +12,7 @@ from igam_tf.audit import audit as audit_module
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec, Split, in_pixel_range
 from igam_tf.evaluation import evaluate as evaluate_module
-from igam_tf.evaluation import inputs as models_module
+from igam_tf.evaluation import model_flags as models_module
 from igam_tf.evaluation.evaluate import (
     WORST_CASE,
     evaluate,
@@ -24,7 +24,7 @@ from igam_tf.evaluation.evaluate import (
 )
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.storage.journal import Journal, undigits
+from igam_tf.storage.journal import Journal, mask_of_text
 from madry_models import WideResNet
 
 RNG = np.random.default_rng(0)
@@ -115,7 +115,9 @@ def test_every_row_states_its_settings(loss):
     for name, row in results.items():
         figures = {"accuracy": row.pop("accuracy"), "ci95": row.pop("ci95")}
         if name != WORST_CASE:
-            assert figures["accuracy"] == pytest.approx(100 * undigits(row.pop("standing")).mean())
+            assert figures["accuracy"] == pytest.approx(
+                100 * mask_of_text(row.pop("robust_mask")).mean()
+            )
         assert row == per_attack[name] | common
         interval = wilson_interval(round(figures["accuracy"] * 0.6), 60)
         assert figures["ci95"] == pytest.approx([100 * bound for bound in interval], abs=1e-3)

@@ -17,7 +17,7 @@ from igam_tf.experiments.paper import RELEASE, TRANSFERS, without_a_row
 from igam_tf.experiments.presets import CPU_OBJECTIVE
 from igam_tf.experiments.resolve import explained, layers, resolve
 from igam_tf.method.settings import Settings
-from igam_tf.training.opening import default_workdir
+from igam_tf.training.open_run import default_workdir
 
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "flags").glob("*.flags"))

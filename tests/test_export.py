@@ -134,7 +134,7 @@ def test_card(exported, run):
     assert 0 <= card["logits_difference"] < 1e-4
     report = json.loads((run / "results.json").read_text())["igam"]
     row = card["results"]["results"]["pgd2"]
-    assert row == {k: v for k, v in report["results"]["pgd2"].items() if k != "standing"}
+    assert row == {k: v for k, v in report["results"]["pgd2"].items() if k != "robust_mask"}
     assert {"n", "eps", "eps_unit", "ci95", "step_size", "restarts", "seed"} <= row.keys()
     text = (exported / "README.md").read_text()
     assert "synthetic" in text.splitlines()[0]

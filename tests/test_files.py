@@ -345,8 +345,8 @@ def test_finished_checks_that_are_damaged_are_done_again(tmp_path):
 def test_figures_that_are_not_those_of_their_masks_are_refused(tmp_path):
     common = {"n": 4, "ci95": [0, 100], "eps": 0.1, "eps_unit": "l-inf", "batch_norm": "inference"}
     rows = {
-        "clean": {"accuracy": 75.0, "standing": "1011"},
-        "pgd5": {"accuracy": 50.0, "standing": "1001"},
+        "clean": {"accuracy": 75.0, "robust_mask": "1011"},
+        "pgd5": {"accuracy": 50.0, "robust_mask": "1001"},
         "worst_case": {"accuracy": 50.0, "seed": 0},
     }
     report = {"dataset": "mnist", "split": "test", "data": "tfds", "pixel_max": 1.0}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.common.devices import here, mirrored, shares
+from igam_tf.common.devices import local_strategy, mirrored, sharded
 from igam_tf.common.errors import UserError
 from igam_tf.experiments.paper import RELEASE
 from igam_tf.formulas import gradients, losses
@@ -494,14 +494,14 @@ def test_replicas_give_the_weights_of_one(settings, counts, float64):
 
 
 def _train_on(replicas: int, settings: Settings, batches) -> list[np.ndarray]:
-    strategy = here(replicas)
+    strategy = local_strategy(replicas)
     assert strategy.num_replicas_in_sync == replicas
     # Not from_generator: an array at an address that suits is not copied, and kernels write to it.
     sets = [tf.data.Dataset.from_tensors(data) for data in batches]
     with strategy.scope():
         igam = make(settings, synchronized=True, dtype="float64")
         steps = igam.make_train_function()
-        data = shares(functools.reduce(tf.data.Dataset.concatenate, sets))
+        data = sharded(functools.reduce(tf.data.Dataset.concatenate, sets))
         for _ in batches:
             steps(data)
     return weights(igam)

@@ -17,7 +17,7 @@ from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.look import CIFAR, look, misplaced_range
 from igam_tf.method.preprocess import Preprocess, parsed
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.storage.journal import digits, model_identity
+from igam_tf.storage.journal import model_identity, text_of_mask
 from igam_tf.training.building import check_student, load_source_network, new_student
 
 RNG = np.random.default_rng(0)
@@ -300,7 +300,7 @@ def test_a_run_keeps_what_its_networks_take(tmp_path):
 def _row(name, left, n=200, kind="pgd", steps=20, step_size=0.025, loss="xent"):
     mask = np.arange(n) < left
     row = {"accuracy": 100 * left / n, "kind": kind, "steps": steps, "loss": loss, "eps": 0.1}
-    return {name: row | {"step_size": step_size, "standing": digits(mask)}}
+    return {name: row | {"step_size": step_size, "robust_mask": text_of_mask(mask)}}
 
 
 @pytest.mark.parametrize(

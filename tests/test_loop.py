@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.common.devices import here
+from igam_tf.common.devices import local_strategy
 from igam_tf.common.errors import UserError
 from igam_tf.experiments.config import Config
 from igam_tf.method.optimizers import Momentum
@@ -116,7 +116,7 @@ def test_the_running_mean_is_what_validation_sees_and_what_is_kept(replicas, tmp
         trainer.optimizer.finalize_variable_values(trainer.trained_variables)
         return seen, end, kernel.numpy()
 
-    with here(replicas).scope():
+    with local_strategy(replicas).scope():
         weights, plain_end, plain_kept = run("plain")
         seen, end, kept = run("averaged", use_ema=True, ema_momentum=0.75)
     means = [weights[0]]

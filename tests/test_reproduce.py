@@ -63,8 +63,8 @@ def finish(folder: Path, standing: str, *, method: str = "igam", seed: int = 0, 
     kept = 10.0 * standing.count("1")
     steps = {"steps": 20, "step_size": 2 / 255, "restarts": 1, "loss": "xent"}
     results = {
-        CLEAN: {"accuracy": 90.0, "ci95": [60, 98], "standing": "1111111110"} | common,
-        PGD: {"accuracy": kept, "ci95": [kept - 9, kept + 9], "standing": standing}
+        CLEAN: {"accuracy": 90.0, "ci95": [60, 98], "robust_mask": "1111111110"} | common,
+        PGD: {"accuracy": kept, "ci95": [kept - 9, kept + 9], "robust_mask": standing}
         | common
         | steps,
         "worst_case": {"accuracy": kept, "ci95": [0, 1]} | common,

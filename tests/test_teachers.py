@@ -13,7 +13,7 @@ import pytest
 
 from igam_tf import datasets, train
 from igam_tf.common.errors import UserError
-from igam_tf.evaluation.inputs import data_spec, find_model
+from igam_tf.evaluation.model_flags import data_spec, find_model
 from igam_tf.experiments.presets import CPU_TEACHERS
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
 from igam_tf.storage.run_folder import RunFolder

@@ -15,11 +15,11 @@ All of them in l-inf and in l2.
 """
 
 from igam_tf.attacks.apgd import apgd
+from igam_tf.attacks.attack_losses import LOSSES, dlr_targeted, loss_named
 from igam_tf.attacks.fab import fab
-from igam_tf.attacks.losses import LOSSES, dlr_targeted, loss_named
+from igam_tf.attacks.kinds import KINDS, SHOWN, attack_names, attack_specs, random_inputs
 from igam_tf.attacks.norms import NORMS
 from igam_tf.attacks.pgd import pgd
-from igam_tf.attacks.registry import KINDS, SHOWN, attack_names, attack_specs, random_inputs
 from igam_tf.attacks.spec import AttackSpec
 from igam_tf.attacks.square import square
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.attack_losses import as_loss, dlr_targeted, misclassified
 from igam_tf.attacks.direction import direction
 from igam_tf.attacks.draws import Draws, for_each, in_ball
 from igam_tf.attacks.inputs import checked, known_size
-from igam_tf.attacks.losses import as_loss, dlr_targeted, misclassified
 from igam_tf.attacks.norms import per_example, project, steepest, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from igam_tf.attacks.losses import cw_margin
+from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.attacks.norms import by_largest, image_axes
 from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import at_least_float32

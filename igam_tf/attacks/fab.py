@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from igam_tf.attacks.attack_losses import misclassified, need_classes, of_class
 from igam_tf.attacks.direction import direction
 from igam_tf.attacks.inputs import checked
-from igam_tf.attacks.losses import misclassified, need_classes, of_class
 from igam_tf.attacks.norms import length, per_example
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.attack_losses import as_loss
 from igam_tf.attacks.direction import direction
 from igam_tf.attacks.draws import Draws, in_ball
 from igam_tf.attacks.inputs import checked
-from igam_tf.attacks.losses import as_loss
 from igam_tf.attacks.norms import project, steepest
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
 

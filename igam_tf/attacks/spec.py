@@ -20,7 +20,7 @@ class AttackSpec:
 
     Attributes:
         name: of its row in the results.
-        kind: key of `igam_tf.attacks.registry.KINDS`; FGSM is one step of "pgd".
+        kind: key of `igam_tf.attacks.kinds.KINDS`; FGSM is one step of "pgd".
         norm: "linf" or "l2", of the ball.
         steps: gradient steps, or queries of Square.
         restarts: random starts, each on the examples that the one before did not break.

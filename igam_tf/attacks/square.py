@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.attack_losses import cw_margin, misclassified
 from igam_tf.attacks.draws import Draws, for_each
 from igam_tf.attacks.inputs import checked, known_size
-from igam_tf.attacks.losses import cw_margin, misclassified
 from igam_tf.attacks.norms import length, per_example, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat

@@ -21,12 +21,12 @@ import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras file
 from igam_tf.audit.audit import CHECKS, audit, check_names
 from igam_tf.audit.audited import BUDGETS, AuditedModel
 from igam_tf.audit.checks import FAIL
-from igam_tf.audit.report import check_text, html, markdown, summary
+from igam_tf.audit.page import check_text, html, markdown, summary
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import in_pixel_range
-from igam_tf.evaluation.inputs import (
+from igam_tf.evaluation.model_flags import (
     NAMES_OF_MODELS,
     data_settings,
     define_allow_doubts,
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
     flags_alone(argv)
     names = check_names(FLAGS.lines, "--lines")
     eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
-    with devices.here(FLAGS.replicas).scope():
+    with devices.local_strategy(FLAGS.replicas).scope():
         return _audit(names, eps, step_size)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, pgd
-from igam_tf.audit.audited import AttackResult, AuditedModel, attached, joint
+from igam_tf.audit.audited import AttackResult, AuditedModel, differentiable, joint
 from igam_tf.audit.checks import (
     FAIL,
     HINT,
@@ -31,7 +31,7 @@ from igam_tf.audit.checks import (
 )
 from igam_tf.audit.nested import Source, nested_sources
 from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function
-from igam_tf.evaluation.inputs import pixel_range
+from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.formulas.losses import xent
 from igam_tf.formulas.statistics import excess, wilson_interval
 from igam_tf.storage.journal import model_identity
@@ -41,7 +41,7 @@ from madry_models.wide_resnet import normalize_images
 # Shares of the examples by which the second attack may beat the first on an honest network, one
 # whose gradients are not masked.
 # One step, a black box or noise wins only by the luck of its start.
-LUCK = 0.01
+CHANCE = 0.01
 # Twice the steps: WARN from one point, FAIL beyond five points, which no converged attack gains.
 STEPS_TOLERANCE = 0.05
 # Restarts and step sizes move PGD by one or two points on adversarially trained networks (Madry et
@@ -114,20 +114,20 @@ def _against_default(s: AuditedModel, tolerance: float, *specs: AttackSpec) -> F
 def iterative(s: AuditedModel) -> Finding:
     """Many steps are at least as strong as one."""
     spec = s.named("fgsm")[0]
-    return _compared(_default(s), {"fgsm": s.attack(spec)[0]}, LUCK)
+    return _compared(_default(s), {"fgsm": s.attack(spec)[0]}, CHANCE)
 
 
 def steps(s: AuditedModel) -> Finding:
     """More steps break more examples, and the last doubling hardly any: the attack has converged."""
-    rows = s.ladder()
+    rows = s.pgd_by_steps()
     names, ladder = list(rows), list(rows.values())
     data = {"steps": list(s.budget.steps), "accuracy": [row.accuracy for row in ladder]}
     gain = excess(ladder[-2].robust, ladder[-1].robust)
     statuses = [judge_excess(gain, STEPS_TOLERANCE)]
-    if gain.net >= max(LEAST_EXAMPLES, LUCK * s.n):
+    if gain.net >= max(LEAST_EXAMPLES, CHANCE * s.n):
         statuses.append(WARN)
     for shorter, longer in itertools.pairwise(ladder):
-        statuses.append(judge_excess(excess(longer.robust, shorter.robust), LUCK))
+        statuses.append(judge_excess(excess(longer.robust, shorter.robust), CHANCE))
     return Finding(
         status=worst(statuses),
         figure=f"{names[-1]} breaks {gain} compared with {names[-2]}; {_AS}: " + _text(rows),
@@ -164,7 +164,7 @@ def losses(s: AuditedModel) -> Finding:
 
 def ensemble(s: AuditedModel) -> Finding:
     """Attacks that choose their own step size are not much stronger than PGD on any of the losses."""
-    return _compared(s.ladder() | s.losses(), s.ensemble(), LOSS_TOLERANCE)
+    return _compared(s.pgd_by_steps() | s.losses(), s.ensemble(), LOSS_TOLERANCE)
 
 
 def eps(s: AuditedModel) -> Finding:
@@ -185,7 +185,7 @@ def eps(s: AuditedModel) -> Finding:
     statuses, rises = [], []
     for (small, at_small), (large, at_large) in itertools.pairwise(curve.items()):
         rise = excess(at_large.robust, at_small.robust)
-        statuses.append(judge_excess(rise, LUCK))
+        statuses.append(judge_excess(rise, CHANCE))
         if statuses[-1] != PASS:
             rises.append(f"{rise.net} more examples are right under {large} than under {small}")
     last = list(curve.values())[-1]
@@ -213,14 +213,14 @@ def square(s: AuditedModel) -> Finding:
     """Square, which reads logits only, breaks hardly any example that the white-box attacks do not."""
     white = s.white_box()
     if not joint(white).any():
-        return _compared(white, {}, LUCK)
+        return _compared(white, {}, CHANCE)
     name = f"square, {s.budget.queries} queries"
     spec = AttackSpec(
         name=name, kind="square", eps=s.eps, steps=s.budget.queries, restarts=1, loss="cw",
         random_start=True,
     )  # fmt: skip
     row = s.attack(spec)[0]
-    found = _compared(white, {name: row}, LUCK)
+    found = _compared(white, {name: row}, CHANCE)
     searched = int((s.clean.robust & ~row.robust & _at_random_points(s)[1].robust).sum())
     tie = searched >= SQUARE_LEAST and excess(joint(white), row.robust).net >= 0
     if tie and found.status == PASS:
@@ -232,7 +232,7 @@ def transfer(s: AuditedModel) -> Finding:
     """Other networks' adversarial examples break hardly any example that white-box attacks do not."""
     white = s.white_box()
     if not joint(white).any():
-        return _compared(white, {}, LUCK)
+        return _compared(white, {}, CHANCE)
     sources = {name: _named_source(s, model) for name, model in s.sources.items()}
     sources |= nested_sources(s)
     if not sources:
@@ -243,7 +243,7 @@ def transfer(s: AuditedModel) -> Finding:
     for name, source in sources.items():
         title = f"pgd{s.budget.steps[0]} on {name}"
         craft = _crafted_on(s, source.logits_fn)
-        rows[title] = s.judged(
+        rows[title] = s.result_of(
             title,
             lambda _, x, y, craft=craft: _right(s, craft(x, y), y),
             identity=source.identity,
@@ -255,7 +255,7 @@ def transfer(s: AuditedModel) -> Finding:
             gradient="of another network",
             on=name,
         )
-    return _compared(white, rows, LUCK)
+    return _compared(white, rows, CHANCE)
 
 
 def _named_source(s: AuditedModel, model: keras.Model) -> Source:
@@ -272,7 +272,7 @@ def _crafted_on(s: AuditedModel, theirs: LogitsFn):
     @tf.function(reduce_retracing=True)
     def craft(x, y):
         return pgd(
-            attached(theirs), x, y, eps=eps, step_size=step,
+            differentiable(theirs), x, y, eps=eps, step_size=step,
             steps=s.budget.steps[0], loss=xent, bounds=(0.0, s.pixel_max),
         )  # fmt: skip
 
@@ -296,7 +296,7 @@ def _at_random_points(s: AuditedModel) -> tuple[str, AttackResult]:
         return robust
 
     name = f"{tries} random points"
-    return name, s.judged(
+    return name, s.result_of(
         name, right, kind="random search", steps=tries, restarts=1, points=tries
     )  # fmt: skip
 
@@ -305,9 +305,9 @@ def noise(s: AuditedModel) -> Finding:
     """Random points break far fewer examples than attacks, and hardly any that these do not."""
     white = s.white_box()
     if not joint(white).any():
-        return _compared(white, {}, LUCK)
+        return _compared(white, {}, CHANCE)
     name, row = _at_random_points(s)
-    found = _compared(white, {name: row}, LUCK)
+    found = _compared(white, {name: row}, CHANCE)
     by_attack = s.clean.robust & ~joint(white)
     both, broken = int((by_attack & ~row.robust).sum()), int(by_attack.sum())
     share, low = both / max(broken, 1), 0.0
@@ -371,9 +371,9 @@ def adaptive(s: AuditedModel) -> Finding:
     for name, logits_fn in normalisations(s.model).items():
         title = f"pgd{s.budget.steps[0]}, {name} normalisation"
         spec = s.pgd(title)
-        rows[title] = s.attack(spec, through=attached(logits_fn), variant=f"{name} normalisation")[
-            0
-        ]
+        rows[title] = s.attack(
+            spec, through=differentiable(logits_fn), variant=f"{name} normalisation"
+        )[0]
     return _compared(_default(s), rows, TUNING_TOLERANCE)
 
 
@@ -391,7 +391,7 @@ _MASKED = (
 CHECKS = {
     "iterative": Check(
         title="PGD is at least as strong as FGSM",
-        threshold=_more(LUCK),
+        threshold=_more(CHANCE),
         advice="Lower the step size and raise the number of steps; if one step stays stronger, the "
         "gradient changes along the way. " + _MASKED,
         judge=iterative,
@@ -399,9 +399,9 @@ CHECKS = {
     ),
     "steps": Check(
         title="Accuracy falls with steps and converges",
-        threshold=f"longest against second longest: WARN from {100 * LUCK:g} % of the examples, FAIL "
+        threshold=f"longest against second longest: WARN from {100 * CHANCE:g} % of the examples, FAIL "
         f"where the 95 % interval is above {100 * STEPS_TOLERANCE:g} %; more steps never weaker "
-        f"({_more(LUCK)})",
+        f"({_more(CHANCE)})",
         advice="Give PGD more steps (--budget=full) until the figure stands still, and quote that one.",
         judge=steps,
         weight=TUNING,
@@ -437,7 +437,7 @@ CHECKS = {
     ),
     "eps": Check(
         title="Accuracy falls with eps, to chance",
-        threshold=f"monotone ({_more(LUCK)}); at eps {LARGEST_EPS:g} the interval reaches chance",
+        threshold=f"monotone ({_more(CHANCE)}); at eps {LARGEST_EPS:g} the interval reaches chance",
         advice="An attack that may turn any image grey and fails is broken: nothing it says at "
         "smaller eps counts. " + _MASKED,
         judge=eps,
@@ -445,7 +445,7 @@ CHECKS = {
     ),
     "square": Check(
         title="Square is weaker than white box",
-        threshold=f"{_more(LUCK)}; WARN where Square breaks {SQUARE_LEAST} examples or more that "
+        threshold=f"{_more(CHANCE)}; WARN where Square breaks {SQUARE_LEAST} examples or more that "
         "random points do not, and white-box attacks break no more than Square",
         advice="Gradients should be worth more than a few queries of a random search. Where they are "
         "not: Square with more queries (--budget=standard). " + _MASKED,
@@ -454,7 +454,7 @@ CHECKS = {
     ),
     "transfer": Check(
         title="Transfer is not stronger than white box",
-        threshold=_more(LUCK),
+        threshold=_more(CHANCE),
         advice=_MASKED,
         judge=transfer,
         weight=PROOF,
@@ -463,7 +463,7 @@ CHECKS = {
         title="Noise is far weaker than the attack",
         threshold=f"share of the white-box attacks' damage, if {NOISE_LEAST} examples, that noise does: "
         f"WARN where its 95 % interval is above {100 * NOISE_WARN:g} %, FAIL above "
-        f"{100 * NOISE_FAIL:g} %; what noise alone breaks: {_more(LUCK)}",
+        f"{100 * NOISE_FAIL:g} %; what noise alone breaks: {_more(CHANCE)}",
         advice="The attacks do hardly more than their random starts. " + _MASKED,
         judge=noise,
         weight=HINT,

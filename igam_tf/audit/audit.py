@@ -32,12 +32,12 @@ from igam_tf.evaluation.evaluate import (
     fraction_text,
     split_of_arrays,
 )
-from igam_tf.evaluation.inputs import as_called
+from igam_tf.evaluation.model_flags import as_called
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
 from igam_tf.method.networks import reason_of
 from igam_tf.method.preprocess import Preprocessed
-from igam_tf.storage.journal import MASK_KEY, checksum, digits
+from igam_tf.storage.journal import MASK_KEY, checksum, text_of_mask
 from igam_tf.storage.run_folder import read_json, write_json
 
 CHECKS: dict[str, Check] = {
@@ -277,7 +277,7 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
         "batch_norm": "inference",
         "seed": audited.seed,
         "attacks": list(at_eps),
-        MASK_KEY: digits(robust),
+        MASK_KEY: text_of_mask(robust),
     }
 
 

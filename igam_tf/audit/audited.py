@@ -14,12 +14,12 @@ from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.attacks.direction import Direction, direction
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import Split, in_pixel_range
-from igam_tf.evaluation.evaluate import figures, logits_function, look_at, stated
-from igam_tf.evaluation.inputs import pixel_range
+from igam_tf.evaluation.evaluate import figures, logits_function, look_at, settings_dict
+from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.losses import xent
 from igam_tf.method.look import spread_of
-from igam_tf.storage.journal import MASK_KEY, Journal, digits, remembered, undigits
+from igam_tf.storage.journal import MASK_KEY, Journal, journaled, mask_of_text, text_of_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ BUDGETS = {
 }  # fmt: skip
 # Steps of 2.5 eps / steps reach any point of the ball from any other, with some to spare for turns
 # (Madry et al. 2018, §5.2): an attack whose steps are smaller measures itself.
-REACH = 2.5
+TRAVEL = 2.5
 # A sum in another order changes float32 logits by some 1e-6 of their size, randomness by far more.
 REPEATS, REPEAT_TOLERANCE = 3, 1e-4
 
@@ -89,13 +89,15 @@ class AttackResult:
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy and 95 % interval in percent, the settings, and the mask under its JSON key."""
-        return figures(self.robust) | self.settings | {MASK_KEY: digits(self.robust)}
+        return figures(self.robust) | self.settings | {MASK_KEY: text_of_mask(self.robust)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackResult":
         """Inverse of `to_json`."""
         own = ("accuracy", "n", "ci95", MASK_KEY)
-        return cls(undigits(content[MASK_KEY]), {k: v for k, v in content.items() if k not in own})
+        return cls(
+            mask_of_text(content[MASK_KEY]), {k: v for k, v in content.items() if k not in own}
+        )
 
 
 class AuditedModel:
@@ -107,7 +109,7 @@ class AuditedModel:
         pixel_max: highest pixel value of the model's input; None: the model's own, else the data
             set's.
         eps: headline radius, l-inf, as a fraction of the pixel range; None: the data set's.
-        step_size: of PGD, likewise; None: in the data set's ratio to eps, but at least REACH eps /
+        step_size: of PGD, likewise; None: in the data set's ratio to eps, but at least TRAVEL eps /
             steps.
         seed: seed of all random starts and points.
         batch_size: images attacked at once.
@@ -146,7 +148,7 @@ class AuditedModel:
         self.sources, self.journal = sources or {}, journal
         self.pixel_max = pixel_range(model, spec, pixel_max)
         self.eps = spec.eps if eps is None else eps
-        ratio = max(spec.step_size / spec.eps, REACH / budget.steps[0])
+        ratio = max(spec.step_size / spec.eps, TRAVEL / budget.steps[0])
         self.step_size = ratio * self.eps if step_size is None else step_size
         self.labels = split.labels.astype(np.int64)
         self.images = in_pixel_range(split.images, self.pixel_max)
@@ -156,7 +158,7 @@ class AuditedModel:
         self.doubts = look_at(
             model, split, pixel_max=self.pixel_max, eps=self.eps, seed=seed, batch_size=batch_size
         )
-        self.logits_fn = attached(logits_function(model, "inference"))
+        self.logits_fn = differentiable(logits_function(model, "inference"))
         self.logits = tf.function(self.logits_fn, reduce_retracing=True)
 
     @property
@@ -280,7 +282,7 @@ class AuditedModel:
             mode = f"{variant} {batch_norm}"
             logits_fn = through or self.logits_fn
             if batch_norm == "batch":
-                logits_fn = attached(logits_function(self.model, "batch"))
+                logits_fn = differentiable(logits_function(self.model, "batch"))
             common = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": self.seed}
             robust = robust_flags(
                 logits_fn, self.split.images, self.labels,
@@ -289,7 +291,7 @@ class AuditedModel:
                 **common,
             )  # fmt: skip
             for spec in specs:
-                settings = stated(spec) | {"gradient": variant or "exact", "on": "itself"}
+                settings = settings_dict(spec) | {"gradient": variant or "exact", "on": "itself"}
                 # Of a random network a second run would differ; what was judged stands.
                 self.results.setdefault(
                     spec.name, AttackResult(robust[spec.name], settings | common)
@@ -300,7 +302,7 @@ class AuditedModel:
         """Name of each of these attacks -> its result, as `attack`."""
         return dict(zip((spec.name for spec in specs), self.attack(*specs), strict=True))
 
-    def judged(
+    def result_of(
         self,
         name: str,
         right: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
@@ -321,11 +323,14 @@ class AuditedModel:
             return self.results[name]
         robust, journal = self.clean.robust.copy(), self._journal(identity)
         common = {"batch_norm": "inference", "batch_size": self.batch_size, "seed": self.seed}
-        blank = stated(AttackSpec(name=name, eps=self.eps)) | {"gradient": "none", "on": "itself"}
+        blank = settings_dict(AttackSpec(name=name, eps=self.eps)) | {
+            "gradient": "none",
+            "on": "itself",
+        }
         full = blank | settings | common
         for batch in self.batches():
             x, y = self.images[batch], self.labels[batch]
-            robust[batch] &= remembered(
+            robust[batch] &= journaled(
                 journal, ["audit", name, full, batch, y, x], right, batch, x, y
             )
         self.results[name] = AttackResult(robust, full)
@@ -351,7 +356,7 @@ class AuditedModel:
         """The default attack; each of several checks changes one of its settings."""
         return self.attack(self.pgd(f"pgd{self.budget.steps[0]}"))[0]
 
-    def ladder(self) -> dict[str, AttackResult]:
+    def pgd_by_steps(self) -> dict[str, AttackResult]:
         """PGD with each of the budget's numbers of steps."""
         return self.results_of(*(self.pgd(f"pgd{n}", steps=n) for n in self.budget.steps))
 
@@ -369,7 +374,7 @@ class AuditedModel:
 
     def white_box(self) -> dict[str, AttackResult]:
         """The gradient attacks that black boxes are compared with."""
-        results = self.ladder() | self.losses() | self.ensemble()
+        results = self.pgd_by_steps() | self.losses() | self.ensemble()
         return {
             name: result for name, result in results.items() if result.settings["kind"] != "square"
         }
@@ -380,7 +385,7 @@ def joint(results: dict[str, AttackResult]) -> np.ndarray:
     return np.logical_and.reduce([result.robust for result in results.values()])
 
 
-def attached(logits_fn: LogitsFn) -> LogitsFn:
+def differentiable(logits_fn: LogitsFn) -> LogitsFn:
     """The same logits; where they are cut off from x their gradient is 0 instead of missing.
 
     So a network without any gradient can be audited, and the check `gradients` reports it.

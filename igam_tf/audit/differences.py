@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 
-from igam_tf.attacks.losses import cw_margin
+from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.audit.audited import AuditedModel
 from igam_tf.audit.checks import (
     FAIL,

@@ -6,7 +6,7 @@ Every check is a function AuditedModel -> Finding; `CHECKS` names them.
 import numpy as np
 
 from igam_tf.attacks import AttackSpec
-from igam_tf.audit.audited import REACH, REPEAT_TOLERANCE, REPEATS, AuditedModel
+from igam_tf.audit.audited import REPEAT_TOLERANCE, REPEATS, TRAVEL, AuditedModel
 from igam_tf.audit.checks import (
     FAIL,
     HINT,
@@ -32,7 +32,7 @@ ZERO_EXAMPLES_WARN, ZERO_EXAMPLES_FAIL = 0.05, 0.25
 UNRELATED, COSINE_WARN = 2.0, 0.2
 # By its company an image's logits change by this share of their size and spread, beyond rounding in a
 # narrow type, and for this share of the images: a network that reads its batch changes nearly all.
-COMPANY_TOLERANCE, COMPANY_SHARE = 0.01, 0.05
+BATCH_TOLERANCE, BATCH_SHARE = 0.01, 0.05
 # Accuracies by moving averages and by batch statistics that are further apart than this belong to two
 # different networks. A batch of one is shown and not judged: no network is trained on such statistics.
 MODES_WARN = 0.10
@@ -120,9 +120,9 @@ def batch_norm(s: AuditedModel) -> Finding:
     """An image's logits do not depend on its batch, and both batch-norm modes are about as accurate."""
     together = s.repeated_logits[0]
     changes = np.abs(together - s.clean_logits(1)).max(1) / (np.abs(together).max(1) + s.spread)
-    company = int((changes > COMPANY_TOLERANCE).sum())
+    company = int((changes > BATCH_TOLERANCE).sum())
     steps = s.budget.batch_norm_steps
-    step_size = max(s.step_size, REACH * s.eps / steps)
+    step_size = max(s.step_size, TRAVEL * s.eps / steps)
     cells, rows, found = [], [], {}
     largest = min(s.n, LARGEST_BATCH)
     sizes = sorted({1, min(100, largest), largest})
@@ -138,7 +138,7 @@ def batch_norm(s: AuditedModel) -> Finding:
     apart = np.abs(np.array(judged) - found["inference"]).max()
     status = WARN if apart > MODES_WARN else PASS
     # Logits that change when the same batch is repeated are the business of `deterministic`.
-    if company >= max(LEAST_EXAMPLES, COMPANY_SHARE * s.n) and not s.random:
+    if company >= max(LEAST_EXAMPLES, BATCH_SHARE * s.n) and not s.random:
         status = FAIL
     return Finding(
         status=status,
@@ -190,8 +190,8 @@ CHECKS = {
     ),
     "batch_norm": Check(
         title="Inference mode, image by image",
-        threshold=f"logits alone and in company within {COMPANY_TOLERANCE:g} of their size, but for "
-        f"{100 * COMPANY_SHARE:g} % of the images (and {LEAST_EXAMPLES}); WARN where accuracies of the "
+        threshold=f"logits alone and in company within {BATCH_TOLERANCE:g} of their size, but for "
+        f"{100 * BATCH_SHARE:g} % of the images (and {LEAST_EXAMPLES}); WARN where accuracies of the "
         f"modes are more than {100 * MODES_WARN:g} points apart, batches of 1 aside",
         advice="Evaluate with moving averages (training=False). Figures on batch statistics belong "
         "to a batch, not to an image: do not quote them as robust accuracy.",

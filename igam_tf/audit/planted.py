@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from igam_tf.attacks import apgd, pgd, square
 from igam_tf.attacks.spec import STEPS
-from igam_tf.audit.audited import AuditedModel, attached
+from igam_tf.audit.audited import AuditedModel, differentiable
 from igam_tf.audit.checks import (
     FAIL,
     HINT,
@@ -70,7 +70,7 @@ def planted(s: AuditedModel) -> Finding:
         return not_applicable(str(error))
     n = min(s.n, s.budget.planted_images)
     features = tf.function(
-        attached(lambda x: tf.cast(plain_features(x), tf.float32)), reduce_retracing=True
+        differentiable(lambda x: tf.cast(plain_features(x), tf.float32)), reduce_retracing=True
     )  # fmt: skip
     steps, restarts = s.budget.steps[-1], s.budget.restarts
     step = np.float32(s.step_size * s.pixel_max * s.budget.steps[0] / steps)

@@ -25,14 +25,14 @@ def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
     """The strategy of a command line. Call it before any tensor is made.
 
     Args:
-        name: "default", one device; "mirrored", see `here`; "multiworker", all devices of every
-            worker that the environment's TF_CONFIG names; "auto": multiworker where there is a
+        name: "default", one device; "mirrored", see `local_strategy`; "multiworker", all devices of
+            every worker that the environment's TF_CONFIG names; "auto": multiworker where there is a
             TF_CONFIG, else mirrored.
-        replicas: devices of this machine, see `here`.
+        replicas: devices of this machine, see `local_strategy`.
 
     Raises:
-        UserError: as `here`; no TF_CONFIG or a wrong one, workers that do not come, or a number of
-            replicas where there is no choice.
+        UserError: as `local_strategy`; no TF_CONFIG or a wrong one, workers that do not come, or a
+            number of replicas where there is no choice.
     """
     if name == "multiworker" or (name == "auto" and os.environ.get(TF_CONFIG)):
         return _multiworker(replicas)
@@ -40,10 +40,10 @@ def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
         raise UserError(
             f"expected one device with --strategy=default; received --replicas={replicas}"
         )
-    return here(1 if name == "default" else replicas)
+    return local_strategy(1 if name == "default" else replicas)
 
 
-def here(replicas: int) -> tf.distribute.Strategy:
+def local_strategy(replicas: int) -> tf.distribute.Strategy:
     """MirroredStrategy over so many devices of this machine, the default strategy for a single one.
 
     Args:
@@ -68,7 +68,7 @@ def here(replicas: int) -> tf.distribute.Strategy:
     return mirrored([f"{'GPU' if gpus else 'CPU'}:{i}" for i in range(replicas)])
 
 
-def alone(chosen: tf.distribute.Strategy) -> tf.distribute.Strategy:
+def without_peers(chosen: tf.distribute.Strategy) -> tf.distribute.Strategy:
     """The strategy for work of the chief alone: `chosen`, or the default one if that needs workers."""
     return tf.distribute.get_strategy() if chosen.cluster_resolver else chosen
 
@@ -145,7 +145,7 @@ def lost_workers(chosen: tf.distribute.Strategy) -> Iterator[None]:
         ) from error
 
 
-def shares(batches: tf.data.Dataset) -> Iterator:
+def sharded(batches: tf.data.Dataset) -> Iterator:
     """Iterator over global batches (x [b,...], y [b]), split over the replicas in order.
 
     Every worker makes every batch and takes its part: batches are functions of the step, and an
@@ -162,7 +162,7 @@ def shares(batches: tf.data.Dataset) -> Iterator:
 
         def parts(*batch):
             return tf.data.Dataset.range(first, first + local).map(
-                lambda i: tuple(share(tensor, i, replicas) for tensor in batch)
+                lambda i: tuple(shard(tensor, i, replicas) for tensor in batch)
             )
 
         # The data set is declared infinite, so that workers need not agree on its end at each batch;
@@ -173,7 +173,7 @@ def shares(batches: tf.data.Dataset) -> Iterator:
     return iter(chosen.distribute_datasets_from_function(mine))
 
 
-def share(tensor: tf.Tensor, replica: tf.Tensor, replicas: int) -> tf.Tensor:
+def shard(tensor: tf.Tensor, replica: tf.Tensor, replicas: int) -> tf.Tensor:
     """Part number `replica` of `replicas` along the first axis; sizes differ by at most one."""
     n, replica = tf.shape(tensor, tf.int64)[0], tf.cast(replica, tf.int64)
     return tensor[n * replica // replicas : n * (replica + 1) // replicas]

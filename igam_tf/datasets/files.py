@@ -11,7 +11,7 @@ from absl import logging
 
 from igam_tf.common.archives import archive_errors, open_zip
 from igam_tf.common.errors import UserError
-from igam_tf.datasets.registry import DatasetSpec
+from igam_tf.datasets.named import DatasetSpec
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")

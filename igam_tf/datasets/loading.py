@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from igam_tf.common.errors import UserError
 from igam_tf.common.literal import literal
 from igam_tf.datasets.files import READERS, file_spec, resized
-from igam_tf.datasets.registry import SPECS, DatasetSpec, Split
+from igam_tf.datasets.named import SPECS, DatasetSpec, Split
 
 SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.common.errors import UserError
-from igam_tf.datasets.registry import Augment, DatasetSpec, Split
+from igam_tf.datasets.named import Augment, DatasetSpec, Split
 
 
 def to_pixels(images, spec: DatasetSpec) -> tf.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from igam_tf.attacks import AttackSpec
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.look import LOOKED_AT, Doubt
-from igam_tf.storage.journal import MASK_KEY, undigits
+from igam_tf.storage.journal import MASK_KEY, mask_of_text
 
 LEAST_EXAMPLES = 3  # fewer change with the seed alone
 LEAST_STEPS = 20  # of a PGD that is judged: shorter ones honestly leave more
@@ -18,7 +18,7 @@ BY_ONE_STEP, BY_ANOTHER, BY_SQUARE = 0.0, 0.10, 0.02
 BY_MARGIN = (
     0.02  # share of all images by which the cross-entropy may leave more than the margin does
 )
-LEAST_REACH = 0.5  # of all steps of a PGD together, in eps; MadryLab's PGD-20 on MNIST has 0.67
+LEAST_TRAVEL = 0.5  # of all steps of a PGD together, in eps; MadryLab's PGD-20 on MNIST has 0.67
 
 
 def disagreements(results: dict[str, dict]) -> list[Doubt]:
@@ -30,7 +30,7 @@ def disagreements(results: dict[str, dict]) -> list[Doubt]:
         results: name of each attack -> its row, see `igam_tf.evaluation.evaluate.evaluate`.
     """
     rows = {name: row for name, row in results.items() if row.get("loss")}
-    masks = {name: undigits(row[MASK_KEY]) for name, row in rows.items()}
+    masks = {name: mask_of_text(row[MASK_KEY]) for name, row in rows.items()}
     kinds = {name: "one step" if row["steps"] == 1 else row["kind"] for name, row in rows.items()}
     judged = [
         name
@@ -75,7 +75,7 @@ def _short(rows: dict[str, dict]) -> list[Doubt]:
     if not reach or any(row["kind"] != "pgd" for row in rows.values()):
         return []
     name = max(reach, key=lambda name: reach[name])
-    if reach[name] >= LEAST_REACH * rows[name]["eps"]:
+    if reach[name] >= LEAST_TRAVEL * rows[name]["eps"]:
         return []
     share = reach[name] / rows[name]["eps"]
     return [

@@ -20,7 +20,7 @@ from igam_tf.attacks import AttackSpec, attack_names, attack_specs
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
-from igam_tf.evaluation.inputs import as_called, pixel_range
+from igam_tf.evaluation.model_flags import as_called, pixel_range
 from igam_tf.evaluation.robust import LogitsFn, check_images, robust_flags, scale_for_attacks
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.checks import check_labels, check_pixels
@@ -34,7 +34,7 @@ from igam_tf.method.look import (
 )
 from igam_tf.method.networks import check_model, float16_layers, in_float32, logits_of
 from igam_tf.method.preprocess import Preprocessed
-from igam_tf.storage.journal import MASK_KEY, Journal, digits, undigits
+from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
 
 WORST_CASE = "worst_case"
 NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
@@ -68,7 +68,7 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
     return logits
 
 
-def stated(spec: AttackSpec) -> dict[str, Any]:
+def settings_dict(spec: AttackSpec) -> dict[str, Any]:
     """The settings of an attack that a report states, by name."""
     names = ("eps", "step_size", "steps", "restarts", "loss", "kind", "targets", "after")
     return {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
@@ -135,7 +135,7 @@ def evaluate(
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
-        each attack its robust mask under MASK_KEY, see `igam_tf.storage.journal.digits`; logits_scale
+        each attack its robust mask under MASK_KEY, see `igam_tf.storage.journal`; logits_scale
         where it is not 1, see `igam_tf.evaluation.robust.logits_scale`.
 
     Raises:
@@ -152,7 +152,9 @@ def evaluate(
     results = {}
     for spec in attacks:
         mask = robust[spec.name]
-        results[spec.name] = figures(mask) | stated(spec) | common | {MASK_KEY: digits(mask)}
+        results[spec.name] = (
+            figures(mask) | settings_dict(spec) | common | {MASK_KEY: text_of_mask(mask)}
+        )
     over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks)}
     over["eps_unit"] = eps_unit(attacks[0].norm)
     worst = np.logical_and.reduce(list(robust.values()))
@@ -216,7 +218,7 @@ def plan(
         "split": split.name,
         "data": split.source,
         "pixel_max": pixel_max,
-        "results": {spec.name: {"n": n} | stated(spec) | common for spec in specs},
+        "results": {spec.name: {"n": n} | settings_dict(spec) | common for spec in specs},
     }
     return split.take(slice(n), split.name), specs, settings
 
@@ -273,7 +275,7 @@ def model_report(
         )
         return masks[spec.name]
 
-    masks = [undigits(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
+    masks = [mask_of_text(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
     doubts += disagreements(results) + weak_loss(specs, np.logical_and.reduce(masks), further)
     return about | {"results": results, "doubts": as_json(doubts)}
 

@@ -10,13 +10,13 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
-from igam_tf.attacks.losses import class_of_rank
+from igam_tf.attacks.attack_losses import class_of_rank
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
 from igam_tf.formulas.losses import at_least_float32
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.storage.journal import Journal, remembered, settings_of
+from igam_tf.storage.journal import Journal, journaled, settings_of
 
 REVISION = 3  # of what the attacks compute: another one finds nothing in older journals
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -97,7 +97,7 @@ def robust_flags(
                 batch = indices[begin : begin + batch_size]
                 found = functools.cache(functools.partial(right_in_batch, group, run, batch))
                 for i, spec in enumerate(group):
-                    hits[i, begin : begin + len(batch)] = remembered(
+                    hits[i, begin : begin + len(batch)] = journaled(
                         journal, [settings_of(spec), *common, batch, y[batch], images[batch]],
                         lambda found, i: found()[i], found, i,
                     )  # fmt: skip
@@ -275,7 +275,7 @@ def _compiled(
 
         def of_replica() -> tf.Tensor:
             here = tf.distribute.get_replica_context().replica_id_in_sync_group
-            part = {k: devices.share(v, here, replicas) for k, v in by_example.items()}
+            part = {k: devices.shard(v, here, replicas) for k, v in by_example.items()}
             return classes(part, scalars)
 
         return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 1)

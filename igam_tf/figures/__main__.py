@@ -21,7 +21,7 @@ from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names
 from igam_tf.evaluation.evaluate import eps_unit, look_at
-from igam_tf.evaluation.inputs import (
+from igam_tf.evaluation.model_flags import (
     NAMES_OF_MODELS,
     as_called,
     data_settings,

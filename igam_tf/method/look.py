@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.attacks.draws import for_each, in_ball
-from igam_tf.attacks.losses import cw_margin
 from igam_tf.common.errors import UserError
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
 from igam_tf.method.networks import (

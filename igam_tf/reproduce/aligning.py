@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import logging
 
 from igam_tf.evaluation.alignment import alignment
-from igam_tf.evaluation.inputs import model_and_images
+from igam_tf.evaluation.model_flags import model_and_images
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.collecting import ALIGNMENT, finished
 from igam_tf.reproduce.tables import Table

@@ -12,7 +12,7 @@ from igam_tf.evaluation.results import evaluation_text, read_results
 from igam_tf.formulas.statistics import difference_interval
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import PAPER_SECONDS, Table, TableRow
-from igam_tf.storage.journal import MASK_KEY, undigits
+from igam_tf.storage.journal import MASK_KEY, mask_of_text
 from igam_tf.storage.run_folder import read_json, read_metrics
 from igam_tf.training.monitor import CLEAN, ROBUST
 from igam_tf.training.teachers import STAGE as TEACHER
@@ -76,7 +76,9 @@ def content_of(table: Table, rows: list[dict], kept: Mapping[str, Mapping]) -> d
 def kept_images(rows: list[dict]) -> dict[str, dict[str, np.ndarray]]:
     """Name of a row that was run -> attack -> which images the row keeps, [n] of 0 and 1."""
     return {
-        row["name"]: {a: undigits(cell[MASK_KEY]).astype(float) for a, cell in row["cells"].items()}
+        row["name"]: {
+            a: mask_of_text(cell[MASK_KEY]).astype(float) for a, cell in row["cells"].items()
+        }
         for row in rows
         if row["run"]
     }

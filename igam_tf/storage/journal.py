@@ -20,18 +20,18 @@ from igam_tf.common.errors import UserError, folder_in_place
 from igam_tf.common.locks import take_lock
 
 # Results and journals hold robust masks under this key, as they always have: files of before are read.
-MASK_KEY = "standing"
+MASK_KEY = "robust_mask"
 _LINE = re.compile(
     rf'{{"key": "([0-9a-f]+)", "{MASK_KEY}": "([01]*)", "sha256": "[0-9a-f]+"}}'.encode()
 )
 
 
-def digits(robust: np.ndarray) -> str:
+def text_of_mask(robust: np.ndarray) -> str:
     """A robust mask [n] bool as text: for each example 1 where it is robust, else 0."""
     return "".join("1" if r else "0" for r in robust)
 
 
-def undigits(text: str) -> np.ndarray:
+def mask_of_text(text: str) -> np.ndarray:
     """Inverse of `digits`, [n] bool."""
     return np.frombuffer(text.encode(), np.uint8) == ord("1")
 
@@ -108,7 +108,7 @@ class Journal:
     def get(self, key: str) -> np.ndarray | None:
         """The mask [B] bool that was put under this key; None if there is none."""
         text = self._known.get(key)
-        return None if text is None else undigits(text)
+        return None if text is None else mask_of_text(text)
 
     def put(self, key: str, robust: np.ndarray) -> None:
         """Keeps the mask [B] bool of a finished batch.
@@ -116,7 +116,7 @@ class Journal:
         Raises:
             UserError: the journal's folder is not at its place any more.
         """
-        self._known[key] = digits(robust)
+        self._known[key] = text_of_mask(robust)
         with folder_in_place(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(_line(key, self._known[key]) + "\n")
             file.flush()
@@ -160,7 +160,7 @@ def journal_beside(file: Path, identity: str, part: str = "") -> Iterator[Journa
         path.unlink()
 
 
-def remembered(
+def journaled(
     journal: Journal | None, parts: Sequence[Any], work: Callable[..., np.ndarray], *arguments: Any
 ) -> np.ndarray:
     """The journal's mask [B] bool for the key of `parts`; else work(*arguments), which is kept there."""

@@ -67,7 +67,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; it takes the name of `path` once the block ends without error.
 
     Raises:
@@ -85,13 +85,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, content: str) -> None:
     """Writes `path` atomically."""
-    with whole_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 
 def copy_file(source: Path, path: Path) -> None:
     """Copies a file to `path`, which appears whole."""
-    with whole_file(path) as temporary:
+    with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
 
 
@@ -138,7 +138,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Saves a `.keras` file atomically."""
-    with whole_file(path) as temporary:
+    with replacing(path) as temporary:
         model.save(temporary)
 
 

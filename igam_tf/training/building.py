@@ -8,7 +8,7 @@ import numpy as np
 
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec
-from igam_tf.evaluation.inputs import pixel_range
+from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec, target_spec, teacher_network
 from igam_tf.method.adversarial import PGDTraining

@@ -145,7 +145,7 @@ def train(
     if done >= steps:
         return
     stop = _StopFlag()
-    data = devices.shares(batches(done))
+    data = devices.sharded(batches(done))
     train_function = trainer.make_train_function() or trainer.train_function
     clock = _Stopwatch(float(minutes.numpy()))
     with stop, tqdm(initial=done, total=steps, desc=stage, unit="step") as bar:

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from igam_tf.attacks.apgd import KIND as APGD
+from igam_tf.attacks.attack_losses import loss_named
 from igam_tf.attacks.draws import Draws, for_each
 from igam_tf.attacks.fab import KIND as FAB
-from igam_tf.attacks.losses import loss_named
 from igam_tf.attacks.norms import check_norm
 from igam_tf.attacks.pgd import KIND as PGD
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
