@@ -225,7 +225,7 @@ class IGAM(ClassifierTrainer):
         if self.adaptor is not None and not self.adaptor.built:
             self.adaptor.build(shape)
         if self.discriminator is not None and not self.discriminator.built:
-            (seen,) = self.apply_view(self.settings.disc_view, tf.zeros((1, *image_shape)))
+            (seen,) = self.apply_view(tf.zeros((1, *image_shape)))
             self.discriminator.build((None, *seen.shape[1:]))
 
     def loss_of(self, means: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -476,7 +476,7 @@ class IGAM(ClassifierTrainer):
         if self.method.difference:
             own = self.method.difference is not losses.l_diff
             difference = self.method.difference if own else losses.DIFF_NORMS[s.diff_norm]
-            terms["L_diff"] = difference(*self.apply_view(s.diff_view, j_s, j_t))
+            terms["L_diff"] = difference(j_s, j_t)
             share += s.lambda_diff * tf.cast(self.reduce_diff(terms["L_diff"]), share.dtype)
         grown = tf.cast(self.ramp(s.igam_start, s.ramp_steps), j_s.dtype)
         return s.match_every * grown * share, terms
@@ -508,12 +508,12 @@ class IGAM(ClassifierTrainer):
         """f_disc's logits (d_s, d_t), [B] each, from one batch that holds both gradients (R4)."""
         if self.adaptor:
             j_s = tf.cast(self.adaptor(j_s), j_t.dtype)
-        both = tf.concat(self.apply_view(self.settings.disc_view, j_s, j_t), axis=0)
+        both = tf.concat(self.apply_view(j_s, j_t), axis=0)
         return tf.split(losses.at_least_float32(self.discriminator(both)), 2)
 
-    def apply_view(self, view: str, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What a term with that view, "all" or "teacher", sees of each J [B,H,W,C]."""
-        if view == "all" or not isinstance(self.teacher, Teacher):
+    def apply_view(self, *js: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What f_disc sees of each J [B,H,W,C]; see the setting `disc_view`."""
+        if self.settings.disc_view == "all" or not isinstance(self.teacher, Teacher):
             return js
         return tuple(map(self.teacher.transform.teacher_view, js))
 

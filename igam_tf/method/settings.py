@@ -163,12 +163,6 @@ class Settings:
         "discriminator",
         choices=("same", "recomputed"),
     )
-    diff_view: str = setting(
-        "all",
-        "What L_diff sees of J: all; teacher, what the teacher can see. Gained nothing.",
-        "without gain",
-        choices=("all", "teacher"),
-    )
     disc_label_smoothing: float = setting(
         0.0,
         "In the discriminator's step the teacher's gradients have 1 minus this as label (Salimans et "
