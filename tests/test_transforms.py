@@ -341,7 +341,7 @@ def test_a_repeated_channel_sums_the_gradients_of_its_copies():
         total = tf.reduce_sum(y * g)
     np.testing.assert_array_equal(y, [[[[2, 2, 2], [5, 5, 5]]]])
     np.testing.assert_array_equal(tape.gradient(total, x), [[[[111], [222]]]])
-    with pytest.raises(ValueError, match="images of one channel"):
+    with pytest.raises(UserError, match="3 channels"):
         ChannelRepeat(3)(tf.zeros((1, 2, 2, 3)))
 
 
@@ -371,18 +371,18 @@ def test_visible_hides_what_the_map_discards():
 
 
 def test_too_small_an_image_is_refused():
-    with pytest.raises(ValueError, match=r"at least 28x28 pixels. Received: 6x6"):
+    with pytest.raises(UserError, match=r"28x28.* 6x6"):
         CenterCrop(28)(tf.zeros((1, *SHAPE)))
 
 
 @pytest.mark.parametrize("layer", [CenterPad(4), RandomPad(4)])
 def test_too_large_an_image_is_refused(layer):
-    with pytest.raises(ValueError, match=r"Pad needs images of at most 4x4 pixels. Received: 6x6"):
+    with pytest.raises(UserError, match=r"4x4.* 6x6"):
         layer(tf.zeros((1, *SHAPE)))
 
 
 def test_an_unknown_sampling_is_refused():
-    with pytest.raises(ValueError, match=r"half_pixel, legacy. Received: 'corners'"):
+    with pytest.raises(UserError, match=r"half_pixel, legacy.*'corners'"):
         Resize(12, "corners")
 
 

@@ -14,7 +14,7 @@ _DISK = (
 )  # fmt: skip
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input: one sentence with what was expected and what came. Shown without a traceback."""
 
     ag_pass_through = True  # tells a tf.function not to put "in user code: File ..." before it

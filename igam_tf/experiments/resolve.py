@@ -98,7 +98,7 @@ def described_transform(
         words, maps = config.transform, MAPS[config.transform](size, config.up_resize)
     try:
         shape = Compose(maps).compute_output_shape((None, *target.image_shape))[1:]
-    except ValueError as error:
+    except UserError as error:
         shape = str(error)
     if shape != wanted:
         raise UserError(

@@ -117,6 +117,8 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
         offered = {"shape": shape, "num_classes": num_classes} if shape else {}
         wanted = inspect.signature(build).parameters
         model = build(**{k: v for k, v in offered.items() if k in wanted})
+    except UserError:
+        raise
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"expected module:function, a function of nothing, or of shape and num_classes; "

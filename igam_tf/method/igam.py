@@ -324,12 +324,12 @@ class IGAM(ClassifierTrainer):
         """One step on (x [B,H,W,C] in the student's pixel range, y [B]); returns running means.
 
         Raises:
-            ValueError: called in a graph of the caller's own, which cannot choose the step's kind.
+            UserError: called in a graph of the caller's own, which cannot choose the step's kind.
         """
         if self._phase is None and not tf.executing_eagerly():
-            raise ValueError(
-                "the host must choose each step's kind: use `fit`, `make_train_function`, or "
-                "`step_of_kind(data, phase)` with `phase(step)`."
+            raise UserError(
+                "expected train_step outside a graph, where the host chooses each step's kind: use fit, "
+                "make_train_function, or step_of_kind(data, phase) with phase(step)"
             )
         phase = self._phase or self.phase(int(self.optimizer.iterations.numpy()))
         return self.step_of_kind(data, phase)
@@ -338,7 +338,7 @@ class IGAM(ClassifierTrainer):
     def step_of_kind(self, data: tuple[tf.Tensor, tf.Tensor], phase: str) -> dict:
         """One step of the given kind; see `phase`."""
         if phase not in PHASES:
-            raise ValueError(f"expected a phase of {', '.join(PHASES)}. Received: {phase!r}")
+            raise UserError(f"expected a phase of {', '.join(PHASES)}; received {phase!r}")
         if phase == "plain":
             return super().train_step(data)
         x, y = self.batch_of(data)

@@ -49,7 +49,7 @@ class Identity(keras.layers.Layer):
         """Shape [B,H,W,C] of an image after the map.
 
         Raises:
-            ValueError: the map is not for images of this shape.
+            UserError: the map is not for images of this shape.
         """
         return tuple(input_shape)
 
@@ -125,8 +125,8 @@ class ChannelRepeat(Identity):
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
         """[B,H,W,1] -> [B,H,W,channels]."""
         if input_shape[-1] != 1:
-            raise ValueError(
-                f"ChannelRepeat needs images of one channel. Received: {input_shape[-1]} channels"
+            raise UserError(
+                f"expected images of one channel for ChannelRepeat; received {input_shape[-1]} channels"
             )
         return (*input_shape[:3], self.channels)
 
@@ -162,9 +162,9 @@ class CenterCrop(Identity):
         """[B,H,W,C] -> [B,*size,C]."""
         (height, width), (rows, columns) = input_shape[1:3], _sides(self.size)
         if height < rows or width < columns:
-            raise ValueError(
-                f"CenterCrop needs images of at least {rows}x{columns} pixels. "
-                f"Received: {height}x{width}"
+            raise UserError(
+                f"expected images of at least {rows}x{columns} pixels for CenterCrop; received "
+                f"{height}x{width}"
             )
         return (input_shape[0], rows, columns, input_shape[3])
 
@@ -201,9 +201,9 @@ class CenterPad(Identity):
         """[B,H,W,C] -> [B,*size,C]."""
         (height, width), (rows, columns) = input_shape[1:3], _sides(self.size)
         if height > rows or width > columns:
-            raise ValueError(
-                f"{type(self).__name__} needs images of at most {rows}x{columns} pixels. "
-                f"Received: {height}x{width}"
+            raise UserError(
+                f"expected images of at most {rows}x{columns} pixels for {type(self).__name__}; "
+                f"received {height}x{width}"
             )
         return (input_shape[0], rows, columns, input_shape[3])
 
@@ -303,7 +303,7 @@ class Resize(Identity):
 
     def __init__(self, size: Size, sampling: str = "half_pixel", **kwargs):
         if sampling not in SAMPLINGS:
-            raise ValueError(f"expected sampling of {', '.join(SAMPLINGS)}. Received: {sampling!r}")
+            raise UserError(f"expected sampling of {', '.join(SAMPLINGS)}; received {sampling!r}")
         super().__init__(**kwargs)
         self.size, self.sampling = size, sampling
 
