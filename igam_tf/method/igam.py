@@ -484,15 +484,14 @@ class IGAM(ClassifierTrainer):
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
         """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example).
 
-        With `disc_label_smoothing` and `disc_r1` f_disc descends on more than -L_adv.
+        With `disc_r1` f_disc descends on more than -L_adv.
         """
         s, phi = self.settings, self.discriminator.trainable_variables
         j_s = tf.stop_gradient(j_s)
         with whole_second_derivatives(), tf.GradientTape() as tape:  # disc_r1 has one
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
-            # log(1 - sigmoid(d)) = log sigmoid(d) - d
-            total = -self.reduce_adv(l_adv - s.disc_label_smoothing * d_t)
+            total = -self.reduce_adv(l_adv)
             total = total_of(total, self.decay(decayed_variables(self.discriminator)))
             if s.disc_r1:
                 j_t = standardize(j_t)

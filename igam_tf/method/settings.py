@@ -163,13 +163,6 @@ class Settings:
         "discriminator",
         choices=("same", "recomputed"),
     )
-    disc_label_smoothing: float = setting(
-        0.0,
-        "In the discriminator's step the teacher's gradients have 1 minus this as label (Salimans et "
-        "al. 2016, arXiv 1606.03498); 0 is eq. 12. Gained nothing.",
-        "without gain",
-        within=(0, 1),
-    )
     disc_r1: float = setting(
         0.0,
         "Weight gamma of gamma/2 |d logit / d J_t|^2 in the discriminator's step (Mescheder et al. "
