@@ -77,7 +77,7 @@ MAIN = {
 ALL = MAIN | {
     "finite differences": lambda: igam(second_order="finite_difference"),
     "jarn": lambda: igam(method="jarn"),
-    "spectral": lambda: igam("spectral", disc_r1=0.1),
+    "spectral": lambda: igam("spectral"),
     "ard": ard,
     "probabilities": lambda: ClassifierTrainer(
         network(activation="softmax"), pixel_max=255.0, from_probabilities=True

@@ -21,7 +21,7 @@ from keras.optimizers import LossScaleOptimizer
 from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
-from igam_tf.method.discriminator import CHANNELS, Discriminator, standardize
+from igam_tf.method.discriminator import CHANNELS, Discriminator
 from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import are_probabilities, decayed_variables, logits_of
 from igam_tf.method.objectives import METHODS
@@ -482,24 +482,16 @@ class IGAM(ClassifierTrainer):
         return s.match_every * grown * share, terms
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
-        """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example).
-
-        With `disc_r1` f_disc descends on more than -L_adv.
-        """
-        s, phi = self.settings, self.discriminator.trainable_variables
-        j_s = tf.stop_gradient(j_s)
-        with whole_second_derivatives(), tf.GradientTape() as tape:  # disc_r1 has one
+        """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example)."""
+        phi, j_s = self.discriminator.trainable_variables, tf.stop_gradient(j_s)
+        with (
+            whole_second_derivatives(),
+            tf.GradientTape() as tape,
+        ):  # moments as in the student's step
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
             total = -self.reduce_adv(l_adv)
             total = total_of(total, self.decay(decayed_variables(self.discriminator)))
-            if s.disc_r1:
-                j_t = standardize(j_t)
-                slope, _, _ = gradients.input_gradient(
-                    lambda j: self.discriminator_logits(j_s, j)[::-1], j_t
-                )
-                steepness = self.mean(losses.l_diff(slope, tf.zeros_like(slope)))
-                total = total_of(total, s.disc_r1 / 2 * steepness)
         scale = mean_scale(self.discriminator_optimizer, self.discriminator, l_adv)
         return gradients.scaled(tape, total, phi, scale), l_adv
 

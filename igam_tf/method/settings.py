@@ -163,12 +163,6 @@ class Settings:
         "discriminator",
         choices=("same", "recomputed"),
     )
-    disc_r1: float = setting(
-        0.0,
-        "Weight gamma of gamma/2 |d logit / d J_t|^2 in the discriminator's step (Mescheder et al. "
-        "2018, arXiv 1801.04406), J_t scaled to mean 0 and mean square 1; 0 is eq. 12. Gained nothing.",
-        "without gain",
-    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
