@@ -42,8 +42,8 @@ def network(seed: int = 0, **kwargs) -> keras.Sequential:
     ])  # fmt: skip
 
 
-def igam(disc_norm: str = "batch", **settings) -> igam_tf.IGAM:
-    disc = igam_tf.Discriminator((4,), norm=disc_norm)
+def igam(**settings) -> igam_tf.IGAM:
+    disc = igam_tf.Discriminator((4,))
     teacher = None if settings.get("method") == "jarn" else network(5)
     settings = dataclasses.replace(WEIGHTS, **settings)
     return igam_tf.IGAM(network(), teacher, disc, settings=settings, pixel_max=255.0)
@@ -77,7 +77,6 @@ MAIN = {
 ALL = MAIN | {
     "finite differences": lambda: igam(second_order="finite_difference"),
     "jarn": lambda: igam(method="jarn"),
-    "spectral": lambda: igam("spectral"),
     "ard": ard,
     "probabilities": lambda: ClassifierTrainer(
         network(activation="softmax"), pixel_max=255.0, from_probabilities=True
@@ -479,7 +478,7 @@ def test_parts_are_loaded_by_their_names_alone(not_imported):
     ]  # fmt: skip
     rate = JoinSchedules(0.1, schedule("step", 0.2, 8), 4)
     parts = [
-        *maps, igam_tf.Compose(maps), igam_tf.Discriminator((4, 8), norm="spectral"),
+        *maps, igam_tf.Compose(maps), igam_tf.Discriminator((4, 8), outputs=2),
         madry_models.MnistCNN(5), madry_models.WideResNet(8, 1), Momentum(rate, momentum=0.5),
     ]  # fmt: skip
     for part in parts:

@@ -26,7 +26,7 @@ from igam_tf.experiments.config import GROUPS
 
 # Program -> flags that its help text must show, of those that another module defines among them.
 PROGRAMS = {
-    "igam_tf.train": ["--source=<", "--workdir=", "--disc_r1=", "--[no]print_config"],
+    "igam_tf.train": ["--source=<", "--workdir=", "--disc_every=", "--[no]print_config"],
     "igam_tf.eval_pgd": ["--model=", "--dataset=", "--pixel_max=", "--attacks=", "--json="],
     "igam_tf.audit": ["--budget=<quick|", "--data_dir=", "--split=<train|test>"],
     "igam_tf.figures": ["--runs=", "--data_seed=", "--points="],

@@ -20,7 +20,6 @@ GROUPS = {
     "baselines": "students trained on adversarial examples",
     "evaluation": "stage 3: accuracy on test images, clean and under attack",
     "run": "data, seed, and how often a run reports and saves",
-    "without gain": "measured at the cpu preset, and no better than their defaults",
 }
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -237,12 +236,6 @@ class Config(Settings):
     )
     disc_learning_rate: float = setting(
         0.1, "Learning rate of the discriminator, at its highest.", "discriminator"
-    )
-    disc_norm: str = setting(
-        "batch",
-        "Normalisation in f_disc: batch norm, or spectral norm. Gained nothing.",
-        "without gain",
-        choices=("batch", "spectral"),
     )
 
     pgd_steps: int = setting(

@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.formulas.gradients import flatten, of_unit_size, unit
-from igam_tf.formulas.losses import at_least_float32
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import leaky_relu
 
@@ -27,17 +26,6 @@ def normalize(j: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(j))
 
 
-def standardize(j: tf.Tensor) -> tf.Tensor:
-    """Zero mean and mean square 1 per gradient, for what batch norm does not scale. J [B,...]."""
-    return normalize(j) * j[0].shape.num_elements() ** 0.5
-
-
-def spectral_norm(kernel: tf.Tensor) -> tf.Tensor:
-    """Largest singular value of a kernel [..., outputs] as a matrix of that many columns. -> scalar."""
-    matrix = at_least_float32(tf.reshape(kernel, [-1, kernel.shape[-1]]))
-    return tf.sqrt(tf.linalg.eigvalsh(tf.matmul(matrix, matrix, transpose_a=True))[-1])
-
-
 @keras.saving.register_keras_serializable("igam_tf")
 class Discriminator(keras.Model):
     """4x4 convolutions of stride 2 with bias, BN, leaky ReLU 0.1; flatten; dense (App. A, R4).
@@ -49,8 +37,6 @@ class Discriminator(keras.Model):
         channels: output channels of each convolution, e.g. (16, 32, 64, 128, 256).
         outputs: 1 for a sigmoid output (eq. 10), 2 for the release's two-class softmax, whose
             difference z_1 - z_0 is the same logit.
-        norm: "batch"; or "spectral", each layer's output, its bias with it, over the spectral norm of
-            its kernel (Miyato et al. 2018, arXiv 1802.05957), with J at mean square 1 and no batch norm.
         synchronized: batch statistics over all replicas.
 
     Example:
@@ -63,12 +49,11 @@ class Discriminator(keras.Model):
         channels: Sequence[int],
         *,
         outputs: int = 1,
-        norm: str = "batch",
         synchronized: bool = False,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # J is too small for float16 before `normalize`
-        self.channels, self.outputs, self.norm = tuple(channels), outputs, norm
+        self.channels, self.outputs = tuple(channels), outputs
         self.synchronized = synchronized
         dtype = self.dtype_policy
         self.convolutions = [
@@ -77,18 +62,17 @@ class Discriminator(keras.Model):
         ]
         self.norms = [
             BatchNormalization(momentum=0.9, epsilon=1e-3, synchronized=synchronized, dtype=dtype)
-            for _ in (self.channels if norm == "batch" else ())
+            for _ in self.channels
         ]
         self.logits_layer = keras.layers.Dense(outputs, dtype=dtype)
 
     def build(self, input_shape):
         """Creates every variable; input_shape [B,H,W,C] of the gradients shown to f_disc."""
         _, height, width, c = input_shape
-        for conv in self.convolutions:
+        for conv, norm in zip(self.convolutions, self.norms, strict=True):
             conv.build((None, None, None, c))
             c, height, width = conv.filters, -(-height // 2), -(-width // 2)
-        for norm, channels in zip(self.norms, self.channels, strict=False):
-            norm.build((None, None, None, channels))
+            norm.build((None, None, None, c))
         self.logits_layer.build((None, height * width * c))
         self.built = True
 
@@ -99,19 +83,10 @@ class Discriminator(keras.Model):
 
     def call(self, j: tf.Tensor) -> tf.Tensor:
         """J [B,H,W,C] -> logit that J is the teacher's, [B]."""
-        last = self.logits_layer
-        if self.norm == "batch":
-            h = normalize(j)
-            for conv, norm in zip(self.convolutions, self.norms, strict=True):
-                h = leaky_relu(norm(conv(h), training=True))
-            z = last(flatten(h))
-        else:
-            h = standardize(j)
-            for conv in self.convolutions:
-                h = conv(h)
-                h = leaky_relu(h / tf.cast(spectral_norm(conv.kernel), h.dtype))
-            z = last(flatten(h))
-            z /= tf.cast(spectral_norm(last.kernel), z.dtype)
+        h = normalize(j)
+        for conv, norm in zip(self.convolutions, self.norms, strict=True):
+            h = leaky_relu(norm(conv(h), training=True))
+        z = self.logits_layer(flatten(h))
         return z[:, 0] if self.outputs == 1 else z[:, 1] - z[:, 0]
 
     def get_config(self) -> dict:
@@ -120,6 +95,5 @@ class Discriminator(keras.Model):
             **super().get_config(),
             "channels": self.channels,
             "outputs": self.outputs,
-            "norm": self.norm,
             "synchronized": self.synchronized,
         }

@@ -181,9 +181,7 @@ def new_trainer(
         teacher.set_precision(c.precision)
     disc = None
     if method.discriminator:
-        disc = Discriminator(
-            c.disc_channels, outputs=c.disc_outputs, norm=c.disc_norm, synchronized=synchronized
-        )
+        disc = Discriminator(c.disc_channels, outputs=c.disc_outputs, synchronized=synchronized)
     igam = IGAM(
         student,
         teacher,
