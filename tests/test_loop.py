@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igam_tf.common.devices import local_strategy
 from igam_tf.common.errors import UserError
 from igam_tf.experiments.config import Config
 from igam_tf.method.optimizers import Momentum
@@ -90,40 +89,3 @@ def test_an_unreadable_model_is_one_sentence(tmp_path):
     path.write_bytes(b"PK not really")
     with pytest.raises(UserError, match=r"expected a readable \.keras file"):
         load_model(path)
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_the_running_mean_is_what_validation_sees_and_what_is_kept(replicas, tmp_path):
-    """By hand from the weights after each step, which go on as without it."""
-    rng = np.random.default_rng(0)
-    data = rng.normal(size=(5, 8, 4)).astype("float32"), np.tile(np.arange(8) % 2, (5, 1))
-
-    def run(name: str, **averaging) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """(weights that validation saw, those at the end, those to keep)"""
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        trainer = ClassifierTrainer(network)
-        trainer.compile(Momentum(0.1, momentum=0.9, **averaging))
-        trainer.optimizer.build(trainer.trained_variables)
-        kernel, seen = network.layers[-1].kernel, []
-        with RunFolder(tmp_path / name, Config()) as folder:
-            train(
-                trainer, lambda _: tf.data.Dataset.from_tensor_slices(data), folder=folder,
-                stage="s", steps=5, log_every=1, checkpoint_every=9,
-                validate=lambda *_: seen.append(kernel.numpy()) or {},
-            )  # fmt: skip
-        end = kernel.numpy()
-        trainer.optimizer.finalize_variable_values(trainer.trained_variables)
-        return seen, end, kernel.numpy()
-
-    with local_strategy(replicas).scope():
-        weights, plain_end, plain_kept = run("plain")
-        seen, end, kept = run("averaged", use_ema=True, ema_momentum=0.75)
-    means = [weights[0]]
-    for w in weights[1:]:
-        means.append(0.75 * means[-1] + 0.25 * w)
-    np.testing.assert_allclose(seen, means, atol=1e-6)
-    np.testing.assert_allclose(kept, means[-1], atol=1e-6)
-    np.testing.assert_array_equal(end, plain_end)
-    np.testing.assert_array_equal(plain_kept, plain_end)
-    assert np.abs(kept - end).max() > 1e-3

@@ -211,13 +211,6 @@ class Config(Settings):
         "student",
         within=(0, 1),
     )
-    averaging: float = setting(
-        0.0,
-        "Decay, at each step, of the running mean of the student's weights, which is what is kept; 0: "
-        "the weights themselves. Batch norm keeps its own moving averages.",
-        "student",
-        within=(0, 0.999999),
-    )
     pixel_noise: float = setting(
         0.0, "Half-width of uniform noise on training images, in pixels of 0..255 (R10).", "student"
     )

@@ -1,7 +1,4 @@
-"""Momentum as TensorFlow 1 has it, the learning-rate schedules of the recipes, averaged weights."""
-
-import contextlib
-from collections.abc import Iterator, Sequence
+"""Momentum as TensorFlow 1 has it, and the learning-rate schedules of the recipes."""
 
 import keras
 from keras import ops
@@ -67,18 +64,6 @@ def schedule(
             0.0, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
         )
     raise UserError(f"expected a schedule of constant, step or cosine; received {name!r}")
-
-
-@contextlib.contextmanager
-def averaged(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> Iterator[None]:
-    """Context in which the variables hold their running means, where the optimizer keeps some."""
-    before = [v.numpy() for v in variables] if optimizer.use_ema else []
-    optimizer.finalize_variable_values(variables)
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=False):
-            variable.assign(value)
 
 
 @keras.saving.register_keras_serializable("igam_tf")

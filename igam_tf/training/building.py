@@ -133,12 +133,7 @@ def new_optimizers(config: Config) -> list[Momentum]:
     if method.discriminator:
         turns = -(-igam_steps // (c.match_every * c.disc_every))
         rates.append(schedule(c.lr_schedule, c.disc_learning_rate, turns))
-    mean = {"use_ema": True, "ema_momentum": c.averaging} if c.averaging else {}
-    student, *disc = rates
-    return [
-        Momentum(student, momentum=c.momentum, **mean),
-        *(Momentum(rate, momentum=c.momentum) for rate in disc),
-    ]
+    return [Momentum(rate, momentum=c.momentum) for rate in rates]
 
 
 def new_trainer(

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError
 from igam_tf.formulas import losses
-from igam_tf.method.optimizers import averaged
 from igam_tf.method.trainer import ClassifierTrainer, not_finite
 from igam_tf.storage.checkpoints import Checkpoints
 from igam_tf.storage.run_folder import RunFolder, read_metrics, write_text
@@ -172,7 +171,7 @@ def train(
             if not folder.chief:  # the chief alone validates, saves and stops on a signal
                 continue
             if validate and (step % validate_every == 0 or step == steps):
-                with clock.stopped(), averaged(trainer.optimizer, trainer.trained_variables):
+                with clock.stopped():
                     log(step, validate(step, log) | {"train_minutes": clock.minutes()})
             if stop.signal or step % checkpoint_every == 0 or step == steps:
                 folder.check_place()

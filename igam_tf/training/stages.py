@@ -289,7 +289,6 @@ class Run:
                 augment=dataclasses.replace(target_spec(c).augment, noise=c.pixel_noise),
                 monitor=monitor,
             )
-        optimizers[0].finalize_variable_values(trainer.trained_variables)  # --averaging
         # Attacks need every bit of the gradient: what is kept and scored computes in float32.
         exact = new_student(c, "float32", synchronized=self.synchronized)
         exact.set_weights(student.get_weights())
