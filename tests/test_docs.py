@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+MEASUREMENTS = sorted((ROOT / "docs" / "lab").glob("*.md"))  # their commands are of their day
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 SECTIONS = {text.splitlines()[0]: text for text in EXTEND.split("\n## ")[1:] if "```python" in text}
@@ -79,11 +80,12 @@ def test_a_tutorial_runs(tutorial, tmp_path, monkeypatch):
     assert "robust accuracy" in _run(sys.executable, str(tutorial), cwd=tmp_path)
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_the_first_pages_are_short(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *MEASUREMENTS], ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     """Files by their paths beside the page; the site's build checks headings as well."""
     text = page.read_text(encoding="utf-8")

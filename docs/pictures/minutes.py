@@ -1,4 +1,4 @@
-"""Draws minutes.svg from the table of docs/results.md, as `igam_tf.reproduce` draws its own.
+"""Draws minutes.svg from the table of docs/lab/2026-11-25-table-1.md, as `igam_tf.reproduce` draws its own.
 
 python docs/pictures/minutes.py
 """
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 def content() -> dict:
     """The table of accuracy after so many minutes, in the form of a table of `igam_tf.reproduce`."""
-    text = (HERE.parent / "results.md").read_text(encoding="utf-8")
+    text = (HERE.parent / "lab" / "2026-11-25-table-1.md").read_text(encoding="utf-8")
     head, *rows = re.search(r"^\| \| 2\.7 .*?(?=\n\n)", text, re.M | re.S)[0].splitlines()
     minutes = [float(cell) for cell in head.split("|")[2:-1]]
     labelled = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[1:]]
