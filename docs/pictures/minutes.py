@@ -1,4 +1,4 @@
-"""Draws minutes.svg from the table of docs/lab/2026-11-25-table-1.md, as `igam_tf.reproduce` draws its own.
+"""Draws minutes.svg from a table of docs/lab/, as `igam_tf.reproduce` draws its own.
 
 python docs/pictures/minutes.py
 """
