@@ -148,7 +148,7 @@ def check_earlier(file: Path, settings: dict) -> None:
     changed = [(name, value, settings.get(name)) for name, value in before.items()]
     changed += [("attacks", ",".join(rows), ",".join(new))]
     for attack in filter(new.get, rows):
-        common = rows[attack].keys() & new[attack].keys()  # an earlier version stated fewer
+        common = rows[attack].keys() & new[attack].keys()  # not `logits_scale`, which is measured
         changed += [(f"{k} of {attack}", rows[attack][k], new[attack][k]) for k in sorted(common)]
     for name, old, asked in changed:
         if old != asked:

@@ -350,7 +350,7 @@ def test_figures_that_are_not_those_of_their_masks_are_refused(tmp_path):
         "worst_case": {"accuracy": 50.0, "seed": 0},
     }
     report = {"dataset": "mnist", "split": "test", "data": "tfds", "pixel_max": 1.0}
-    report |= {"results": {name: row | common for name, row in rows.items()}}
+    report |= {"results": {name: row | common for name, row in rows.items()}, "doubts": []}
     text = json.dumps({"igam": report})
     path = tmp_path / "results.json"
     path.write_text(text)

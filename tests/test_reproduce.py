@@ -47,12 +47,16 @@ SMALL = Table(
 def finish(folder: Path, standing: str, *, method: str = "igam", seed: int = 0, **config) -> None:
     """A run folder: 10 test images, 100 steps of 6 seconds, 2 minutes of stage 1."""
     folder.mkdir(parents=True)
-    settings = {
-        "method": method, "preset": "cpu", "student": "wrn-8-2", "data": "tfds", "target": "cifar10",
-        "fidelity": "paper", "precision": "float32", "igam_start": 0, "train_steps": 100,
-        "train_examples": 0, "batch_size": 128, "seed": seed, **config,
+    settings = dataclasses.asdict(Config()) | {
+        "method": method, "preset": "cpu", "student": "wrn-8-2", "data": "tfds", "igam_start": 0,
+        "train_steps": 100, "batch_size": 128, "seed": seed, **config,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings))
+    images = {
+        "data": settings["target"], "stored_as": "", "train_images": 40, "validation_images": 10,
+        "test_images": 10, "published_train_images": 50,
+    }  # fmt: skip
+    (folder / "data.json").write_text(json.dumps(images))
     common = {
         "n": 10,
         "eps": 8 / 255,
@@ -72,7 +76,8 @@ def finish(folder: Path, standing: str, *, method: str = "igam", seed: int = 0, 
     alignment = (
         {"alignment": {"cosine": 0.25, "cosine_ci95": [0.2, 0.3]}} if method == "igam" else {}
     )
-    report = {"results": results, "dataset": "cifar10", "split": "test", "data": "tfds"} | alignment
+    report = {"results": results, "dataset": "cifar10", "split": "test", "data": "tfds"}
+    report |= alignment | {"doubts": []}
     (folder / "results.json").write_text(json.dumps({method: report}))
     lines = [{"stage": "teacher", "step": 50, "train_minutes": 2.0}] if method == "igam" else []
     lines += [{"stage": "student", "step": s, "train_minutes": s / 10} for s in (50, 100)]
@@ -161,6 +166,19 @@ def test_data_teacher_and_classes_are_said(tmp_path):
         in text
     )
     assert "Teacher, mnist: b, loaded." in text
+
+
+@pytest.mark.parametrize("lacking", ["data.json", "precision"])
+def test_a_run_that_lacks_something_is_one_sentence(output, lacking):
+    if lacking == "data.json":
+        (output / "igam" / lacking).unlink()
+    else:
+        path = output / "igam" / "config.json"
+        settings = json.loads(path.read_text())
+        del settings[lacking]
+        path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"igam; it lacks .*{lacking}"):
+        collect(SMALL, output)
 
 
 def test_every_igam_row_has_its_controls():

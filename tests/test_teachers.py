@@ -137,24 +137,6 @@ def test_a_half_trained_teacher_goes_on_in_another_run(run, tmp_path, monkeypatc
     assert_alike(other / "teacher_source.keras", whole / "teacher_source.keras")
 
 
-def test_a_teacher_begun_in_its_run_folder_ends_there(run, tmp_path, monkeypatch):
-    """As a run of an earlier version has it."""
-    monkeypatch.setattr(
-        "igam_tf.training.stages.shared_folder", lambda *_, **__: pytest.fail("a shared folder")
-    )
-    before = tmp_path / "run" / "checkpoints" / "teacher_source"
-    made = RunFolder.__init__
-
-    def made_with_checkpoints(self, *arguments, **options):
-        made(self, *arguments, **options)
-        before.mkdir(parents=True, exist_ok=True)
-
-    monkeypatch.setattr(RunFolder, "__init__", made_with_checkpoints)
-    folder = run("run")
-    assert (folder / "teacher_source.keras").exists()
-    assert not (folder / "teacher_source.json").exists()
-
-
 def test_whoever_comes_second_waits(tmp_path):
     settings, entered = TeacherSettings(**BY_HAND), threading.Event()
     first = RunFolder(tmp_path / "teacher", settings)

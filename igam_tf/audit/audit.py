@@ -194,7 +194,7 @@ def audit_model(
 def _resume(audited: AuditedModel, progress_file: Path | None) -> dict[str, dict]:
     """The finished checks, name -> finding, and into `audited` the results of their attacks.
 
-    A file that is damaged, or of an earlier version, counts as not there.
+    A damaged file counts as not there.
     """
     if progress_file is None or not progress_file.exists():
         return {}
@@ -204,7 +204,7 @@ def _resume(audited: AuditedModel, progress_file: Path | None) -> dict[str, dict
     except UserError:
         sound = False
     if not sound:
-        logging.warning("%s is damaged, or of an earlier version: all is done again", progress_file)
+        logging.warning("%s is damaged: all is done again", progress_file)
         return {}
     audited.results |= {name: AttackResult.from_json(row) for name, row in kept["rows"].items()}
     return kept["lines"]

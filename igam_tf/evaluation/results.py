@@ -5,6 +5,7 @@ from pathlib import Path
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import WORST_CASE, fraction_text, step_text
+from igam_tf.method.look import doubtful_lines
 from igam_tf.storage.journal import MASK_KEY
 from igam_tf.storage.run_folder import read_json
 
@@ -30,7 +31,7 @@ def checked(reports: dict[str, dict], path: Path) -> dict[str, dict]:
     """
     try:
         for report in reports.values():
-            settings_text(report)
+            _ = settings_text(report), doubtful_lines(report)
             _check_masks(report)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

@@ -30,8 +30,6 @@ class Config(Settings):
     """All settings of one run; `igam_tf.train` makes one flag of each field."""
 
     prefix: ClassVar[str] = "--"
-    # Settings of earlier versions -> the values with which a run of theirs can go on.
-    retired: ClassVar[dict[str, tuple]] = {"jit": ("auto", "off")}
 
     @staticmethod
     def without_places(settings: dict[str, Any]) -> dict[str, Any]:

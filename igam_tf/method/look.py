@@ -68,8 +68,8 @@ class Doubt:
 
 
 def doubtful_lines(report: dict) -> list[str]:
-    """A line for each of a report's `doubts`; reports of before have none."""
-    return [f"DOUBTFUL: {Doubt(**doubt)}" for doubt in report.get("doubts", ())]
+    """A line for each of a report's `doubts`."""
+    return [f"DOUBTFUL: {Doubt(**doubt)}" for doubt in report["doubts"]]
 
 
 def as_json(doubts: Sequence[Doubt]) -> list[dict[str, str]]:

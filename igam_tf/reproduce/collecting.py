@@ -94,7 +94,12 @@ def _row(row: TableRow, table: Table, folder: Path) -> dict[str, Any]:
 
     None stands for what was not published or not run.
     """
-    run, results = _run(folder) if finished(folder) else (None, {})
+    try:
+        run, results = _run(folder) if finished(folder) else (None, {})
+    except (KeyError, FileNotFoundError) as error:
+        raise UserError(
+            f"expected a run of this version in {folder}; it lacks {error}: train it again"
+        ) from error
     if run and (absent := [attack for attack in table.attacks if attack not in results]):
         raise UserError(
             f"expected the row in {folder} under {', '.join(table.attacks)}; it was not attacked by "
@@ -136,7 +141,7 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
         "budget": _budget(config),
         "data": _data(folder),
         "teacher": _teacher(config, folder),
-        "doubts": report.get("doubts", []),
+        "doubts": report["doubts"],
         "method": config["method"],
         "steps": last[-1]["step"],
         "minutes": minutes,
@@ -156,21 +161,18 @@ def _budget(config: dict) -> str:
     if config["preset"] != "paper":
         text += f": {config['student']}, not the paper's budget"
     for role in ("source", "target"):
-        if n := config.get(f"{role}_classes"):
+        if n := config[f"{role}_classes"]:
             text += f"; {role} {config[role]}: first {n} classes"
     if config["data"] == "builtin":
         text += f"; data {data_text(config['data'])}"
     for name, usual in (("fidelity", "paper"), ("precision", "float32")):
-        text += "" if config.get(name, usual) == usual else f"; {name} {config[name]}"
+        text += "" if config[name] == usual else f"; {name} {config[name]}"
     return text
 
 
 def _data(folder: Path) -> str:
-    """The target's images in words; "" for a run of an earlier version, which did not count them."""
-    path = folder / "data.json"
-    if not path.exists():
-        return ""
-    d = read_json(path)
+    """The target's images in words."""
+    d = read_json(folder / "data.json")
     here, published = d["train_images"] + d["validation_images"], d["published_train_images"]
     text = (
         f"{d['data']}: {d['train_images']} images to train on, {d['validation_images']} to validate"
@@ -186,8 +188,7 @@ def _teacher(config: dict, folder: Path) -> str:
         return ""
     path = folder / f"{TEACHER}.json"
     if not path.exists():
-        name = Path(config.get("teacher_checkpoint", "")).name
-        loaded = config.get("teacher") == "load"
+        name, loaded = Path(config["teacher_checkpoint"]).name, config["teacher"] == "load"
         return f"{short_name(config['source'])}: {name}, loaded" if loaded and name else ""
     t = read_json(path)
     s, report = t["settings"], t.get("report")
@@ -251,6 +252,6 @@ def _epoch(config: dict, lines: list[dict], teacher_minutes: float, folder: Path
     a_step = (lines[-1]["train_minutes"] - lines[0]["train_minutes"]) / steps
     a_step += teacher_minutes / config["train_steps"]
     images = config["train_examples"] or SPECS[config["target"]].train_images
-    if config.get("target_classes"):
+    if config["target_classes"]:
         images = read_json(folder / "data.json")["train_images"]
     return 60 * a_step * steps_per_epoch(images, config["batch_size"])

@@ -147,7 +147,7 @@ def _cells(row: dict, attacks: list[str]) -> list[str]:
     if not run:
         return [row["label"], *cells, "", "", ""]
     minutes = f"{sum(run['minutes'].values()):.1f}"
-    label = row["label"] + (" (!)" if run.get("doubts") else "")
+    label = row["label"] + (" (!)" if run["doubts"] else "")
     return [label, *cells, _cosine(run), str(run["steps"]), minutes]
 
 
@@ -156,7 +156,8 @@ def _doubts(content: dict[str, Any]) -> list[str]:
     return [
         f"(!) {row['label']}: {line}\n"
         for row in content["rows"]
-        for line in doubtful_lines(row["run"] or {})
+        if row["run"]
+        for line in doubtful_lines(row["run"])
     ]
 
 

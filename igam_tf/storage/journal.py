@@ -19,7 +19,7 @@ from absl import logging
 from igam_tf.common.errors import UserError, folder_in_place
 from igam_tf.common.locks import take_lock
 
-# Results and journals hold robust masks under this key, as they always have: files of before are read.
+# Results and journals hold robust masks under this key.
 MASK_KEY = "robust_mask"
 _LINE = re.compile(
     rf'{{"key": "([0-9a-f]+)", "{MASK_KEY}": "([01]*)", "sha256": "[0-9a-f]+"}}'.encode()
@@ -50,7 +50,7 @@ class Journal:
 
     One line of JSON for each batch, with its checksum, is on disk before the next batch begins. A
     change of the model, of an image or of a setting changes the key, so that an outcome is never taken
-    for another's. A line that is damaged, or that an earlier version wrote, counts as not there.
+    for another's. A damaged line counts as not there.
 
     Args:
         path: the file; made if absent. Half a line at its end, of a process that was killed, is cut.
@@ -79,8 +79,8 @@ class Journal:
             )
         if passed_over:
             logging.warning(
-                "%d of %d lines of %s are damaged, or of an earlier version; their batches are "
-                "computed again", len(passed_over), len(lines), path
+                "%d of %d lines of %s are damaged; their batches are computed again",
+                len(passed_over), len(lines), path,
             )  # fmt: skip
 
     def _take(self, line: bytes) -> bool:

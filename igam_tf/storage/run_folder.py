@@ -218,20 +218,12 @@ class RunFolder:
     def _settle(self, config: Any) -> None:
         """Writes the settings, or compares them with those that are there.
 
-        A run of an earlier version goes on: a setting that it did not have had its default, and one
-        that this version no longer has must have a value that `config.retired` allows. Where something
-        lies on this machine, as `config.without_places` knows, is not compared.
+        Where something lies on this machine, as `config.without_places` knows, is not compared.
         """
         path, settings = self / "config.json", _as_json(dataclasses.asdict(config))
         if path.exists():
             before = read_json(path)
             before.pop("environment", None)
-            for name, values in getattr(config, "retired", {}).items():
-                if before.get(name) in values:
-                    del before[name]
-            for field in dataclasses.fields(config):
-                if field.default is not dataclasses.MISSING:
-                    before.setdefault(field.name, _as_json(field.default))
             without_places = getattr(config, "without_places", dict)
             ours, theirs = without_places(settings), without_places(before)
             changed = [

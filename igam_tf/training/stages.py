@@ -152,8 +152,6 @@ class Run:
             return load_model(path)
         split = self.load(spec, "train")
         settings = teacher_settings(c, split, own_statistics=self.own_statistics)
-        if (self.folder / "checkpoints" / STAGE).exists():  # begun there by an earlier version
-            return self._trained_source(self.folder, settings, split)
         with shared_folder(self.teachers, settings, chief=self.folder.chief) as shared:
             network = self._trained_source(shared, settings, split)
             if self.folder.chief:
