@@ -1,10 +1,9 @@
-"""The checkpoints of a stage under way; one that is not whole, or was changed since, is not used.
+"""The checkpoints of a stage under way; a damaged one is passed over for the one before it.
 
-tf.train.CheckpointManager does less: it keeps no digests, writes files at their final place, and
-reads the newest checkpoint or none.
+tf.train.CheckpointManager does less: it writes files at their final place, and reads the newest
+checkpoint or none. That a file was damaged is told by TensorFlow's own checksums.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,38 +12,25 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.common.digests import hexdigest
 from igam_tf.common.errors import UserError
 from igam_tf.common.literal import literal
 from igam_tf.storage.run_folder import sync
 
-DIGESTS = "sha256"
-
 
 class Checkpoints:
-    """The newest checkpoints of one stage, each a folder `ckpt-<step>` with a digest of every file.
+    """The newest checkpoints of one stage, each a folder `ckpt-<step>`.
 
-    A checkpoint is written to `.partial`, its digests last (file `sha256`, in the format of
-    `sha256sum -c`), and then renamed. So a folder `ckpt-<step>` was written completely, and its
-    digests tell whether it has changed since. The newest is the one of the highest step, whatever its
-    files' times are.
+    A checkpoint is written to `.partial` and then renamed, so that a folder `ckpt-<step>` was written
+    completely. The newest is the one of the highest step, whatever its files' times are.
 
     Args:
         state: what is saved.
         folder: the stage's own.
         keep: how many of those that were read or written here are kept.
-        earlier: the part of `state` that checkpoints of earlier versions hold.
     """
 
-    def __init__(
-        self,
-        state: tf.train.Checkpoint,
-        folder: Path,
-        *,
-        keep: int = 2,
-        earlier: tf.train.Checkpoint | None = None,
-    ):
-        self._state, self._earlier, self._folder, self._keep = state, earlier, folder, keep
+    def __init__(self, state: tf.train.Checkpoint, folder: Path, *, keep: int = 2):
+        self._state, self._folder, self._keep = state, folder, keep
         self._good: list[Path] = []
 
     @property
@@ -65,40 +51,27 @@ class Checkpoints:
         """
         found = self._found()
         for path in found:
-            if _undamaged(path):
-                self._read(path)
+            try:
+                self._state.read(str(literal(path) / "state")).assert_consumed()
+            except (tf.errors.OpError, IndexError) as error:  # the latter where a file was cut
+                logging.warning(
+                    "checkpoint %s is damaged (%s); it is passed over for the one before it",
+                    path, _reason(error),
+                )  # fmt: skip
+            except (AssertionError, ValueError) as error:
+                raise UserError(
+                    f"expected the state of this version's trainer in {path}, which is undamaged; "
+                    f"{_reason(error)}"
+                ) from error
+            else:
                 self._good = [path]
                 return
-            logging.warning(
-                "checkpoint %s is damaged: its files do not have the digests they were written "
-                "with; it is passed over for the one before it", path
-            )  # fmt: skip
         if found:
             raise UserError(
                 f"expected an undamaged checkpoint in {self._folder}; all of them, "
                 f"{', '.join(path.name for path in found)}, are damaged: put back a copy of one, or "
                 "remove that folder to begin the stage anew"
             )
-        if any(self._folder.glob("ckpt-*.index")):
-            raise UserError(
-                f"expected checkpoints with digests in {self._folder}; an earlier version wrote those "
-                "that are there: finish the run with it, or remove that folder to begin the stage anew"
-            )
-
-    def _read(self, path: Path) -> None:
-        prefix = str(literal(path) / "state")
-        try:
-            try:
-                self._state.read(prefix).assert_consumed()
-            except AssertionError:
-                if self._earlier is None:
-                    raise
-                self._earlier.read(prefix).assert_consumed()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
-            raise UserError(
-                f"expected the state of this version's trainer in {path}, which is undamaged; "
-                f"{str(error).strip().splitlines()[0]}"
-            ) from error
 
     def save(self, step: int) -> None:
         """Writes the state after `step`, then removes all but the newest `keep` good ones.
@@ -111,7 +84,6 @@ class Checkpoints:
         try:
             partial.mkdir(parents=True)
             self._state.write(str(partial / "state"))
-            (partial / DIGESTS).write_text(_digests(partial), encoding="ascii")
             for file in partial.iterdir():
                 sync(file)
             shutil.rmtree(path, ignore_errors=True)  # a damaged one
@@ -124,17 +96,5 @@ class Checkpoints:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-def _digests(folder: Path) -> str:
-    """A line for each file of a checkpoint, as sha256sum writes them."""
-    lines = []
-    for path in sorted(folder.iterdir()):
-        if path.name != DIGESTS:
-            lines.append(f"{hexdigest(path, hashlib.sha256())}  {path.name}\n")
-    return "".join(lines)
-
-
-def _undamaged(folder: Path) -> bool:
-    try:
-        return (folder / DIGESTS).read_bytes() == _digests(folder).encode()
-    except OSError:
-        return False
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

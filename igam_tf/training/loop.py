@@ -120,16 +120,13 @@ def train(
     """
     # Keras 3 keeps layers in lists that tf.train.Checkpoint does not search: list the variables here.
     minutes = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-    state = {
-        "variables": [variable.value for variable in trainer.state_variables],
-        "train_minutes": minutes,
-    }
-    trainer.reset_metrics()
-    checkpoints = Checkpoints(
-        tf.train.Checkpoint(**state, metrics=_sums(trainer)),
-        folder / "checkpoints" / stage,
-        earlier=tf.train.Checkpoint(**state),
+    state = tf.train.Checkpoint(
+        variables=[variable.value for variable in trainer.state_variables],
+        train_minutes=minutes,
+        metrics=_sums(trainer),
     )
+    trainer.reset_metrics()
+    checkpoints = Checkpoints(state, folder / "checkpoints" / stage)
     checkpoints.restore()
     done = int(trainer.optimizer.iterations.numpy())
     log, watch = Log(folder, stage), SaturationWatch()
