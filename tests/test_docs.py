@@ -1,5 +1,6 @@
 """The pages and the README: their examples run, their commands and links are there, they are short."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 MEASUREMENTS = sorted((ROOT / "docs" / "lab").glob("*.md"))  # their commands are of their day
+INCLUDED = [ROOT / "bench" / "README.md", ROOT / "igam_tf" / "audit" / "README.md"]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 SECTIONS = {text.splitlines()[0]: text for text in EXTEND.split("\n## ")[1:] if "```python" in text}
@@ -57,7 +59,7 @@ def test_the_commands_of_extending_run(name, tmp_path):
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     _run(sys.executable, "example.py", cwd=tmp_path)
     (command,) = re.findall(r"```\npython (-m igam_tf.*?)\n```", SECTIONS[name], re.S)
-    _run(sys.executable, *command.split(), cwd=tmp_path)
+    _run(sys.executable, *command.replace("\\\n", "").split(), cwd=tmp_path)
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda p: p.stem)
@@ -83,6 +85,32 @@ def test_a_tutorial_runs(tutorial, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
 def test_the_first_pages_are_short(name):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    """The same figures in the same order; the site's first page includes the README's."""
+    readme, results = (
+        [re.findall(r"[\d.]+", line) for line in _table(ROOT / name, "| N-FGSM |")]
+        for name in ("README.md", "docs/results.md")
+    )
+    assert len(readme) == 12
+    assert readme == results
+
+
+def _table(page: Path, start: str) -> list[str]:
+    """The rows of a table from the one that begins with `start` on."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(start))
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[first:]))
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES, *MEASUREMENTS, *INCLUDED], ids=lambda p: p.name
+)
+def test_code_is_not_cut(page):
+    """The site shows 88 characters of a line without scrolling."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 88]
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *MEASUREMENTS], ids=lambda p: p.name)
