@@ -31,6 +31,7 @@ from rivals import SIDE, STUDENTS
 
 from igam_tf import datasets
 from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.files import write_text
 from igam_tf.common.program import run_entry_point
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import resolve, transform
@@ -281,7 +282,7 @@ def finish(result: dict) -> None:
     line = json.dumps(result)
     print(line)
     if FLAGS.json:
-        writable("json", FLAGS.json).write_text(line + "\n", encoding="utf-8")
+        write_text(writable("json", FLAGS.json), line + "\n")
 
 
 def main(argv: list[str]) -> None:

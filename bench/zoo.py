@@ -26,10 +26,10 @@ from igam_tf.audit.audit import audit
 from igam_tf.audit.audited import AuditedModel
 from igam_tf.audit.checks import FAIL, WARN
 from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.files import read_json, write_json, write_text
 from igam_tf.common.program import run_entry_point
 from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.storage.journal import mask_of_text, text_of_mask
-from igam_tf.storage.run_folder import read_json, write_json
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 FLAGS = flags.FLAGS
@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
             flush=True,
         )
     if FLAGS.output:
-        Path(FLAGS.output).write_text(page(rows), encoding="utf-8")
+        write_text(Path(FLAGS.output), page(rows))
     wrong = [row["name"] for row in rows if not row["right"]]
     print(json.dumps({"networks": len(rows), "not_right": wrong}))
     raise SystemExit(2 if wrong else 0)

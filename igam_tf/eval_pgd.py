@@ -21,6 +21,7 @@ from absl import flags
 from igam_tf.attacks import LOSSES, NORMS, SHOWN, attack_names
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.files import read_json, write_json
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.evaluation.evaluate import (
     BATCH_NORMS,
@@ -42,7 +43,7 @@ from igam_tf.evaluation.model_flags import (
     pixel_range,
 )
 from igam_tf.storage.journal import journal_beside, model_identity
-from igam_tf.storage.run_folder import environment, read_json, write_json
+from igam_tf.storage.run_folder import environment
 
 FLAGS = flags.FLAGS
 

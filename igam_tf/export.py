@@ -25,6 +25,7 @@ import tensorflow as tf
 from absl import flags
 
 from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.files import new_folder, write_json, write_text
 from igam_tf.common.literal import literal
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names, data_text, short_name
@@ -32,9 +33,8 @@ from igam_tf.evaluation.evaluate import fraction_text
 from igam_tf.evaluation.model_flags import data_spec, find_model
 from igam_tf.evaluation.results import read_results, settings_text
 from igam_tf.method.look import doubtful_lines
-from igam_tf.storage.folders import new_folder
 from igam_tf.storage.journal import MASK_KEY
-from igam_tf.storage.run_folder import environment, write_json, write_text
+from igam_tf.storage.run_folder import environment
 
 FLAGS = flags.FLAGS
 TOLERANCE = 1e-4  # of the largest logit, or of 1; SavedModel against .keras file in float32

@@ -19,6 +19,7 @@ from absl import flags
 from igam_tf.attacks import attack_names
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.files import write_json
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import Split, data_text
 from igam_tf.evaluation.evaluate import model_report, plan, table
@@ -37,7 +38,7 @@ from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import FORMS, parsed, preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, journal_beside, mask_of_text, model_identity
-from igam_tf.storage.run_folder import environment, write_json
+from igam_tf.storage.run_folder import environment
 from igam_tf.training.open_run import opened_run
 
 FLAGS = flags.FLAGS

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from igam_tf.common.errors import UserError, flags_alone, writable
+from igam_tf.common.files import replacing
 from igam_tf.common.program import run_entry_point
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
@@ -38,8 +39,7 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
     model = from_tf1_checkpoint(checkpoint)
     shape = (16, 28, 28, 1) if model.pixel_max == 1.0 else (16, 32, 32, 3)
     x = np.random.default_rng(0).uniform(0, model.pixel_max, shape).astype("float32")
-    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
-    try:
+    with replacing(output, output.with_name(f".partial-{os.getpid()}-{output.name}")) as partial:
         model.save(partial)
         reloaded = keras.saving.load_model(partial)
         difference = np.abs(model(x, training=False) - reloaded(x, training=False)).max()
@@ -48,9 +48,6 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
                 f"the converted file's logits differ: expected {TOLERANCE} at most. "
                 f"Received: {difference}."
             )
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
     return float(difference)
 
 

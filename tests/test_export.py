@@ -13,12 +13,13 @@ import tensorflow as tf
 from igam_tf import eval_pgd, export
 from igam_tf.attacks import loss_named, pgd
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import write_json
 from igam_tf.datasets import load
 from igam_tf.evaluation.evaluate import model_report
 from igam_tf.formulas.losses import xent
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.transforms import CenterCrop, ChannelMean, Compose, Scale
-from igam_tf.storage.run_folder import load_model, write_json
+from igam_tf.storage.run_folder import load_model
 from madry_models import MnistCNN, WideResNet
 
 RNG = np.random.default_rng(0)

@@ -15,13 +15,13 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import write_json
 from igam_tf.datasets import DatasetSpec, Split, builtin
 from igam_tf.figures import __main__ as figures
 from igam_tf.figures import drawing, measuring
 from igam_tf.figures.composing import Composer, FigureSettings
 from igam_tf.figures.measuring import DrawnModel, Plane
 from igam_tf.storage.journal import model_identity
-from igam_tf.storage.run_folder import write_json
 from madry_models import WideResNet
 
 SPEC = DatasetSpec("tiny", (2, 2, 1), 3, pixel_max=255.0, eps=8 / 255, step_size=2 / 255)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from igam_tf import datasets
 from igam_tf.common import devices as strategies
 from igam_tf.common.errors import UserError, disk_errors
+from igam_tf.common.files import write_json
 from igam_tf.common.program import run_entry_point
 from igam_tf.evaluation.results import read_results
 from igam_tf.experiments.config import Config
@@ -28,7 +29,7 @@ from igam_tf.method.optimizers import Momentum
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.report import report
 from igam_tf.storage.checkpoints import Checkpoints
-from igam_tf.storage.run_folder import RunFolder, load_model, read_metrics, save_model, write_json
+from igam_tf.storage.run_folder import RunFolder, load_model, read_metrics, save_model
 from igam_tf.training.loop import train
 from madry_models import MnistCNN
 

@@ -25,6 +25,7 @@ from igam_tf.audit.checks import (
     not_applicable,
 )
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import read_json, write_json
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import (
     eps_unit,
@@ -38,7 +39,6 @@ from igam_tf.method.look import as_json
 from igam_tf.method.networks import reason_of
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, checksum, text_of_mask
-from igam_tf.storage.run_folder import read_json, write_json
 
 CHECKS: dict[str, Check] = {
     **outputs.CHECKS,

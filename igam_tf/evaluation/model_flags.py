@@ -10,12 +10,13 @@ from absl import flags
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import read_json
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets import parse_fraction as parse_fraction
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
 from igam_tf.method.preprocess import FORMS, contradiction, parsed, preprocessed
-from igam_tf.storage.run_folder import load_model, read_json
+from igam_tf.storage.run_folder import load_model
 from madry_models import MnistCNN, WideResNet
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 

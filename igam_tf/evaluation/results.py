@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import read_json
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import WORST_CASE, fraction_text, step_text
 from igam_tf.method.look import doubtful_lines
 from igam_tf.storage.journal import MASK_KEY
-from igam_tf.storage.run_folder import read_json
 
 
 def read_results(folder: Path) -> dict[str, dict]:

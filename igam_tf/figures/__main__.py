@@ -18,6 +18,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.files import new_folder, write_json
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names
 from igam_tf.evaluation.evaluate import eps_unit, look_at
@@ -36,9 +37,8 @@ from igam_tf.figures.composing import FIGURES, Composer, FigureSettings
 from igam_tf.figures.measuring import EXTENT, PGD_STEPS, DrawnModel
 from igam_tf.formulas.losses import GRADIENT_OF
 from igam_tf.method.look import as_json, doubtful_lines
-from igam_tf.storage.folders import new_folder
 from igam_tf.storage.journal import model_identity
-from igam_tf.storage.run_folder import environment, load_model, write_json
+from igam_tf.storage.run_folder import environment, load_model
 
 FLAGS = flags.FLAGS
 DPI = 200

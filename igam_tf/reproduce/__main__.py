@@ -17,6 +17,7 @@ from absl import flags, logging
 
 from igam_tf.attacks import attack_names
 from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.files import read_json
 from igam_tf.common.locks import take_lock
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import SPECS
@@ -29,7 +30,6 @@ from igam_tf.reproduce.running import run_all
 from igam_tf.reproduce.seeds import mean_of_seeds
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
 from igam_tf.reproduce.writing import write
-from igam_tf.storage.run_folder import read_json
 
 FLAGS = flags.FLAGS
 

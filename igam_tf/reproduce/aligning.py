@@ -5,12 +5,13 @@ from pathlib import Path
 
 from absl import logging
 
+from igam_tf.common.files import read_json, write_json
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.model_flags import model_and_images
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.collecting import ALIGNMENT, finished
 from igam_tf.reproduce.tables import Table
-from igam_tf.storage.run_folder import load_model, read_json, write_json
+from igam_tf.storage.run_folder import load_model
 
 
 def align(table: Table, output: Path, *, data_dir: str | None = None) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import read_json
 from igam_tf.datasets import SPECS, data_text, short_name, steps_per_epoch
 from igam_tf.evaluation.results import evaluation_text, read_results
 from igam_tf.formulas.statistics import difference_interval
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import PAPER_SECONDS, Table, TableRow
 from igam_tf.storage.journal import MASK_KEY, mask_of_text
-from igam_tf.storage.run_folder import read_json, read_metrics
+from igam_tf.storage.run_folder import read_metrics
 from igam_tf.training.monitor import CLEAN, ROBUST
 from igam_tf.training.teachers import STAGE as TEACHER
 

@@ -4,10 +4,10 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from igam_tf.common.files import write_json, write_text
 from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from igam_tf.method.look import doubtful_lines
 from igam_tf.reproduce.tables import PAPER_SECONDS
-from igam_tf.storage.run_folder import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,6 @@ tf.train.CheckpointManager does less: it writes files at their final place, and 
 checkpoint or none. That a file was damaged is told by TensorFlow's own checksums.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,8 +12,8 @@ import tensorflow as tf
 from absl import logging
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import replacing
 from igam_tf.common.literal import literal
-from igam_tf.storage.run_folder import sync
 
 
 class Checkpoints:
@@ -79,17 +78,11 @@ class Checkpoints:
         Raises:
             OSError, tf.errors.OpError: it cannot be written; those before it stay.
         """
-        partial, path = self._folder / ".partial", self._folder / f"ckpt-{step}"
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-        try:
+        path = self._folder / f"ckpt-{step}"
+        with replacing(path, self._folder / ".partial") as partial:
             partial.mkdir(parents=True)
             self._state.write(str(partial / "state"))
-            for file in partial.iterdir():
-                sync(file)
             shutil.rmtree(path, ignore_errors=True)  # a damaged one
-            os.replace(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         self._good = [*self._good, path][-self._keep :]
         for other in self._found():
             if other not in self._good:

@@ -17,11 +17,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,8 @@ import tensorflow as tf
 from absl import logging
 
 from igam_tf.common.archives import archive_errors, open_zip
-from igam_tf.common.errors import UserError, folder_in_place
+from igam_tf.common.errors import UserError
+from igam_tf.common.files import read_json, replacing, temporary_of, write_json
 from igam_tf.common.locks import is_at, take_lock
 from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
 
@@ -54,66 +52,6 @@ def environment() -> dict[str, str | None]:
     )
     commit = git.stdout.strip() if git.returncode == 0 else None
     return versions | {"python": platform.python_version(), "git_commit": commit}
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's content is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".tmp.{path.name}")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the name of `path` once the block ends without error.
-
-    Raises:
-        UserError: the folder is there no more.
-    """
-    temporary = _temporary(path)
-    try:
-        with folder_in_place(path):
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes `path` atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-
-
-def copy_file(source: Path, path: Path) -> None:
-    """Copies a file to `path`, which appears whole."""
-    with replacing(path) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes `path` atomically, as JSON."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote.
-
-    Raises:
-        UserError: damaged.
-        OSError: not there, or not to be read.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"expected JSON in {path}; it is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"expected a JSON object in {path}; it holds a {type(content).__name__}")
-    return content
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -242,7 +180,7 @@ class RunFolder:
                 f"expected the chief's run folder in --workdir={self.path}, on a file system that all "
                 "workers share; it holds no config.json"
             )
-        ours = (self / ".lock", _temporary(path))
+        ours = (self / ".lock", temporary_of(path))
         if any(p not in ours for p in self.path.iterdir()):
             raise UserError(
                 f"expected an empty folder or a run folder in --workdir={self.path}; "

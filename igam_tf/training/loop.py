@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import write_text
 from igam_tf.formulas import losses
 from igam_tf.method.trainer import ClassifierTrainer, not_finite
 from igam_tf.storage.checkpoints import Checkpoints
-from igam_tf.storage.run_folder import RunFolder, read_metrics, write_text
+from igam_tf.storage.run_folder import RunFolder, read_metrics
 
 # Signals that end training after the step under way, with exit status 128 + signal -> their names.
 STOPPING = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}

@@ -15,6 +15,7 @@ from absl import logging
 from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import copy_file, read_json, write_json, write_text
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.evaluation.results import checked, read_results
@@ -26,15 +27,7 @@ from igam_tf.method.objectives import METHODS
 from igam_tf.method.second_order import IMAGES
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.storage.run_folder import (
-    RunFolder,
-    copy_file,
-    load_model,
-    read_json,
-    save_model,
-    write_json,
-    write_text,
-)
+from igam_tf.storage.run_folder import RunFolder, load_model, save_model
 from igam_tf.training.building import (
     load_source_network,
     new_optimizers,
