@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import igam_tf
+
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")])
 MEASUREMENTS = sorted((ROOT / "docs" / "lab").glob("*.md"))  # their commands are of their day
 INCLUDED = [ROOT / "bench" / "README.md", ROOT / "igam_tf" / "audit" / "README.md"]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
@@ -133,6 +135,22 @@ def test_flags_that_are_named_exist(page):
     text = text.replace("--kill-on-bad-exit", "")
     named = set(re.findall(r"(?<![\w-])--(\w[\w-]*)", text))
     assert not {flag for flag in named if not {flag, flag.removeprefix("no")} & known}
+
+
+def test_every_public_name_is_on_an_api_page():
+    """Functions and classes; each attack by its module, whose name is the function's."""
+    folder = ROOT / "docs" / "api"
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in folder.glob("*.md"))
+    shown = set(re.findall(r"^::: igam_tf\.(.+)", pages, re.M))
+    members = re.search(r"^::: igam_tf\.attacks\n.*\n *members: \[(.*)\]", pages, re.M)[1]
+    shown |= {f"attacks.{name}" for name in members.split(", ")}
+    wanted = {*igam_tf.__all__} - {"attacks", "__version__"}
+    wanted |= {
+        f"attacks.{name}.{name}" if name in ("pgd", "apgd", "fab", "square") else f"attacks.{name}"
+        for name in igam_tf.attacks.__all__
+        if callable(getattr(igam_tf.attacks, name))
+    }
+    assert not wanted - shown
 
 
 def test_pictures_are_small():
