@@ -48,18 +48,6 @@ def define_flags() -> None:
         flags.DEFINE_string("output", None, "Folder to write, new or empty.")
 
 
-def save_saved_model(model: keras.Model, shape: tuple[int, ...], path: Path) -> None:
-    """A SavedModel with `serve`, images [B,*shape] float32 -> logits [B,K], in inference mode."""
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serve",
-        lambda images: model(images, training=False),
-        input_signature=[tf.TensorSpec((None, *shape), tf.float32, "images")],
-    )
-    archive.write_out(str(path), verbose=False)
-
-
 def largest_difference(
     model: keras.Model, folder: Path, shape: tuple[int, ...], pixel_max: float
 ) -> float:
@@ -213,7 +201,8 @@ def main(argv: list[str]) -> None:
     with new_folder("output", FLAGS.output) as folder:
         shutil.copyfile(student, folder / STUDENT)
         model = load(folder / STUDENT)
-        save_saved_model(model, shape, folder / SAVED_MODEL)
+        images = tf.TensorSpec((None, *shape), tf.float32, "images")
+        model.export(folder / SAVED_MODEL, verbose=False, input_signature=[images])
         about = card(config, report, model, spec) | {
             "logits_difference": largest_difference(model, folder, shape, pixel_max),
             "sha256": {STUDENT: hashlib.sha256(student.read_bytes()).hexdigest()},

@@ -185,14 +185,14 @@ def test_wrong_input(command, run, tmp_path, flags, message):
 
 
 def test_whole_or_not_at_all(command, run, tmp_path, monkeypatch):
-    def another(model, shape, path):
+    def another(model, path, **how):
         network = keras.Sequential(
-            [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(10)]
+            [keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(10)]
         )
-        original(network, shape, path)
+        original(network, path, **how)
 
-    original = export.save_saved_model
-    monkeypatch.setattr(export, "save_saved_model", another)
+    original = keras.Model.export
+    monkeypatch.setattr(keras.Model, "export", another)
     with pytest.raises(UserError, match="SavedModel's logits within"):
         command(f"--run={run}", f"--output={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())
