@@ -9,11 +9,10 @@ step the pipeline is alone, `fed_over_step` the cost of a step that is fed over 
 with one line of JSON.
 """
 
-import statistics
 import time
 
+import rounds
 import step
-import tensorflow as tf
 from absl import flags
 
 from igam_tf import datasets
@@ -63,13 +62,7 @@ def measure(student: str) -> dict:
         "step": plain.seconds,
         "fed": lambda: plain.seconds(batches),
     }
-    seconds = {kind: [] for kind in kinds}
-    for call in kinds.values():
-        call()  # traces
-    for _ in range(FLAGS.repeats):
-        for kind, call in kinds.items():
-            seconds[kind].append(call())
-    median = {kind: statistics.median(values) for kind, values in seconds.items()}
+    median = rounds.medians(kinds, FLAGS.repeats)
     rates = {kind: round(config.batch_size / value, 1) for kind, value in median.items()}
     ratio, cost = median["step"] / median["pipeline"], median["fed"] / median["step"]
     print(
@@ -88,10 +81,7 @@ def measure(student: str) -> dict:
 def main(argv: list[str]) -> None:
     """Prints a line for each network, and one line of JSON."""
     flags_alone(argv)
-    step.check()
-    tf.get_logger().setLevel("ERROR")
-    result = {"data": FLAGS.data, "precision": FLAGS.precision, "repeats": FLAGS.repeats}
-    step.finish(result | {"networks": {student: measure(student) for student in FLAGS.student}})
+    step.run(step.chosen("data", "precision", "repeats"), measure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `torch_step.py` and `release_step.py` share: the students, the rounds, the lines they print.
+"""What `torch_step.py` and `release_step.py` share: the students and the lines they print.
 
 The standard library alone, as of Python 3.7: their libraries are not those of igam_tf.
 """
@@ -6,10 +6,12 @@ The standard library alone, as of Python 3.7: their libraries are not those of i
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import statistics
 import time
 from typing import Callable  # noqa: UP035
+
+import rounds
 
 STUDENTS = {"wrn-8-2": 128, "wrn-32-1": 32, "wrn-32-10": 8}  # -> images a step
 SIDE = 2048  # of the matrices whose product is the peak
@@ -35,15 +37,13 @@ def rates(student: str, trainers: dict, product: Callable, disc_every: int, repe
     """
     batch_size = STUDENTS[student]
     turns = {"plain": disc_every, "igam": disc_every, "pgd7": 1}
-    steps = {(kind, name): getattr(t, kind) for kind in turns for name, t in trainers.items()}
-    times, products = {key: [] for key in steps}, []
-    for step in steps.values():
-        step()
-    for _ in range(repeats):
-        for key, step in steps.items():
-            times[key].append(seconds(step, turns[key[0]]))
-            products.append(seconds(product))
-    median = {key: statistics.median(values) for key, values in times.items()}
+    calls = {
+        (kind, name): functools.partial(seconds, getattr(trainer, kind), turns[kind])
+        for kind in turns
+        for name, trainer in trainers.items()
+    }
+    products: list = []
+    median = rounds.medians(calls, repeats, between=lambda: products.append(seconds(product)))
     best = {kind: min(trainers, key=lambda n, kind=kind: median[kind, n]) for kind in turns}
     taken = {kind: median[kind, name] for kind, name in best.items()}
     for kind, name in best.items():
@@ -51,7 +51,7 @@ def rates(student: str, trainers: dict, product: Callable, disc_every: int, repe
         print(f"{rate}, {taken[kind] / taken['plain']:5.2f} x plain, {name}", flush=True)
     return {
         "batch_size": batch_size,
-        "peak_gflops_per_second": round(2 * SIDE**3 / min(products) / 1e9, 1),
+        "peak_gflops_per_second": round(2 * SIDE**3 / min(products[1:]) / 1e9, 1),
         "images_per_second": {k: round(batch_size / taken[k], 2) for k in turns},
     }
 

@@ -11,9 +11,9 @@ batch norm and of adding up. Above 1 they tell nothing about several GPUs or mac
 line of JSON.
 """
 
-import statistics
+import functools
 
-import keras
+import rounds
 import step
 import tensorflow as tf
 from absl import flags
@@ -51,13 +51,9 @@ def measure(student: str, counts: list[int]) -> dict:
         with strategy.scope():
             return one.seconds(batches)
 
-    for count in counts:
-        seconds(count)  # traces
-    times = {count: [] for count in counts}
-    for _ in range(FLAGS.repeats):
-        for count in counts:
-            times[count].append(seconds(count))
-    rates = {n: config.batch_size / statistics.median(values) for n, values in times.items()}
+    calls = {count: functools.partial(seconds, count) for count in counts}
+    median = rounds.medians(calls, FLAGS.repeats)
+    rates = {n: config.batch_size / value for n, value in median.items()}
     over = {n: rate / rates[counts[0]] for n, rate in rates.items()}
     for n in counts:
         print(
@@ -86,18 +82,12 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"expected {KIND}, the step of this program, in --kinds; received {','.join(FLAGS.kinds)!r}"
         )
-    step.check()
     devices.local_strategy(max(counts))  # as many logical CPUs, before any tensor is made
-    tf.get_logger().setLevel("ERROR")
     kind = "GPUs" if tf.config.list_physical_devices("GPU") else "logical CPUs that share the cores"
-    print(f"weights and images: random; replicas: {kind}")
-    result = {"kind": KIND, "replicas": kind, "teacher": FLAGS.teacher}
-    result |= {"precision": FLAGS.precision, "disc_every": FLAGS.disc_every}
-    result |= {"repeats": FLAGS.repeats, "networks": {}}
-    for student in FLAGS.student:
-        result["networks"][student] = measure(student, counts)
-        keras.backend.clear_session()
-    step.finish(result)
+    about = {"kind": KIND, "replicas": kind}
+    about |= step.chosen("teacher", "precision", "disc_every", "repeats")
+    heading = f"weights and images: random; replicas: {kind}"
+    step.run(about, lambda student: measure(student, counts), heading)
 
 
 if __name__ == "__main__":

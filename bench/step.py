@@ -19,12 +19,12 @@ import json
 import math
 import multiprocessing
 import resource
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
+import rounds
 import tensorflow as tf
 from absl import flags
 from rivals import SIDE, STUDENTS
@@ -240,17 +240,10 @@ def measure(student: str) -> dict:
             todo = [(config, FLAGS.teacher) for config in settings.values()]
             memory = dict(zip(settings, pool.starmap(peak_memory, todo, 1), strict=True))
     steps = {kind: Step(config, FLAGS.teacher) for kind, config in settings.items()}
-    rate = matrix_product(FLAGS.precision)
-    for warm_up in (*(s.seconds for s in steps.values()), rate):
-        warm_up()
-    seconds = {kind: [] for kind in steps}
-    rates = []
-    for _ in range(FLAGS.repeats):
-        for kind, step in steps.items():
-            seconds[kind].append(step.seconds())
-            rates.append(rate())
-    peak = max(rates)
-    median = {kind: statistics.median(values) for kind, values in seconds.items()}
+    rate, rates = matrix_product(FLAGS.precision), []
+    calls = {kind: step.seconds for kind, step in steps.items()}
+    median = rounds.medians(calls, FLAGS.repeats, between=lambda: rates.append(rate()))
+    peak = max(rates[1:])
     flops = {kind: step.flops() for kind, step in steps.items()}
     batch_size = settings["plain"].batch_size
     result = {
@@ -277,9 +270,22 @@ def measure(student: str) -> dict:
     return result
 
 
-def finish(result: dict) -> None:
-    """The last line, and --json."""
-    line = json.dumps(result)
+def chosen(*names: str) -> dict:
+    """Flag -> its value."""
+    return {name: FLAGS[name].value for name in names}
+
+
+def run(about: dict, measured: Callable[[str], dict], heading: str = "") -> None:
+    """Measures every student; the last line, and --json, have `about` and the figures of each."""
+    check()
+    tf.get_logger().setLevel("ERROR")
+    if heading:
+        print(heading)
+    networks = {}
+    for student in FLAGS.student:
+        networks[student] = measured(student)
+        keras.backend.clear_session()
+    line = json.dumps(about | {"networks": networks})
     print(line)
     if FLAGS.json:
         write_text(writable("json", FLAGS.json), line + "\n")
@@ -288,15 +294,8 @@ def finish(result: dict) -> None:
 def main(argv: list[str]) -> None:
     """Prints a line for each network and kind of training, and one line of JSON."""
     flags_alone(argv)
-    check()
-    tf.get_logger().setLevel("ERROR")
-    print("weights and images: random; the teacher's too")
-    chosen = ("teacher", "precision", "disc_every", "repeats")
-    result = {name: FLAGS[name].value for name in chosen} | {"networks": {}}
-    for student in FLAGS.student:
-        result["networks"][student] = measure(student)
-        keras.backend.clear_session()
-    finish(result)
+    about = chosen("teacher", "precision", "disc_every", "repeats")
+    run(about, measure, "weights and images: random; the teacher's too")
 
 
 if __name__ == "__main__":
