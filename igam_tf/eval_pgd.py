@@ -20,12 +20,12 @@ from absl import flags
 
 from igam_tf.attacks import LOSSES, NORMS, SHOWN, attack_names
 from igam_tf.common import devices
+from igam_tf.common.checks import check_eps
 from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import read_json, write_json
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.evaluation.evaluate import (
     BATCH_NORMS,
-    check_threat,
     model_report,
     plan,
     settings_alone,
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
     eps, step_size = (
         parse_fraction(flag, FLAGS[flag].value, most=most) for flag in ("eps", "step_size")
     )
-    check_threat(FLAGS.norm, eps)
+    check_eps(eps, FLAGS.norm)
     output = writable("json", FLAGS.json) if FLAGS.json else None
     with devices.local_strategy(FLAGS.replicas).scope():
         return _evaluate(attacks, eps, step_size, output)

@@ -18,6 +18,7 @@ from absl import flags
 
 from igam_tf.attacks import attack_names
 from igam_tf.common import devices
+from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import write_json
 from igam_tf.common.program import heading, run_entry_point
@@ -34,7 +35,6 @@ from igam_tf.experiments.command_line import (
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import resolve, target_spec
 from igam_tf.formulas.statistics import excess
-from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import FORMS, parsed, preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, journal_beside, mask_of_text, model_identity

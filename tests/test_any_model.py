@@ -529,29 +529,29 @@ def _finetune(teacher):
 WRONG = {
     "labels out of range": (
         lambda: _fit(y=Y + 5),
-        r"labels in 0..9, the network's classes; received ",
+        r"labels in 0\.\.9, ",
     ),
     "negative labels": (
         lambda: _fit(y=Y - 20),
-        "labels in 0..9, the network's classes; received -",
+        r"labels in 0\.\.9, .*received -",
     ),
     "one-hot labels": (
         lambda: _fit(y=np.eye(10)[Y]),
-        r"labels \[B\] of an integer type, not one-hot; received float64",
+        "labels .*float64",
     ),
     "float labels": (
         lambda: _fit(y=Y.astype("float32")),
-        "an integer type, not one-hot; received float32",
+        "labels .*float32",
     ),
     "wrong channels": (
         lambda: _fit(X[..., :1]),
-        r"network for images \[32, 32, 1\]; this Sequential fails on them: ",
+        r"\[32, 32, 1\]; received a Sequential that fails",
     ),
     "no channels": (
         lambda: _fit(X[..., 0]),
-        r"images \[B,H,W,C\]; received the shape \[8, 32, 32\]",
+        r"images .*\[8, 32, 32\]",
     ),
-    "uint8": (lambda: _fit(X.astype("uint8")), "images of a floating type, .*; received uint8"),
+    "uint8": (lambda: _fit(X.astype("uint8")), "images .*uint8"),
     "softmax": (
         lambda: _fit(student=small(activation="softmax")),
         "logits; received probabilities",
@@ -560,10 +560,10 @@ WRONG = {
         lambda: _fit(teacher=small(activation="softmax")),
         "teacher that returns logits; received prob",
     ),
-    "a list": (lambda: _fit(student=Pair()), r"logits \[B,K\] of the network, .*; received a list"),
+    "a list": (lambda: _fit(student=Pair()), "logits .*a list"),
     "a model that fails": (
         lambda: _fit(student=Broken()),
-        "this Broken fails on them: the broken one",
+        "Broken that fails on them: the broken one",
     ),
     "an unbuilt teacher": (
         lambda: _fit(teacher=_teacher()),
@@ -571,24 +571,24 @@ WRONG = {
     ),
     "no teacher": (
         lambda: igam_tf.IGAM(small(), pixel_max=255.0),
-        "a teacher, a keras.Model, with method=igam",
+        "keras.Model .*method=igam.*NoneType",
     ),
-    "other classes": (lambda: _fit(teacher=small(7)), "the teacher has 7, the student 10"),
+    "other classes": (lambda: _fit(teacher=small(7)), r"10\] of the teacher.* 7\]"),
     "no pixel range": (
         lambda: _fit(pixel_max=None),
         "expected pixel_max, .*; received none, and this Seq",
     ),
     "a wrong pixel range": (
         lambda: _fit(pixel_max=1.0),
-        r"pixels in 0..1, as pixel_max says; received 0",
+        r"pixels in 0\.\.1, ",
     ),
     "pixels of 0..1": (
         lambda: _fit(X / 255),
-        "none of the images is above .*: is the range 0..1",
+        "pixel_max=1.0",
     ),
-    "NaN pixels": (lambda: _fit(X * np.nan), "finite pixels; received NaN or infinity"),
+    "NaN pixels": (lambda: _fit(X * np.nan), "NaN"),
     "no labels": (lambda: _fit(y=None), "images and labels; received images without labels"),
-    "lengths": (lambda: _fit(y=Y[:5]), "as many images as labels; received 8 and 5"),
+    "lengths": (lambda: _fit(y=Y[:5]), "8 and 5"),
     "no pairs": (
         lambda: _fit(tf.data.Dataset.from_tensors(X), None),
         r"expected pairs \(images, labels\); received",
@@ -625,7 +625,7 @@ WRONG = {
     ),
     "a student that is no model": (
         lambda: _fit(student=lambda x: x),
-        "a keras.Model to train; received a func",
+        "keras.Model .*a function",
     ),
     "a map that does not fit": (
         lambda: _finetune(_teacher()),

@@ -262,10 +262,10 @@ def test_what_is_not_given_is_drawn_by_the_seed(attack):
             ({"x": tf.zeros((1, 1), dtype)}, f"images x of float32 or float64.*{dtype}: cast them")
             for dtype in ("uint8", "float16", "bfloat16", "int64")
         ),
-        ({"y": np.zeros((1, 1), int)}, r"labels y \[B\] .*received int64 \(1, 1\): take y\[:, 0\]"),
-        ({"y": np.eye(2)[:1]}, r"labels y \[B\] .*float64 \(1, 2\): take y.argmax\(1\)"),
+        ({"y": np.zeros((1, 1), int)}, r"labels .*int64 \[1, 1\]: take y\[:, 0\]"),
+        ({"y": np.eye(2)[:1]}, r"labels .*float64 \[1, 2\]: take y.argmax\(1\)"),
         ({"eps": 1.5}, "expected eps of at most 1, the pixel range of the bounds.*; received 1.5"),
-        ({"y": np.zeros((1, 2))}, r"expected labels y \[B\] of an integer type; received float64"),
+        ({"y": np.zeros((1, 2))}, "labels .*float64"),
         ({"steps": -1}, "expected at least 0 steps; received -1"),
         ({"bounds": (1.0, 0.0)}, r"expected bounds \(lowest, highest pixel value\); received"),
         ({"loss": "hinge"}, "expected an attack loss among xent, cw, dlr; received 'hinge'"),
@@ -299,9 +299,9 @@ def test_outputs_that_are_no_logits_are_told_in_one_sentence(attack):
     """Within a tf.function too, and with no line on whose code it was."""
     flat = lambda x: tf.reduce_sum(x, (2, 3))[:, :2]  # noqa: E731
     cases = {
-        "received a dict of 2 outputs: let logits_fn return": lambda x: {"a": x, "b": x},
-        "received a tuple of 2 outputs: let logits_fn return": lambda x: (flat(x), x),
-        r"logits \[B,K\] .*received float32 \(\w+, 4, 4, 1\)": lambda x: x,
+        "received a dict of 2 outputs": lambda x: {"a": x, "b": x},
+        "received a tuple of 2 outputs": lambda x: (flat(x), x),
+        r"logits \[B,K\] .*received float32 \[\w+, 4, 4, 1\]": lambda x: x,
         r"logits \[B,K\] .*received int32": lambda x: tf.cast(flat(x), tf.int32),
         "received logits of 1: for a single output z": lambda x: flat(x)[:, :1],
     }
@@ -311,7 +311,7 @@ def test_outputs_that_are_no_logits_are_told_in_one_sentence(attack):
             with pytest.raises(UserError, match=f"^expected.*{sentence}") as error:
                 f(logits_fn, x, [0], **how)
             assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="expected a function of x -> logits; received a str"):
+    with pytest.raises(UserError, match="function .*str"):
         ATTACKS[attack]("model", x, [0], **how)
 
 
@@ -327,7 +327,7 @@ def test_labels_of_every_integer_type(attack):
         np.testing.assert_array_equal(outcomes[0], other)
 
 
-@pytest.mark.parametrize("module", ["registry", "pgd", "apgd", "fab", "square"])
+@pytest.mark.parametrize("module", ["kinds", "pgd", "apgd", "fab", "square"])
 def test_examples(module):
     result = doctest.testmod(sys.modules[f"igam_tf.attacks.{module}"])
     assert result.attempted > 0

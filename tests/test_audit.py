@@ -651,7 +651,7 @@ def test_wrong_flags(command, arguments, message):
 
 def test_wrong_model_for_the_images(digits):
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
-    with pytest.raises(UserError, match=r"logits \[B,10\] of the model.* the shape \[40, 3\]"):
+    with pytest.raises(UserError, match=r",10\] of the model.* \[40, 3\]"):
         _audited(model, digits)
 
 

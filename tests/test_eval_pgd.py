@@ -312,10 +312,10 @@ def test_data_set_unknown(command, loaded, saved, name):
 def test_model_and_data_set_that_do_not_go_together(command, loaded, saved):
     with pytest.raises(
         UserError,
-        match=r"a model for images \[32, 32, 3\]; this one fails on them: .*(28|32)",
+        match=r"a model for images \[32, 32, 3\].*(28|32)",
     ):
         command(f"--model={saved / 'mnist.keras'}", "--dataset=cifar10")
-    with pytest.raises(UserError, match=r"expected logits \[B,100\] .* the shape \[12, 10\]"):
+    with pytest.raises(UserError, match=r"logits \[12,100\] .* \[12, 10\]"):
         command(f"--model={saved / 'cifar10.keras'}", "--dataset=cifar100")
 
 

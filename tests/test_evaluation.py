@@ -324,11 +324,11 @@ def test_attack_names_of_any_k():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES, LABELS[:9], "as many images as labels; received 60 and 9"),
+        (IMAGES, LABELS[:9], "60 and 9"),
         (IMAGES[:0], LABELS[:0], "received 0 and 0"),
-        (IMAGES * 255, LABELS, r"float pixels in 0\.\.1; received"),
-        (IMAGES - 0.5, LABELS, r"float pixels in 0\.\.1; received"),
-        (IMAGES * np.float32("nan"), LABELS, r"float pixels in 0\.\.1; received nan"),
+        (IMAGES * 255, LABELS, r"pixels in 0\.\.1,"),
+        (IMAGES - 0.5, LABELS, r"pixels in 0\.\.1,"),
+        (IMAGES * np.float32("nan"), LABELS, "finite pixels"),
     ],
 )
 def test_wrong_images(images, labels, message):
@@ -455,9 +455,9 @@ def test_as_many_examples_as_there_are(n):
 
 def test_model_for_other_images_or_classes():
     narrow = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
-    with pytest.raises(UserError, match=r"model for images \[8, 8, 3\]; this one fails"):
+    with pytest.raises(UserError, match=r"model for images \[8, 8, 3\]"):
         _report(narrow)
-    with pytest.raises(UserError, match=r"logits \[B,10\] of the model.* the shape \[4, 192\]"):
+    with pytest.raises(UserError, match=r",10\] of the model.* \[4, 192\]"):
         _report(keras.Sequential([keras.layers.Flatten()]))
 
 
@@ -513,20 +513,20 @@ _X, _Y = SPLIT.images, SPLIT.labels
 @pytest.mark.parametrize(
     ("images", "labels", "settings", "message"),
     [
-        (_X, _Y[:3], {}, "as many images as labels, at least one; received 10 and 3"),
-        (_X[:0], _Y[:0], {}, "at least one; received 0 and 0"),
-        (_X, _Y + 10, {}, r"labels in 0\.\.9, the model's classes; received 10"),
-        (_X, np.eye(10)[_Y], {}, "not one-hot; received float64"),
-        (_X.astype(int), _Y, {}, r"uint8 in 0\.\.255 or float in 0\.\.255; received int64"),
+        (_X, _Y[:3], {}, "10 and 3"),
+        (_X[:0], _Y[:0], {}, r"at least one; .*\[0, 8, 8, 3\]"),
+        (_X, _Y + 10, {}, r"labels in 0\.\.9, .* 10"),
+        (_X, np.eye(10)[_Y], {}, "labels .*float64"),
+        (_X.astype(int), _Y, {}, "uint8; received int64"),
         (_X / 1.0, _Y, {"pixel_max": 1.0}, r"pixels in 0\.\.1, .*; received 0"),
-        (_X / 255.0, _Y, {}, r"in 0\.\.255, .*: is the range 0\.\.1, with pixel_max=1\.0\?"),
-        (_X, _Y, {"eps": 8}, r"eps as a fraction of the pixel range, .*; received 8"),
-        (_X, _Y, {"eps": 40, "norm": "l2"}, r"at most 13\.8564 in l2, .*; received 40"),
+        (_X / 255.0, _Y, {}, r"in 0\.\.255, .*pixel_max=1\.0"),
+        (_X, _Y, {"eps": 8}, "eps as a fraction .* 8$"),
+        (_X, _Y, {"eps": 40, "norm": "l2"}, r"13\.8564 in l2; received 40"),
         (_X, _Y, {"preprocess": "mean=0.5/std=0"}, "preprocess as one of .*; received 'mean=0.5"),
-        (_X[0], _Y, {}, r"images \[n,H,W,C\]; received the shape \[\d+, \d+, 3\]"),
-        (_X[..., :1], _Y, {}, "expected a model for images .*; this WideResNet fails on them"),
-        (_X, _Y, {"eps": -0.1}, "eps above 0, .*; received -0.1"),
-        (_X, _Y, {"pixel_max": 0}, "pixel_max above 0, such as 1 or 255; received 0"),
+        (_X[0], _Y, {}, r"images .*\[\d+, \d+, 3\]"),
+        (_X[..., :1], _Y, {}, "model for images .*WideResNet"),
+        (_X, _Y, {"eps": -0.1}, "eps .*above 0.* -0.1"),
+        (_X, _Y, {"pixel_max": 0}, "pixel_max above 0"),
         (_X, _Y, {"attacks": "bim"}, "received 'bim'"),
     ],
 )

@@ -499,7 +499,7 @@ LABELS = {
     "pixels of 0..1": (X / 255, Y, "is the range 0..1"),
     "pixels beyond": (X * 2, Y, "expected pixels in 0..255"),
     "a shape": (X[:, :3], Y, "fails on them"),
-    "uint8": (X.astype("uint8"), Y, "of a floating type"),
+    "uint8": (X.astype("uint8"), Y, "images .*uint8"),
     "lengths": (X, Y[:3], "as many images as labels"),
     "no labels": (X, None, "images without labels"),
 }  # fmt: skip

@@ -2,15 +2,14 @@
 
 import tensorflow as tf
 
-from igam_tf.common.errors import UserError
+from igam_tf.common.checks import expect
 
 NORMS = ("linf", "l2")
 
 
 def check_norm(norm: str) -> None:
     """Raises a UserError where the norm is not one of NORMS."""
-    if norm not in NORMS:
-        raise UserError(f"expected a norm among {', '.join(NORMS)}; received {norm!r}")
+    expect(norm in NORMS, f"a norm among {', '.join(NORMS)}", repr(norm))
 
 
 def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

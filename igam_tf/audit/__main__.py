@@ -23,6 +23,7 @@ from igam_tf.audit.audited import BUDGETS, AuditedModel
 from igam_tf.audit.checks import FAIL
 from igam_tf.audit.page import check_text, html, markdown, summary
 from igam_tf.common import devices
+from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import write_json, write_text
 from igam_tf.common.program import heading, run_entry_point
@@ -38,7 +39,6 @@ from igam_tf.evaluation.model_flags import (
     parse_fraction,
     pixel_range,
 )
-from igam_tf.method.networks import logits_of
 from igam_tf.storage.journal import Journal, model_identity
 from igam_tf.storage.run_folder import RunFolder, environment, load_model
 

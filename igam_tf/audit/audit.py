@@ -24,6 +24,7 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
+from igam_tf.common.checks import reason_of
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, write_json
 from igam_tf.datasets import data_text
@@ -36,7 +37,6 @@ from igam_tf.evaluation.evaluate import (
 from igam_tf.evaluation.model_flags import as_called
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
-from igam_tf.method.networks import reason_of
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, checksum, text_of_mask
 

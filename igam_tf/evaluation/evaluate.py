@@ -17,13 +17,22 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.common.checks import (
+    NORM_TEXT,
+    check_eps,
+    check_images,
+    check_labels,
+    check_model,
+    check_pixel_max,
+    expect,
+    logits_of,
+)
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.model_flags import as_called, pixel_range
-from igam_tf.evaluation.robust import LogitsFn, check_images, robust_flags, scale_for_attacks
+from igam_tf.evaluation.robust import LogitsFn, check_attackable, robust_flags, scale_for_attacks
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.checks import check_labels, check_pixels
 from igam_tf.method.look import (
     LOOKED_AT,
     Doubt,
@@ -32,12 +41,11 @@ from igam_tf.method.look import (
     look,
     refuse,
 )
-from igam_tf.method.networks import check_model, float16_layers, in_float32, logits_of
+from igam_tf.method.networks import float16_layers, in_float32
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
 
 WORST_CASE = "worst_case"
-NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
 BATCH_NORMS = ("inference", "batch")
 
 
@@ -54,8 +62,7 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
     Raises:
         UserError: another `batch_norm`, or no Keras model.
     """
-    if batch_norm not in BATCH_NORMS:
-        raise UserError(f"expected batch norm {' or '.join(BATCH_NORMS)}; received {batch_norm!r}")
+    expect(batch_norm in BATCH_NORMS, f"batch norm {' or '.join(BATCH_NORMS)}", repr(batch_norm))
     check_model(model, "model")
 
     def logits(x: tf.Tensor) -> tf.Tensor:
@@ -77,29 +84,6 @@ def settings_dict(spec: AttackSpec) -> dict[str, Any]:
 def eps_unit(norm: str) -> str:
     """The unit of eps and step_size in a report."""
     return f"{NORM_TEXT[norm]}, fraction of the pixel range"
-
-
-def check_threat(norm: str, eps: float | None, shape: Sequence[int] = ()) -> None:
-    """Looks at a radius, as a fraction of the pixel range, before anything is attacked.
-
-    Args:
-        norm: of eps.
-        eps: None: the data set's own.
-        shape: of an image, where it is known.
-
-    Raises:
-        UserError: l2 lacks a radius, for a data set's own is of l-inf; or every image lies in the ball.
-    """
-    if norm != "linf" and eps is None:
-        raise UserError(
-            f"expected --eps with --norm={norm}: a data set's own radius is for l-inf; received none"
-        )
-    most = np.sqrt(np.prod(shape)) if norm == "l2" else 1.0
-    if eps is not None and shape and eps > most:
-        raise UserError(
-            f"expected eps as a fraction of the pixel range, such as 8/255, at most {most:g} in "
-            f"{NORM_TEXT[norm]}, which allows every image; received {eps!r}"
-        )
 
 
 def evaluate(
@@ -142,7 +126,7 @@ def evaluate(
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
     common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
-    check_images(images, labels, attacks, pixel_max, batch_norm)
+    check_attackable(images, labels, attacks, pixel_max, batch_norm)
     scale = scale_for_attacks(logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size)
     robust = robust_flags(
         logits_fn, images, labels, attacks=attacks, pixel_max=pixel_max, progress=progress,
@@ -198,7 +182,7 @@ def plan(
     Raises:
         UserError: more examples asked for than there are, no eps in l2, or as `attack_specs`.
     """
-    check_threat(norm, eps, split.spec.image_shape)
+    check_eps(eps, norm, split.spec.image_shape)
     spec, available = split.spec, len(split.labels)
     n = available if num_examples is None else num_examples
     if not 1 <= n <= available:
@@ -420,35 +404,14 @@ def split_of_arrays(
         UserError: they do not go together.
     """
     images, labels = np.asarray(images), np.asarray(labels)
-    if not (np.isfinite(pixel_max) and pixel_max > 0):
-        raise UserError(f"expected pixel_max above 0, such as 1 or 255; received {pixel_max!r}")
-    if not (np.isfinite(eps) and eps > 0):
-        raise UserError(
-            f"expected eps above 0, a fraction of the pixel range such as 8/255; received {eps!r}"
-        )
-    if images.ndim != 4:
-        raise UserError(f"expected images [n,H,W,C]; received the shape {list(images.shape)}")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise UserError(
-            f"expected images of uint8 in 0..255 or float in 0..{pixel_max:g}; received {images.dtype}"
-        )
-    check_labels(labels)
-    if len(labels) == 0 or len(images) != len(labels):
-        raise UserError(
-            f"expected as many images as labels, at least one; received {len(images)} and "
-            f"{len(labels)}"
-        )
-    check_threat(norm, eps, images.shape[1:])
-    if images.dtype != np.uint8:
-        check_pixels(images, pixel_max)
-    shape = logits_of(model, in_pixel_range(images[:1], pixel_max), "model").shape
-    if not 0 <= labels.min() <= labels.max() < shape[1]:
-        raise UserError(
-            f"expected labels in 0..{shape[1] - 1}, the model's classes; received "
-            f"{labels.min()}..{labels.max()}"
-        )
+    check_pixel_max(pixel_max)
+    check_images(images, pixel_max, uint8=True)
+    check_labels(labels, n=len(images))
+    check_eps(eps, norm, images.shape[1:])
+    classes = logits_of(model, in_pixel_range(images[:1], pixel_max), "model").shape[1]
+    check_labels(labels, classes=classes)
     spec = DatasetSpec(
-        "arrays", images.shape[1:], int(shape[1]),
+        "arrays", images.shape[1:], classes,
         pixel_max=float(pixel_max), eps=float(eps), step_size=float(eps) / 4,
     )  # fmt: skip
     return Split(images, labels.astype(np.int64), spec, "arrays", "test")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
 from igam_tf.attacks.attack_losses import class_of_rank
 from igam_tf.common import devices
+from igam_tf.common.checks import check_labels, check_pixels, expect
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
 from igam_tf.formulas.losses import at_least_float32
@@ -50,7 +51,7 @@ def robust_flags(
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
-    check_images(images, labels, attacks, pixel_max, batch_norm)
+    check_attackable(images, labels, attacks, pixel_max, batch_norm)
     if scale is None:
         scale = scale_for_attacks(
             logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size
@@ -182,22 +183,16 @@ def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:
     return [sorted(group, key=lambda spec: spec.steps) for group in groups.values()]
 
 
-def check_images(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
+def check_attackable(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
     """Raises a UserError where `robust_flags` cannot attack these images."""
-    if len(labels) == 0 or len(images) != len(labels):
-        raise UserError(
-            f"expected as many images as labels; received {len(images)} and {len(labels)}"
-        )
-    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= pixel_max):
-        raise UserError(
-            f"expected float pixels in 0..{pixel_max:g}; received {images.min():g}..{images.max():g}"
-        )
+    check_labels(labels, n=len(images))
+    if images.dtype != np.uint8:
+        check_pixels(images, pixel_max, some=True)
     alone = [spec.name for spec in attacks if not KINDS[spec.kind].on_batch_statistics]
-    if batch_norm == "batch" and alone:
-        raise UserError(
-            f"expected clean, fgsm and pgd<steps> alone on batch statistics; {alone[0]} needs a model "
-            "in which no image sees another, so batch norm inference"
-        )
+    expect(
+        batch_norm != "batch" or not alone, "clean, fgsm and pgd<steps> alone on batch statistics",
+        ", ".join(alone), "they need a model in which no image sees another: batch norm inference",
+    )  # fmt: skip
 
 
 def _compiled(

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import keras
 
+from igam_tf.common.checks import reason_of
 from igam_tf.common.errors import UserError
 from igam_tf.common.quiet import is_program
-from igam_tf.method.networks import reason_of
 from madry_models import MnistCNN, WideResNet
 
 Shape = tuple[int, int, int]

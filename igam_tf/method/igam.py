@@ -18,12 +18,13 @@ import tensorflow as tf
 from absl import logging
 from keras.optimizers import LossScaleOptimizer
 
+from igam_tf.common.checks import check_model, logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.discriminator import CHANNELS, Discriminator
 from igam_tf.method.look import misplaced_range, refuse
-from igam_tf.method.networks import are_probabilities, decayed_variables, logits_of
+from igam_tf.method.networks import are_probabilities, decayed_variables
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.second_order import missing_second_derivative
@@ -110,11 +111,8 @@ class IGAM(ClassifierTrainer):
                 f"{settings.method!r}"
             )
         super().__init__(student, weight_decay=weight_decay, terms=method.terms, **kwargs)
-        if method.teacher and not isinstance(teacher, keras.Model):
-            raise UserError(
-                f"expected a teacher, a keras.Model, with method={settings.method}; received a "
-                f"{type(teacher).__name__}"
-            )
+        if method.teacher:
+            check_model(teacher, f"teacher of method={settings.method}", keras.Model)
         if method.teacher and not teacher.built:
             raise UserError(
                 f"expected a teacher whose logits are trained; this {type(teacher).__name__} has no "
@@ -161,12 +159,7 @@ class IGAM(ClassifierTrainer):
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         if self.method.teacher:
-            z_t = logits_of(self.teacher, x, "teacher")
-            if z_t.shape != z.shape:
-                raise UserError(
-                    f"expected teacher and student of the same classes; the teacher has {z_t.shape[1]}, "
-                    f"the student {z.shape[1]}"
-                )
+            z_t = logits_of(self.teacher, x, "teacher", z.shape[1])
             if are_probabilities(z_t):
                 raise UserError(
                     "expected a teacher that returns logits; received probabilities: leave out its "

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.attacks.draws import for_each, in_ball
+from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
 from igam_tf.method.networks import (
@@ -20,7 +21,6 @@ from igam_tf.method.networks import (
     are_probabilities,
     float16_layers,
     in_float32,
-    logits_of,
 )
 from igam_tf.method.preprocess import Preprocess, Preprocessed
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.common.checks import check_pixel_max
 from igam_tf.common.errors import UserError
 from igam_tf.formulas.losses import at_least_float32
 from madry_models.network import Network
@@ -22,7 +23,6 @@ from madry_models.network import Network
 _SMALLEST = 1.2e-38  # the smallest normal float32
 # Rows of probabilities that went through float16 still add up to 1 within this.
 SUM_TOLERANCE = 1e-3
-_PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
 
 
 def decayed_variables(model: keras.Model, pattern: str | None = None) -> list:
@@ -61,8 +61,7 @@ def own_pixel_max(model: keras.Model, given: float | None) -> float:
             "expected pixel_max, the highest pixel value of the student's input, such as 1.0 or 255.0; "
             f"received none, and this {type(model).__name__} does not tell"
         )
-    if not (np.isfinite(value) and value > 0):
-        raise UserError(f"expected pixel_max above 0, such as 1.0 or 255.0; received {value!r}")
+    check_pixel_max(value)
     return float(value)
 
 
@@ -283,70 +282,3 @@ def are_probabilities(outputs: np.ndarray) -> bool:
         (True, False)
     """
     return bool((outputs >= 0).all() and np.abs(outputs.sum(1) - 1).max() < SUM_TOLERANCE)
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def reason_of(error: Exception) -> str:
-    """The line of a Keras or TensorFlow error that says why.
-
-    Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
-    reason stands below it.
-
-    Example:
-        >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
-        'wrong shape'
-    """
-    lines = [_PLAIN.sub("", line).strip() for line in str(error).splitlines()]
-    told = [
-        line
-        for line in lines
-        if line and not line.startswith(("Exception encountered", "Arguments received", "•"))
-    ]
-    return told[0] if told else type(error).__name__
-
-
-def check_model(model: keras.Model, what: str) -> None:
-    """Raises a UserError where a model is none of Keras's."""
-    if not isinstance(model, keras.layers.Layer):
-        raise UserError(
-            f"expected a keras.Model as the {what}; received a {type(model).__name__}: put what it "
-            "computes into the call(self, x, training=False) of a keras.Model"
-        )
-
-
-def logits_of(
-    model: keras.Model | Callable[[tf.Tensor], tf.Tensor],
-    x: np.ndarray,
-    what: str,
-    classes: int | None = None,
-) -> np.ndarray:
-    """Logits [n,K] of a model on images; builds the model where it is not yet.
-
-    Args:
-        model: any Keras model, in inference mode; or x -> logits.
-        x: images [n,H,W,C] in the model's pixel range.
-        what: names the model in an error, such as "student".
-        classes: K that is expected; None: any.
-
-    Raises:
-        UserError: the model fails on such images, or does not return one row [K] for each.
-    """
-    try:
-        x = tf.convert_to_tensor(x)
-        z = model(x, training=False) if isinstance(model, keras.Model) else model(x)
-    except Exception as error:  # a model may fail in any way on images it was not made for
-        kind = type(model).__name__ if isinstance(model, keras.Model) else "one"
-        raise UserError(
-            f"expected a {what} for images {list(x.shape[1:])}; this {kind} fails on them: "
-            f"{reason_of(error)}"
-        ) from error
-    shape = getattr(z, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x) or classes not in (None, shape[1]):
-        received = f"a {type(z).__name__}" if shape is None else f"the shape {list(shape)}"
-        raise UserError(
-            f"expected logits [B,{classes or 'K'}] of the {what}, one row for each of {len(x)} images; "
-            f"received {received}"
-        )
-    return np.asarray(z)

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from igam_tf.common.checks import reason_of
 from igam_tf.formulas.gradients import connected, missing_gradient
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
-from igam_tf.method.networks import reason_of
 
 IMAGES = 4  # that are looked at
 FEW, LARGE = 2, 10_000_000  # so many of a network with more parameters than that

@@ -8,9 +8,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from igam_tf.common.checks import reason_of
 from igam_tf.common.errors import UserError
 from igam_tf.method.look import misplaced_range
-from igam_tf.method.networks import features_of, reason_of
+from igam_tf.method.networks import features_of
 from igam_tf.method.trainer import ClassifierTrainer, in_training_step, step_key
 from igam_tf.method.transforms import Identity
 from madry_models.network import Network, wide_dtype

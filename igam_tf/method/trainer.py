@@ -19,14 +19,14 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 from keras.src.trainers.compile_utils import MetricsList
 
+from igam_tf.common.checks import check_images, check_labels, check_model, logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
-from igam_tf.method.checks import check_batch, check_images, check_logits, looked_at
-from igam_tf.method.look import misplaced_range, refuse
+from igam_tf.method.first_batch import looked_at
+from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import (
     LogProbabilities,
     decayed_variables,
-    logits_of,
     own_pixel_max,
 )
 from igam_tf.method.objectives import Objective
@@ -176,8 +176,7 @@ class ClassifierTrainer(keras.Model):
         terms: Sequence[str] = ("L_xent", "accuracy"),
         **kwargs,
     ):
-        if not isinstance(network, keras.Model):
-            raise UserError(f"expected a keras.Model to train; received a {type(network).__name__}")
+        check_model(network, "network to train", keras.Model)
         super().__init__(autocast=False, **kwargs)  # pixels keep their precision
         network = LogProbabilities(network) if from_probabilities else network
         if preprocess is not None:
@@ -328,10 +327,12 @@ class ClassifierTrainer(keras.Model):
         Raises:
             UserError: they do not go together.
         """
-        check_batch(x, y, self._known_pixel_max())
+        check_images(x, self._known_pixel_max())
+        check_labels(y, n=len(x))
         with self.distribute_strategy.scope():
             z = logits_of(self.network, x[:_CHECKED], "network")
-        check_logits(z, y[:_CHECKED])
+        refuse(doubtful_outputs(z), "not_finite", "probabilities")
+        check_labels(y[:_CHECKED], classes=z.shape[1])
         return z
 
     def prepare(self, x: np.ndarray, y: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec
 from igam_tf.evaluation.model_flags import pixel_range
@@ -16,7 +17,6 @@ from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
 from igam_tf.method.look import misplaced_range, refuse
-from igam_tf.method.networks import logits_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.preprocess import preprocessed
@@ -111,12 +111,7 @@ def check_student(config: Config) -> None:
             f"expected --pixel_max={own:g}, of the pixels that {config.student} takes, for {spec.name}; "
             f"received {spec.pixel_max:g}"
         )
-    z = logits_of(student, x, f"student {config.student}")
-    if z.shape[1] != spec.num_classes:
-        raise UserError(
-            f"expected {spec.num_classes} logits of --student={config.student} for {spec.name}; "
-            f"received {z.shape[1]}"
-        )
+    logits_of(student, x, f"student {config.student}", spec.num_classes)
     refuse(misplaced_range(student, spec.pixel_max))
 
 

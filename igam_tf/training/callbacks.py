@@ -5,12 +5,12 @@ import numpy as np
 from absl import logging
 
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.common.errors import UserError
+from igam_tf.common.checks import expect, logits_of
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, refuse
-from igam_tf.method.networks import logits_of, own_pixel_max
+from igam_tf.method.networks import own_pixel_max
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.trainer import ClassifierTrainer, Directions
 
@@ -65,8 +65,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         batch_size: int = 100,
     ):
         super().__init__()
-        if every < 1:
-            raise UserError(f"expected every of at least 1; received {every}")
+        expect(every >= 1, "every of at least 1", every)
         self._images, self._labels = images, labels
         self._eps, self._step_size = eps, eps / 4 if step_size is None else step_size
         self._names = attack_names(attacks)

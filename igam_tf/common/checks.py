@@ -1,0 +1,204 @@
+"""What a user hands over, checked before anything is computed.
+
+Every refusal is one sentence: "expected <what>; received <what came>: <what to do>".
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from igam_tf.common.errors import UserError
+
+NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
+_PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
+
+
+def expect(ok: Any, what: str, received: Any, remedy: str = "") -> None:
+    """Raises a UserError, in the one form that all have, where what was expected is not `ok`."""
+    if not ok:
+        raise UserError(f"expected {what}; received {received}" + (f": {remedy}" if remedy else ""))
+
+
+def _shape(t: Any) -> list | None:
+    """Shape of an array or tensor; None where a graph does not know how many axes there are."""
+    shape = tf.TensorShape(t.shape)
+    return None if shape.rank is None else shape.as_list()
+
+
+def _text(t: Any) -> str:
+    """Type and shape: "int64 [8, 10]"."""
+    shape = _shape(t)
+    return f"{getattr(t.dtype, 'name', t.dtype)} {'of unknown shape' if shape is None else shape}"
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def check_pixel_max(value: float) -> None:
+    """The highest pixel value of a model's input: above 0."""
+    expect(np.isfinite(value) and value > 0, "pixel_max above 0, such as 1 or 255", repr(value))
+
+
+def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
+    """A radius as a fraction of the pixel range: above 0, and not one that allows every image.
+
+    Args:
+        eps: radius; None: the data set's own, which is of l-inf.
+        norm: "linf" or "l2".
+        shape: of an image, where it is known.
+    """
+    if eps is None:
+        expect(
+            norm == "linf", f"--eps with --norm={norm}", "none, and a data set's own is for l-inf"
+        )
+        return
+    most = np.inf if not shape else np.sqrt(np.prod(shape)) if norm == "l2" else 1.0
+    below = f" and at most {most:g} in {NORM_TEXT[norm]}" if shape else ""
+    fits = 0 < eps <= most and np.isfinite(eps)
+    what = f"eps as a fraction of the pixel range, such as 8/255, above 0{below}"
+    expect(fits, what, repr(eps))
+
+
+# --- images and labels ----------------------------------------------------------------------------
+
+
+def check_images(x: np.ndarray, pixel_max: float | None, *, uint8: bool = False) -> None:
+    """Images [n,H,W,C], n > 0, of a floating type in 0..pixel_max (None: in any range).
+
+    Args:
+        x: the images.
+        pixel_max: highest pixel value.
+        uint8: whether bytes in 0..255 will do as well.
+    """
+    expect(x.ndim == 4 and len(x), "images [n,H,W,C], at least one", f"the shape {list(x.shape)}")
+    if uint8 and x.dtype == np.uint8:
+        return
+    floating = np.issubdtype(x.dtype, np.floating)
+    remedy = "" if uint8 else 'convert them with x.astype("float32")'
+    expect(floating, f"images of a floating type{' or uint8' if uint8 else ''}", x.dtype, remedy)
+    check_pixels(x, pixel_max)
+
+
+def check_pixels(x: np.ndarray, pixel_max: float | None, *, some: bool = False) -> None:
+    """Finite pixels in 0..pixel_max (None: in any range) that are not those of 0..1.
+
+    Args:
+        x: images of a floating type.
+        pixel_max: highest pixel value.
+        some: they are a part of the images, all of which may be dark.
+    """
+    expect(np.isfinite(x).all(), "finite pixels", "NaN or infinity")
+    if pixel_max is None:
+        return
+    low, high = float(x.min()), float(x.max())
+    what = f"pixels in 0..{pixel_max:g}, as pixel_max says"
+    expect(low >= 0 and high <= pixel_max, what, f"{low:g}..{high:g}")
+    unit = not some and low < high <= 1 < pixel_max
+    expect(not unit, what, f"{low:g}..{high:g}", "set pixel_max=1.0 if the range is 0..1")
+
+
+def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) -> None:
+    """Labels [B], an array or tensor of any integer type.
+
+    Args:
+        y: the labels.
+        n: how many images they are of; None: not known.
+        classes: the classes they are of, 0 to classes - 1; None: not known.
+    """
+    shape, dtype = _shape(y), getattr(y.dtype, "as_numpy_dtype", y.dtype)
+    rank = None if shape is None else len(shape)
+    remedy = ""
+    if rank == 2:
+        remedy = "take y[:, 0]" if shape[1] == 1 else "take y.argmax(1)"
+    elif rank == 1 and np.issubdtype(dtype, np.floating):
+        remedy = 'convert them with y.astype("int64")'
+    integers = rank == 1 and np.issubdtype(dtype, np.integer)
+    expect(integers, "labels [B] of an integer type, not one-hot", _text(y), remedy)
+    if n is not None:
+        expect(len(y) == n > 0, "as many images as labels, at least one", f"{n} and {len(y)}")
+    if classes is not None:
+        least, most = y.min(), y.max()
+        remedy = "two classes need two logits" if classes == 1 else ""
+        what = f"labels in 0..{classes - 1}, the network's classes"
+        expect(0 <= least <= most < classes, what, f"{least}..{most}", remedy)
+
+
+# --- models and logits ----------------------------------------------------------------------------
+
+
+def check_model(model: Any, what: str, kind: type = keras.layers.Layer) -> None:
+    """A model, or where that will do a layer, of Keras's; named `what` in the sentence."""
+    expect(
+        isinstance(model, kind), f"a keras.Model as the {what}", f"a {type(model).__name__}",
+        "put what it computes into the call(self, x, training=False) of a keras.Model",
+    )  # fmt: skip
+
+
+def check_logits(z: Any, of: str, *, n: int | None = None, classes: int | None = None) -> None:
+    """Logits [B,K], one array or tensor of a floating type.
+
+    Args:
+        z: what was returned.
+        of: names what returned it, such as "the student".
+        n, classes: B and K that are expected; None: any.
+    """
+    what = f"logits [{n or 'B'},{classes or 'K'}] of {of}, one tensor of a floating type"
+    kind = f"a {type(z).__name__}"
+    if isinstance(z, dict | list | tuple):
+        expect(False, what, f"{kind} of {len(z)} outputs", "return the one that classifies")
+    expect(hasattr(z, "shape") and hasattr(z, "dtype"), what, kind)
+    shape = _shape(z) or []
+    fits = len(shape) == 2 and n in (None, shape[0]) and classes in (None, shape[1])
+    expect(fits and tf.as_dtype(z.dtype).is_floating, what, _text(z))
+
+
+def logits_of(
+    model: keras.Model | Callable[[tf.Tensor], tf.Tensor],
+    x: np.ndarray,
+    what: str,
+    classes: int | None = None,
+) -> np.ndarray:
+    """Logits [n,K] of a model on images; builds the model where it is not yet.
+
+    Args:
+        model: any Keras model, in inference mode; or x -> logits.
+        x: images [n,H,W,C] in the model's pixel range.
+        what: names the model in an error, such as "student".
+        classes: K that is expected; None: any.
+
+    Raises:
+        UserError: the model fails on such images, or does not return one row [K] for each.
+    """
+    try:
+        x = tf.convert_to_tensor(x)
+        z = model(x, training=False) if isinstance(model, keras.Model) else model(x)
+    except Exception as error:  # a model may fail in any way on images it was not made for
+        raise UserError(
+            f"expected a {what} for images {list(x.shape[1:])}; received a {type(model).__name__} that "
+            f"fails on them: {reason_of(error)}"
+        ) from error
+    check_logits(z, f"the {what}", n=len(x), classes=classes)
+    return np.asarray(z)
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a Keras or TensorFlow error that says why.
+
+    Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
+    reason stands below it.
+
+    Example:
+        >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
+        'wrong shape'
+    """
+    lines = [_PLAIN.sub("", line).strip() for line in str(error).splitlines()]
+    told = [
+        line
+        for line in lines
+        if line and not line.startswith(("Exception encountered", "Arguments received", "•"))
+    ]
+    return told[0] if told else type(error).__name__

@@ -1,0 +1,62 @@
+"""The first batch of whatever Keras trains on: arrays, data sets, generators."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from igam_tf.common.errors import UserError
+
+
+def looked_at(
+    x: Any, y: Any = None, *, labels: bool = True
+) -> tuple[Any, tuple[np.ndarray, np.ndarray | None]]:
+    """What Keras is to be given for x, and its first (images, labels).
+
+    Args:
+        x, y: arrays, or a tf.data.Dataset, PyDataset or other iterable of batches; a generator is put
+            together again.
+        labels: whether there must be labels; else None stands for them.
+
+    Raises:
+        UserError: something else, or batches that are not pairs.
+    """
+    if hasattr(x, "__array__"):
+        if labels and y is None:
+            raise UserError("expected images and labels; received images without labels")
+        if labels and not hasattr(y, "__array__"):
+            raise UserError(
+                f"expected labels as an array; received a {type(y).__name__}: take numpy.asarray(y)"
+            )
+        # As tensors: an array of another library is none of numpy's.
+        first = (x[:128], None if y is None else y[:128])
+    else:
+        x, first = _first_of(x)
+        first = first if isinstance(first, tuple | list) else (first,)
+        triple = len(first) == 3 and first[2] is None
+        if not (len(first) == 2 or triple or (len(first) == 1 and not labels)):
+            kind = f"{len(first)} values" if len(first) > 1 else f"a {type(first[0]).__name__}"
+            raise UserError(f"expected pairs (images, labels); received {kind}")
+    images, y = (*first[:2], None)[:2]
+    return x, (np.asarray(images), np.asarray(y) if labels else None)
+
+
+def _first_of(batches: Any) -> tuple[Any, Any]:
+    """(the same batches, the first of them)."""
+    if isinstance(batches, keras.utils.PyDataset):
+        return batches, batches[0]
+    if not isinstance(batches, Iterable) or isinstance(batches, tuple | list | dict):
+        raise UserError(
+            "expected arrays, or a tf.data.Dataset, PyDataset or generator of pairs (images, labels); "
+            f"received a {type(batches).__name__}"
+        )
+    once, iterator = isinstance(batches, Iterator), iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise UserError(
+            f"expected batches of images; received an empty {type(batches).__name__.lstrip('_')}"
+        )
+    # As a generator, which is what Keras takes.
+    return (batch for batch in itertools.chain([first], iterator)) if once else batches, first
