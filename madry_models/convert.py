@@ -32,7 +32,7 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
     """
     output = Path(output).expanduser()
     if output.suffix != ".keras":
-        raise UserError(f"--output must end in .keras. Received: {output}.")
+        raise UserError(f"expected --output ending in .keras; received {output}")
     if output.exists():
         raise UserError(f"--output={output} exists; remove it or choose another name.")
     writable("output", output)
@@ -45,8 +45,8 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
         difference = np.abs(model(x, training=False) - reloaded(x, training=False)).max()
         if not difference <= TOLERANCE:
             raise UserError(
-                f"the converted file's logits differ: expected {TOLERANCE} at most. "
-                f"Received: {difference}."
+                f"expected logits of the converted file within {TOLERANCE} of the checkpoint's; received "
+                f"a difference of {difference}"
             )
     return float(difference)
 

@@ -139,7 +139,7 @@ def _download(url: str, path: Path) -> None:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as downloaded:
             head = downloaded.read(60)
-        raise UserError(f"expected a zip archive. Received data that begin with {head!r}")
+        raise UserError(f"expected a zip archive; received data that begin with {head!r}")
 
 
 def _check_digest(path: Path, source: Source) -> str:
@@ -151,7 +151,7 @@ def _check_digest(path: Path, source: Source) -> str:
     published = [pair for pair in pairs if pair[1]]
     for kind, expected, received in published:
         if received != expected:
-            raise UserError(f"expected {kind} {expected}. Received: {received}")
+            raise UserError(f"expected {kind} {expected}; received {received}")
     if not published:
         return f"no digest is published for this file, so it is unverified; its SHA-256: {sha256}"
     return f"{' and '.join(kind for kind, _, _ in published)} as published"
@@ -161,7 +161,7 @@ def _checkpoint_folder(folder: Path) -> Path:
     """The one folder with a checkpoint; its path inside the archives is not quite uniform."""
     found = {p.parent for p in folder.rglob("*.index") if not p.name.startswith("._")}
     if len(found) != 1:
-        raise UserError(f"expected one checkpoint in the archive. Received: {len(found)}")
+        raise UserError(f"expected one checkpoint in the archive; received {len(found)}")
     return found.pop()
 
 

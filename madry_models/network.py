@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from igam_tf.common.errors import UserError
+from igam_tf.common.checks import expect
 
 
 def wide_dtype(dtype: str) -> str:
@@ -38,8 +38,7 @@ class Network(keras.Model):
     logits_layer: keras.layers.Dense
 
     def __init__(self, num_classes: int, **kwargs):
-        if num_classes < 1:
-            raise UserError(f"num_classes must be at least 1. Received: {num_classes}.")
+        expect(num_classes >= 1, "num_classes of at least 1", num_classes)
         super().__init__(autocast=False, **kwargs)
         self.num_classes = num_classes
 

@@ -144,8 +144,8 @@ def from_tf1_checkpoint(
     else:
         received = ", ".join(sorted(shapes)[:5]) or "no variables"
         raise UserError(
-            f"checkpoint {prefix} holds neither network of the challenges: expected Variable_6 "
-            f"(MNIST) or logit/DW (CIFAR-10). Received: {received}."
+            f"expected a network of the challenges in checkpoint {prefix}, so Variable_6 (MNIST) or "
+            f"logit/DW (CIFAR-10); received {received}"
         )
     load_tf1_checkpoint(model, prefix)
     return model
@@ -162,7 +162,7 @@ def checkpoint_prefix(path: str | Path) -> Path:
         if path.with_name(path.name + ".index").is_file():
             return path
         received = "a file, not a folder" if path.is_file() else "no such folder or prefix"
-        raise UserError(f"expected a checkpoint's folder or prefix. Received: {path} ({received}).")
+        raise UserError(f"expected a checkpoint's folder or prefix; received {path}, {received}")
     steps = {p.name.removesuffix(".index"): p.with_suffix("") for p in path.glob("*.index")}
     if not steps:
         raise UserError(f"no checkpoint in {path}: expected checkpoint-<step>.index and its data.")

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from igam_tf.common.errors import UserError
+from igam_tf.common.checks import expect
 from madry_models.batch_norm import BatchNormalization
 from madry_models.network import ACTIVATIONS, Network, wide_dtype
 
@@ -140,18 +140,12 @@ class WideResNet(Network):
         activation: str = "leaky_relu",
         **kwargs,
     ):
-        if activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
-            )
-        if depth < 8 or depth % 6 != 2:
-            raise UserError(f"depth must be 6n+2 with n >= 1: 8, 14, 20, ... Received: {depth}.")
-        if width < 1:
-            raise UserError(f"width must be at least 1. Received: {width}.")
-        if input_layer not in INPUT_LAYERS:
-            raise UserError(
-                f"input_layer must be one of {', '.join(INPUT_LAYERS)}. Received: {input_layer!r}."
-            )
+        for name, value, allowed in (
+            ("activation", activation, ACTIVATIONS), ("input_layer", input_layer, INPUT_LAYERS)
+        ):  # fmt: skip
+            expect(value in allowed, f"{name} among {', '.join(allowed)}", repr(value))
+        expect(depth >= 8 and depth % 6 == 2, "depth 6n+2 with n >= 1, so 8, 14, 20, ...", depth)
+        expect(width >= 1, "width of at least 1", width)
         super().__init__(num_classes, **kwargs)
         self.depth, self.width = depth, width
         self.input_layer, self.synchronized = input_layer, synchronized

@@ -311,7 +311,7 @@ def test_outputs_that_are_no_logits_are_told_in_one_sentence(attack):
             with pytest.raises(UserError, match=f"^expected.*{sentence}") as error:
                 f(logits_fn, x, [0], **how)
             assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="function .*str"):
+    with pytest.raises(UserError, match=r"function .*str"):
         ATTACKS[attack]("model", x, [0], **how)
 
 

@@ -120,12 +120,12 @@ def test_published_digests():
 @pytest.mark.parametrize("digest", ["git_blob_sha1", "sha256"])
 def test_wrong_digest(serve, refused, digest):
     serve(GOOD, **{digest: "0" * 40})
-    refused("expected .* 0000000000.*Received: ")
+    refused("expected .* 0000000000.*; received ")
 
 
 def test_html_instead_of_a_zip(serve, refused):
     serve(b"<!DOCTYPE html><html>please sign in</html>", sha256="0" * 64)
-    refused("expected a zip archive. Received data that begin with .*DOCTYPE")
+    refused("expected a zip archive; received data that begin with .*DOCTYPE")
 
 
 def test_not_found(serve, refused):
@@ -220,7 +220,7 @@ def test_damaged_archive(serve, refused):
 
 def test_archive_without_a_checkpoint(serve, refused):
     serve(make_zip({"readme": b""}))
-    refused("expected one checkpoint in the archive. Received: 0")
+    refused("expected one checkpoint in the archive; received 0")
 
 
 def test_archive_with_another_folder_name_and_a_finder_s_shadow_files(serve, tmp_path):

@@ -496,7 +496,7 @@ LABELS = {
     "one-hot": (X, ONE_HOT, r"received float64 \[8, 3\]: take y.argmax\(1\)"),
     "floats": (X, Y.astype("float32"), r'received float32 \[8\]: convert them with y.astype\("int64"'),
     "other classes": (X, Y + CLASSES, r"expected labels in 0..2"),
-    "pixels of 0..1": (X / 255, Y, "is the range 0..1"),
+    "pixels of 0..1": (X / 255, Y, r"pixel_max=1\.0"),
     "pixels beyond": (X * 2, Y, "expected pixels in 0..255"),
     "a shape": (X[:, :3], Y, "fails on them"),
     "uint8": (X.astype("uint8"), Y, "images .*uint8"),

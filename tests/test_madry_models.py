@@ -316,11 +316,11 @@ def test_shortcut_pools_and_pads_channels_on_both_sides():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"depth": 30}, "depth must be 6n.2.*Received: 30"),
-        ({"depth": 2}, "Received: 2"),
-        ({"width": 0}, "width must be at least 1. Received: 0"),
-        ({"input_layer": "none"}, "standardize, unit_norm. Received: 'none'"),
-        ({"num_classes": 0}, "num_classes must be at least 1. Received: 0"),
+        ({"depth": 30}, "depth 6n.2.* 30"),
+        ({"depth": 2}, "received 2"),
+        ({"width": 0}, "width of .* 0"),
+        ({"input_layer": "none"}, "input_layer .*'none'"),
+        ({"num_classes": 0}, "num_classes .* 0"),
     ],
 )
 def test_wrong_arguments(wrong, message):
@@ -344,7 +344,5 @@ def test_activation_by_name(name):
     again = WideResNet.from_config(wide.get_config())
     assert again.activation == name
     assert ("activation" in wide.get_config()) == (name != "leaky_relu")
-    with pytest.raises(
-        UserError, match=r"activation must be one of leaky_relu, silu, gelu. Received: 'r"
-    ):
+    with pytest.raises(UserError, match="activation .*'relu'"):
         WideResNet(8, 1, activation="relu")

@@ -112,7 +112,7 @@ def test_network_is_recognised(tmp_path):
 
 def test_neither_network(tmp_path):
     save_tf1(tmp_path, {"vgg/weights": (3,)})
-    with pytest.raises(UserError, match=r"neither network.*Received: vgg/weights"):
+    with pytest.raises(UserError, match=r"network of the challenges.*received vgg/weights"):
         from_tf1_checkpoint(tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_convert(tmp_path, shapes, golden_dir):
     with pytest.raises(UserError, match="exists"):
         convert(source, output)
     assert output.read_bytes() == before
-    with pytest.raises(UserError, match=r"must end in \.keras"):
+    with pytest.raises(UserError, match=r"ending in \.keras"):
         convert(source, tmp_path / "teacher.h5")
 
 

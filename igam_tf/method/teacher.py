@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.common.checks import reason_of
+from igam_tf.common.checks import expect, reason_of
 from igam_tf.common.errors import UserError
 from igam_tf.method.look import misplaced_range
 from igam_tf.method.networks import features_of
@@ -57,8 +57,7 @@ class Teacher(keras.Model):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        if num_classes < 1:
-            raise UserError(f"expected num_classes of at least 1; received {num_classes}")
+        expect(num_classes >= 1, "num_classes of at least 1", num_classes)
         self.network, self.transform = network, transform or Identity()
         self.num_classes, self._layer = num_classes, features
         self._features = features_of(network, features)
