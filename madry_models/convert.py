@@ -45,8 +45,8 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
         difference = np.abs(model(x, training=False) - reloaded(x, training=False)).max()
         if not difference <= TOLERANCE:
             raise UserError(
-                f"expected logits of the converted file within {TOLERANCE} of the checkpoint's; received "
-                f"a difference of {difference}"
+                f"expected logits of the converted file within {TOLERANCE} of the checkpoint's; "
+                f"received a difference of {difference}"
             )
     return float(difference)
 

@@ -344,5 +344,5 @@ def test_activation_by_name(name):
     again = WideResNet.from_config(wide.get_config())
     assert again.activation == name
     assert ("activation" in wide.get_config()) == (name != "leaky_relu")
-    with pytest.raises(UserError, match="activation .*'relu'"):
+    with pytest.raises(UserError, match=r"activation .*'relu'"):
         WideResNet(8, 1, activation="relu")
