@@ -197,15 +197,15 @@ def _dct(n: int) -> np.ndarray:
     return d.astype(np.float32)
 
 
-def _wrong_way(x: tf.Tensor, loss, *, eps: float, steps: int, step_size: float) -> tf.Tensor:
-    """x after steps down the loss within eps, cut off from x: what a purifier returns."""
+def _purified(x: tf.Tensor, loss, *, eps=0.15, steps=5, step_size=0.05) -> tf.Tensor:
+    """x after steps down the loss within eps, with the gradient of x itself: what a purifier returns."""
     d = tf.zeros_like(x)
     for _ in range(steps):
         with tf.GradientTape() as tape:
             tape.watch(d)
             value = tf.reduce_sum(loss(x + d))
         d = tf.clip_by_value(d - step_size * tf.sign(tape.gradient(value, d)), -eps, eps)
-    return tf.stop_gradient(d)
+    return x + tf.stop_gradient(d)
 
 
 # --- defences that change the image -------------------------------------------------------------
@@ -250,7 +250,7 @@ def total_variation(x, _):
         )
 
     start = tf.stop_gradient(kept * x + (1 - kept) * 0.5)
-    return start + _wrong_way(start, loss, eps=1.0, steps=15, step_size=0.06)
+    return _purified(start, loss, eps=1.0, steps=15, step_size=0.06)
 
 
 @_before("Xie, Wang, Zhang, Ren, Yuille 2018, arXiv:1711.01991", "deterministic", random=True)
@@ -403,7 +403,7 @@ def hedge(x, base):
     def loss(x):
         return tf.reduce_sum(tf.nn.log_softmax(base(x, training=False)), 1)
 
-    return x + _wrong_way(x, loss, eps=0.15, steps=5, step_size=0.05)
+    return _purified(x, loss)
 
 
 @_before(
@@ -417,7 +417,7 @@ def purification(x, _):
     def loss(x):
         return tf.reduce_sum(tf.square(x - _on_subspace(x)), (1, 2, 3))
 
-    return x + _wrong_way(x, loss, eps=0.15, steps=5, step_size=0.05)
+    return _purified(x, loss)
 
 
 @_before("Pang, Xu, Zhu 2020, Mixup Inference, arXiv:1909.11515", "deterministic", random=True)

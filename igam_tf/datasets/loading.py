@@ -22,7 +22,6 @@ from igam_tf.datasets.named import SPECS, DatasetSpec, Split
 
 SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"
-_KINDS = ("tfds", *READERS)
 _PROBE_SECONDS = 5
 _MAGIC = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG"}  # what a file begins with
 
