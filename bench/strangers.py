@@ -500,21 +500,23 @@ def printed(
 
 PAGE = """# Networks with other input conventions
 
-One network is wrapped in many input and output conventions, as other people's networks may have them. The
-table shows whether `igam_tf.evaluate` prints the true figure, or a line that says why it may be false.
+One network is wrapped in many input and output conventions, as other people's networks may have
+them. The table shows whether `igam_tf.evaluate` prints the true figure, or a line that says why
+it may be false.
 
-Figures are robust accuracy in % under l-inf, of {n} built-in (synthetic) images: digits with eps 0.08, of
-which {digits:g} % are robust, or objects in colour with eps 4/255, of which {objects:g} %. These true figures
-come from a separate attack in float64 on the bare weights, which shares no code with `igam_tf.attacks`. The
-column "printed" is under PGD-20. If there is a doubt, the program also prints a line `DOUBTFUL` and ends with
-status 3. A "?" means that no way of calling the network gives a true figure.
+Figures are robust accuracy in % under l-inf, of {n} built-in (synthetic) images: digits with eps
+0.08, of which {digits:g} % are robust, or objects in colour with eps 4/255, of which {objects:g}
+%. These true figures come from a separate attack in float64 on the bare weights, which shares no
+code with `igam_tf.attacks`. The column "printed" is under PGD-20. If there is a doubt, the
+program also prints a line `DOUBTFUL` and ends with status 3. A "?" means that no way of calling
+the network gives a true figure.
 
-`python bench/strangers.py` writes this page. `python -m pytest -m slow tests/test_strangers.py` tests the same
-in l2, under APGD, and with weights of Wong et al. 2018 on real images.
+`python bench/strangers.py` writes this page. `python -m pytest -m slow tests/test_strangers.py`
+tests the same in l2, under APGD, and with weights of Wong et al. 2018 on real images.
 
-The logits of "logits / 4", a network that is only a little less confident than it is accurate, are not
-scaled. PGD on the cross-entropy, as it is published, is weak on it, which `weak_loss` marks: `apgd` gives the
-true 35, `--loss=cw` 37.
+The logits of "logits / 4", a network that is only a little less confident than it is accurate,
+are not scaled. PGD on the cross-entropy, as it is published, is weak on it, which `weak_loss`
+marks: `apgd` gives the true 35, `--loss=cw` 37.
 
 | network | called with | true | printed | doubts |
 |---|---|---|---|---|

@@ -207,19 +207,21 @@ def page(rows: list[dict]) -> str:
     return f"""# The zoo of defences
 
 The audit is compared with attacks that know each network: {len(masked)} published defences and
-{len(honest)} networks without masking. It runs with `--budget=quick` on {n} images each, l-inf eps {eps} of the
-pixel range; accuracies are in %. `make audit-zoo` measures it anew. Networks with another eps: {own}.
+{len(honest)} networks without masking. It runs with `--budget=quick` on {n} images each, l-inf
+eps {eps} of the pixel range; accuracies are in %. `make audit-zoo` measures it anew. Networks
+with another eps: {own}.
 
-Each defence is the idea of its source in a few lines of `igam_tf.audit.zoo`, before or inside a small
-network, on built-in (synthetic) digits. None is the authors' code, and no figure here says anything about
-theirs.
+Each defence is the idea of its source in a few lines of `igam_tf.audit.zoo`, before or inside a
+small network, on built-in (synthetic) digits. None is the authors' code, and no figure here says
+anything about theirs.
 
-- **headline**: what the audit prints, the worst case of its attacks. For a random network it is the worst
-  over single draws.
-- **true**: the lowest figure found by attacks that know the defence. These are PGD on the margin and on the
-  cross-entropy through a differentiable stand-in, averaged over {zoo.DRAWS} draws if the network is random;
-  transfer from undefended networks; Square; and the audit's own attacks. A random network is judged by the
-  average of {zoo.DRAWS} draws. Like every attack's figure it is an upper bound.
+- **headline**: what the audit prints, the worst case of its attacks. For a random network it is
+  the worst over single draws.
+- **true**: the lowest figure found by attacks that know the defence. These are PGD on the margin
+  and on the cross-entropy through a differentiable stand-in, averaged over {zoo.DRAWS} draws if
+  the network is random; transfer from undefended networks; Square; and the audit's own attacks. A
+  random network is judged by the average of {zoo.DRAWS} draws. Like every attack's figure it is
+  an upper bound.
 - **right**: a defence has a WARN or FAIL of a check that must find it, or its headline is at most
   {TOLERANCE:g} points above the true figure; a network without masking has no FAIL.
 
