@@ -34,7 +34,7 @@ from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import write_text
 from igam_tf.common.program import run_entry_point
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import resolve, transform
+from igam_tf.experiments.resolve import described_transform, resolve
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.architectures import builder_of
 from igam_tf.method.igam import IGAM
@@ -117,7 +117,8 @@ class Step:
             network.build((None, *spec.image_shape))
         else:
             network = new_source_network(self.config)
-        teacher = Teacher(network, transform(self.config), num_classes=self.spec.num_classes)
+        _, between = described_transform(self.config)
+        teacher = Teacher(network, between, num_classes=self.spec.num_classes)
         teacher.build((None, *self.spec.image_shape))
         return teacher
 

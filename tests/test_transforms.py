@@ -10,7 +10,7 @@ import tensorflow as tf
 from igam_tf.common.devices import mirrored
 from igam_tf.common.errors import UserError
 from igam_tf.experiments.paper import TRANSFERS
-from igam_tf.experiments.resolve import resolve, transform
+from igam_tf.experiments.resolve import described_transform, resolve
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method import transforms
 from igam_tf.method.optimizers import Momentum
@@ -284,7 +284,8 @@ def test_a_teacher_with_a_trained_map_round_trips(tmp_path):
 def test_grey_crop_of_the_paper_row():
     x = np.zeros((1, 32, 32, 3), np.float32)
     x[0, 2, 2] = (255, 0, 255)
-    y = transform(resolve({"source": "mnist", "target": "cifar10"}))(tf.constant(x)).numpy()
+    _, between = described_transform(resolve({"source": "mnist", "target": "cifar10"}))
+    y = between(tf.constant(x)).numpy()
     assert y.shape == (1, 28, 28, 1)
     assert y[0, 0, 0, 0] == pytest.approx(2 / 3)
     assert y.sum() == pytest.approx(2 / 3)
@@ -297,7 +298,7 @@ def test_legacy_resizing_belongs_to_the_release():
         ({"fidelity": "release"}, "legacy"),
         ({"up_resize": "legacy"}, "legacy"),
     ):
-        assert transform(resolve(chosen | more)).maps[0].sampling == sampling
+        assert described_transform(resolve(chosen | more))[1].maps[0].sampling == sampling
 
 
 @pytest.mark.parametrize(

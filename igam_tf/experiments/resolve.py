@@ -68,21 +68,15 @@ def teacher_network(config: Config) -> str:
     return config.teacher_network or source_spec(config).teacher.network or config.student
 
 
-def transform(config: Config, source_pixel_max: float | None = None) -> Identity:
-    """The map of a run: the layers of `--transform`, then the change of pixel unit if there is one.
+def described_transform(
+    config: Config, source_pixel_max: float | None = None
+) -> tuple[str, Identity]:
+    """(the map in words, the map): the layers of `--transform`, then the change of pixel unit.
 
     Args:
         config: settings.
         source_pixel_max: of the teacher's input; None: of the source's data set. Without meaning
             where there is a --teacher_preprocess.
-    """
-    return described_transform(config, source_pixel_max)[1]
-
-
-def described_transform(
-    config: Config, source_pixel_max: float | None = None
-) -> tuple[str, Identity]:
-    """(the map in words, the map), as `transform`.
 
     Raises:
         UserError: the map does not lead from the target's images to the teacher's.

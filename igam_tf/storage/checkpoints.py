@@ -15,6 +15,8 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import replacing
 from igam_tf.common.literal import literal
 
+KEPT = 2  # checkpoints, of those that were read or written by this process
+
 
 class Checkpoints:
     """The newest checkpoints of one stage, each a folder `ckpt-<step>`.
@@ -25,11 +27,10 @@ class Checkpoints:
     Args:
         state: what is saved.
         folder: the stage's own.
-        keep: how many of those that were read or written here are kept.
     """
 
-    def __init__(self, state: tf.train.Checkpoint, folder: Path, *, keep: int = 2):
-        self._state, self._folder, self._keep = state, folder, keep
+    def __init__(self, state: tf.train.Checkpoint, folder: Path):
+        self._state, self._folder = state, folder
         self._good: list[Path] = []
 
     @property
@@ -73,7 +74,7 @@ class Checkpoints:
             )
 
     def save(self, step: int) -> None:
-        """Writes the state after `step`, then removes all but the newest `keep` good ones.
+        """Writes the state after `step`, then removes all but the newest KEPT good ones.
 
         Raises:
             OSError, tf.errors.OpError: it cannot be written; those before it stay.
@@ -83,7 +84,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
             self._state.write(str(partial / "state"))
             shutil.rmtree(path, ignore_errors=True)  # a damaged one
-        self._good = [*self._good, path][-self._keep :]
+        self._good = [*self._good, path][-KEPT:]
         for other in self._found():
             if other not in self._good:
                 shutil.rmtree(other, ignore_errors=True)
