@@ -36,6 +36,7 @@ from igam_tf.common.program import run_entry_point
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import described_transform, resolve
 from igam_tf.formulas import gradients, losses
+from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import builder_of
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
@@ -138,7 +139,7 @@ class Step:
             of = {p: flops_of(lambda p=p: trainer.step_of_kind(data, p)) for p in set(kinds)}
             return sum(of[kind] for kind in kinds) / self.turns
         plain = flops_of(lambda: ClassifierTrainer.train_step(trainer, data))
-        if self.config.method == "standard":
+        if not isinstance(trainer, PGDTraining):
             return plain
         # The attack is a loop in the graph, of which one turn is an input gradient.
         network, y = trainer.network, self.y

@@ -1,6 +1,8 @@
 """Input gradient adversarial matching (IGAM, CVPR 2020) for TensorFlow 2 and Keras 3.
 
-    IGAM, FineTune, PGDTraining     trainers: `compile()` and `fit()` as of any Keras model
+    trainer                         the trainer of any method, by name: `compile()` and `fit()` as of
+                                    any Keras model
+    IGAM, FineTune, PGDTraining     its classes
     Teacher, Discriminator          the two networks beside the student
     Settings                        hyperparameters of the objective (eq. 14)
     Identity, Scale, ...            maps from a target image to the teacher's input (§4.3); map_between
@@ -44,6 +46,7 @@ SAVED = {f"igam_tf>{name}": module for name, module in _MODULES.items()}
 register_later(SAVED)
 # Public name -> (module, its name there).
 _PUBLIC: dict[str, tuple[str, str]] = {
+    "trainer": ("igam_tf.method.new_trainer", "trainer"),
     "IGAM": ("igam_tf.method.igam", "IGAM"),
     "Preprocessed": ("igam_tf.method.preprocess", "Preprocessed"),
     "Preprocess": ("igam_tf.method.preprocess", "Preprocess"),
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
     from igam_tf.method.adversarial import PGDTraining as PGDTraining
     from igam_tf.method.discriminator import Discriminator as Discriminator
     from igam_tf.method.igam import IGAM as IGAM
+    from igam_tf.method.new_trainer import trainer as trainer
     from igam_tf.method.optimizers import Momentum as Momentum
     from igam_tf.method.optimizers import schedule as schedule
     from igam_tf.method.preprocess import Preprocess as Preprocess

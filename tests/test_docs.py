@@ -20,7 +20,8 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 SECTIONS = {text.splitlines()[0]: text for text in EXTEND.split("\n## ")[1:] if "```python" in text}
 PRINTED = {
-    "A method": r"\{'L_xent': [\d.]+, 'L_diff': [\d.]+, 'cosine': -?[\d.]+\}",
+    "A method": r"\{'L_xent': [\d.]+, 'L_diff': [\d.]+, 'cosine': -?[\d.]+\}"
+    r"\n0 (\[.+\])\n0 (\1)\n1 (?!\1).+",
     "An attack": r"\{'clean': 100.0, 'corner20': 100.0, 'pgd5': 0.0, 'worst_case': 0.0\}",
     "A data set": r"\(16, 16, 3\) 4 100",
     "A student": r"plain-8 \(None, 10\)\nown_nets:flower_net \(None, 10\)",

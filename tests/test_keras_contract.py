@@ -51,7 +51,7 @@ def igam(**settings) -> igam_tf.IGAM:
 
 def pgd(**kwargs) -> igam_tf.PGDTraining:
     return igam_tf.PGDTraining(
-        network(), eps=8.0, step_size=4.0, steps=2, seed=3, pixel_max=255.0, **kwargs
+        network(), eps=8 / 255, step_size=4 / 255, steps=2, seed=3, pixel_max=255.0, **kwargs
     )
 
 
@@ -61,7 +61,7 @@ def fine_tune() -> igam_tf.FineTune:
 
 def ard() -> igam_tf.PGDTraining:
     method = objectives.METHODS["ard"]
-    objective = functools.partial(method.adversarial, ard_alpha=0.7, ard_temperature=5.0)
+    objective = functools.partial(method.adversarial, alpha=0.7, temperature=5.0)
     return pgd(
         objective=objective, teacher=network(5), attack_loss="kl", noise=0.5, ramp_steps=3,
         terms=method.terms,

@@ -1,7 +1,6 @@
 """Methods on adversarial examples, their formulas by hand, and the alignment of finished students."""
 
 import dataclasses
-import functools
 import json
 
 import keras
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import igam_tf
 from igam_tf.datasets import SPECS, Split
 from igam_tf.evaluation.alignment import alignment, linearised
 from igam_tf.formulas import losses
@@ -65,7 +65,7 @@ def test_adversarial_training_sees_x_adv_alone():
 
 def test_trades_by_hand():
     f = linear()
-    loss, terms, logits = objectives.trades(f, X, X_ADV, Y, trades_beta=6.0)
+    loss, terms, logits = objectives.trades(f, X, X_ADV, Y, beta=6.0)
     clean, adversarial = f(X).numpy(), f(X_ADV).numpy()
     l_kl = divergence(softmax(clean), softmax(adversarial))
     np.testing.assert_allclose(terms["L_kl"], l_kl, rtol=1e-4)
@@ -75,19 +75,18 @@ def test_trades_by_hand():
 
 def test_ard_by_hand():
     f, teacher = linear(), linear(1)
-    numbers = {"ard_alpha": 0.7, "ard_temperature": 30.0}
+    numbers = {"alpha": 0.7, "temperature": 30.0}
     loss, _, _ = objectives.ard(f, X, X_ADV, Y, teacher=teacher, **numbers)
     l_kl = divergence(softmax(teacher(X).numpy() / 30), softmax(f(X_ADV).numpy() / 30))
     np.testing.assert_allclose(loss, 0.3 * xent(f(X).numpy()) + 0.7 * 900 * l_kl, rtol=1e-3)
 
 
-def trainer(name: str, network: keras.Model, **settings) -> PGDTraining:
-    method = METHODS[name]
-    compiled = PGDTraining(
-        network, seed=0, objective=method.adversarial,
-        attack_loss=method.attack_loss, terms=method.terms,
-        **({"eps": 0.1, "step_size": 0.02, "steps": 7} | settings),
-    )  # fmt: skip
+def trainer(
+    name: str, network: keras.Model, teacher: keras.Model | None = None, **settings
+) -> PGDTraining:
+    own = {"step_size": 0.02, "steps": 7} if METHODS[name].many_steps else {}
+    settings = {"eps": 0.1, "weight_decay": 0.0} | own | settings
+    compiled = igam_tf.trainer(name, network, teacher, **settings)
     compiled.compile(Momentum(0.01, momentum=0.9))
     return compiled
 
@@ -98,7 +97,7 @@ def test_fast_is_one_step_of_a_fourth_more_than_eps_from_a_random_start():
     x = tf.fill([5, 2, 2, 1], 0.5)
     y = Y % 2
     assert METHODS["fast"].one_step == 1.25
-    x_adv = trainer("fast", f, step_size=0.125, steps=1).attack(x, y)
+    x_adv = trainer("fast", f).attack(x, y)
     uphill = np.sign(f.w.numpy()[:, 1] - f.w.numpy()[:, 0])
     delta = np.reshape(x_adv - x, (5, 4)) * np.where(y == 0, 1, -1)[:, None] * uphill
     assert (delta <= 0.1 + 1e-6).all()
@@ -110,14 +109,12 @@ def test_n_fgsm_steps_from_noise_of_two_eps_and_stays_there():
     """Of a linear model: noise within 2 eps, then eps uphill; pixels alone hold it."""
     f = linear(classes=2)
     x, y = tf.fill([5, 2, 2, 1], 0.5), Y % 2
-    method = METHODS["n_fgsm"]
-    one = {"steps": 1, "step_size": 0.1 * method.one_step, "noise": method.noise}
-    x_adv = trainer("n_fgsm", f, **one).attack(x, y)
+    x_adv = trainer("n_fgsm", f).attack(x, y)
     uphill = np.sign(f.w.numpy()[:, 1] - f.w.numpy()[:, 0])
     delta = np.reshape(x_adv - x, (5, 4)) * np.where(y == 0, 1, -1)[:, None] * uphill
     assert (np.abs(delta - 0.1) <= 0.2 + 1e-6).all()
     assert delta.max() > 0.1 + 1e-6  # beyond eps
-    far = trainer("n_fgsm", f, eps=1.0, steps=1, step_size=1.0, noise=2.0).attack(x, y)
+    far = trainer("n_fgsm", f, eps=1.0).attack(x, y)
     assert np.min(far) >= 0
     assert np.max(far) <= 1
 
@@ -161,11 +158,10 @@ def test_trades_attack_raises_the_divergence_from_a_start_where_it_has_no_slope(
 
 @pytest.mark.parametrize("name", ["fast", "n_fgsm", "pgd", "trades", "ard"])
 def test_a_step_reports_the_methods_terms(name):
-    f = linear()
-    ours = trainer(name, f)
-    numbers = {"trades_beta": 6.0, "ard_alpha": 1.0, "ard_temperature": 30.0}
-    ours.objective = functools.partial(METHODS[name].adversarial, **numbers)
-    ours.teacher = linear(1)
+    f, teacher = linear(), linear(1) if METHODS[name].teacher else None
+    if teacher:
+        teacher(X)
+    ours = trainer(name, f, teacher)
     before = f.w.numpy()
     x = tf.random.stateless_uniform((5, 2, 2, 1), (0, 1))
     assert ours.train_step((x, Y)).keys() == {"loss", *METHODS[name].terms}

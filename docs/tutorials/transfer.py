@@ -124,7 +124,7 @@ trainers = {
         net, settings=igam_tf.Settings(method="gradient_penalty", **weights), pixel_max=PIXEL_MAX
     ),
     "PGD-3 training": lambda net: igam_tf.PGDTraining(
-        net, eps=8.0, step_size=4.0, steps=3, seed=0, pixel_max=PIXEL_MAX
+        net, eps=EPS, step_size=4 / 255, steps=3, seed=0, pixel_max=PIXEL_MAX
     ),
 }
 students, seconds = {}, {}

@@ -87,7 +87,7 @@ def trained(
 
     Args:
         network: for images [B,28,28,1] in 0..1; default: a `SmallNetwork`.
-        eps: l-inf radius in pixels of 0..1.
+        eps: l-inf radius, as a fraction of the pixel range.
         steps, attack_steps: of training, and of PGD in each of them.
         seed: of the default network's weights, the images' order and the attack.
         **settings: of `PGDTraining`.

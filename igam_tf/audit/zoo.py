@@ -10,7 +10,6 @@ figure here says anything of theirs. `bench/zoo.py` audits all of them.
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Sequence
 
 import keras
@@ -731,7 +730,7 @@ def honest_pgd():
 @_network("Zhang et al. 2019, TRADES within 0.1, arXiv:1901.08573")
 def honest_trades():
     """Trained for a steady prediction."""
-    objective = functools.partial(trades, s=types.SimpleNamespace(trades_beta=6.0))
+    objective = functools.partial(trades, beta=6.0)
     terms = ("L_xent", "L_kl", "accuracy")
     return controls.trained(
         convnet(), eps=0.1, objective=objective, attack_loss="kl", ramp_steps=150, terms=terms

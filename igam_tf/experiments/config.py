@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import NAMES, checked_name, parse_fraction, short_name
 from igam_tf.method.preprocess import FORMS, contradiction, parsed
-from igam_tf.method.settings import ONE_OR_MORE, POSITIVE, Settings, setting
+from igam_tf.method.settings import ONE_OR_MORE, Settings, setting
 from igam_tf.method.transforms import AUTO, MAPS, SAMPLINGS
 from madry_models.network import ACTIVATIONS
 
@@ -227,25 +227,6 @@ class Config(Settings):
     )
     disc_learning_rate: float = setting(
         0.1, "Learning rate of the discriminator, at its highest.", "discriminator"
-    )
-
-    pgd_steps: int = setting(
-        7,
-        "With --method=pgd, trades or ard: steps of the attack, of the data set's step size.",
-        "baselines",
-        within=ONE_OR_MORE,
-    )
-    trades_beta: float = setting(
-        6.0, "With --method=trades: weight of KL(p(x) || p(x_adv)).", "baselines"
-    )
-    ard_alpha: float = setting(
-        1.0,
-        "With --method=ard: weight of the teacher against the labels.",
-        "baselines",
-        within=(0, 1),
-    )
-    ard_temperature: float = setting(
-        30.0, "With --method=ard: temperature of both softmaxes.", "baselines", within=POSITIVE
     )
 
     eval_examples: int = setting(

@@ -8,14 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.attacks import pgd
-from igam_tf.common.errors import UserError
+from igam_tf.common.checks import expect
 from igam_tf.formulas import losses
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method.objectives import Objective, adversarial_xent
+from igam_tf.method.teacher import check_teacher_outputs
 from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
 
-# A smaller radius or step, a tenth of a grey level of 256, is a fraction where pixels belong.
-LEAST_RADIUS = 0.1 / 255
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 
 
@@ -27,7 +26,8 @@ class PGDTraining(ClassifierTrainer):
 
     Args:
         network, pixel_max, weight_decay, terms: as in `ClassifierTrainer`.
-        eps, step_size: l-inf radius and step, in the network's own pixel unit.
+        eps: l-inf radius, as a fraction of the pixel range, such as 8/255.
+        step_size: of the attack, likewise; None: a quarter of eps.
         steps: of the attack; 7 in the challenge's CIFAR-10 code, 40 for MNIST.
         noise: the attack starts uniformly within so many eps of x; beyond 1 nothing takes it back
             into the ball (N-FGSM).
@@ -40,7 +40,7 @@ class PGDTraining(ClassifierTrainer):
             "kl" from p(x), from a start close to x, where it is least (TRADES).
 
     Raises:
-        UserError: eps or step_size beyond the pixel range, or a fraction of it in place of pixels.
+        UserError: eps or step_size are no fractions of the pixel range.
 
     Example:
         >>> import keras, numpy as np
@@ -58,9 +58,9 @@ class PGDTraining(ClassifierTrainer):
         network: keras.Model,
         *,
         eps: float,
-        step_size: float,
-        steps: int,
-        seed: int,
+        step_size: float | None = None,
+        steps: int = 7,
+        seed: int = 0,
         noise: float = 1.0,
         ramp_steps: int = 0,
         objective: Callable[..., Objective] = adversarial_xent,
@@ -69,15 +69,19 @@ class PGDTraining(ClassifierTrainer):
         **kwargs,
     ):
         super().__init__(network, **kwargs)
-        if (pixel_max := self._known_pixel_max()) is not None:
-            _check_radius(eps, step_size, pixel_max)
+        step_size = eps / 4 if step_size is None else step_size
+        for name, radius in {"eps": eps, "step_size": step_size}.items():
+            what = f"{name} as a fraction of the pixel range, such as 8/255"
+            expect(0 <= radius <= 1, what, repr(radius))
         self.teacher = teacher
         self.eps, self.step_size, self.steps, self.seed = eps, step_size, steps, seed
         self.noise, self.ramp_steps = noise, ramp_steps
         self.objective, self.attack_loss = objective, attack_loss
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
-        """Refuses a network that no attack has a gradient of."""
+        """Refuses a network that no attack has a gradient of, and another task's teacher."""
+        if self.teacher is not None:
+            check_teacher_outputs(self.teacher, x, z, self.pixel_max)
 
         def values(x):
             logits = self.network(x, training=False)
@@ -90,7 +94,7 @@ class PGDTraining(ClassifierTrainer):
         x, seed = losses.at_least_float32(x), step_key(self.optimizer, self.seed)
         shape, loss = tf.shape(x), "xent"
         grown = tf.cast(self.ramp(0, self.ramp_steps), x.dtype)
-        eps, step_size = grown * self.eps, grown * self.step_size
+        eps, step_size = (grown * (share * self.pixel_max) for share in (self.eps, self.step_size))
         if self.attack_loss == "kl":
             # In float32 most of p - q, its gradient, is lost where both are close to 1.
             wide = functools.partial(tf.cast, dtype=tf.float64)
@@ -121,7 +125,7 @@ class PGDTraining(ClassifierTrainer):
         x, y = self.batch_of(data)
         x_adv = self.attack(x, y)
         f = functools.partial(self.network, training=True)
-        more = {"teacher": self.teacher} if self.teacher else {}
+        more = {} if self.teacher is None else {"teacher": self.teacher}
         return self.descend(lambda: self.objective(f, x, x_adv, y, xent=self.xent, **more), y)
 
     def get_config(self) -> dict:
@@ -145,17 +149,3 @@ class PGDTraining(ClassifierTrainer):
         if numbers := config.pop("numbers"):
             config["objective"] = functools.partial(config["objective"], **numbers)
         return cls(config.pop("network"), **config)
-
-
-def _check_radius(eps: float, step_size: float, pixel_max: float) -> None:
-    unit = f"in the network's own pixel unit, 0..{pixel_max:g}"
-    if not (0 <= eps <= pixel_max and 0 <= step_size <= pixel_max):
-        raise UserError(
-            f"expected eps and step_size {unit}; received eps={eps!r}, step_size={step_size!r}"
-        )
-    if any(0 < radius < LEAST_RADIUS * pixel_max for radius in (eps, step_size)):
-        raise UserError(
-            f"expected eps and step_size {unit}, such as eps={8 / 255 * pixel_max:.3g}; received "
-            f"eps={eps:.3g}, step_size={step_size:.3g}, too small to tell: are they fractions of the "
-            f"pixel range? Then multiply them by {pixel_max:g}"
-        )

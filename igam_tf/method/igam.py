@@ -10,6 +10,7 @@ something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -18,18 +19,16 @@ import tensorflow as tf
 from absl import logging
 from keras.optimizers import LossScaleOptimizer
 
-from igam_tf.common.checks import check_model, logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.discriminator import CHANNELS, Discriminator
-from igam_tf.method.look import misplaced_range, refuse
-from igam_tf.method.networks import are_probabilities, decayed_variables
+from igam_tf.method.networks import decayed_variables
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.second_order import missing_second_derivative
 from igam_tf.method.settings import Settings
-from igam_tf.method.teacher import Teacher
+from igam_tf.method.teacher import Teacher, check_teacher, check_teacher_outputs
 from igam_tf.method.trainer import (
     LEARNING_RATE,
     MOMENTUM,
@@ -39,6 +38,7 @@ from igam_tf.method.trainer import (
     float16_scale,
     global_size,
     mean_scale,
+    step_key,
     total_of,
     training_step,
 )
@@ -72,6 +72,7 @@ class IGAM(ClassifierTrainer):
         adaptor: layer between J_s and the discriminator, trained with the student; None: JARN's,
             where that is the method.
         weight_decay: of student and discriminator alike (R7); JARN's adaptor has none.
+        seed: of a difference with a random draw, see `igam_tf.method.objectives.Method`.
         decayed, from_probabilities, preprocess: of the student, see `ClassifierTrainer`.
 
     Raises:
@@ -100,6 +101,7 @@ class IGAM(ClassifierTrainer):
         settings: Settings | None = None,
         adaptor: keras.layers.Layer | None = None,
         weight_decay: float = WEIGHT_DECAY,
+        seed: int = 0,
         **kwargs,
     ):
         settings = settings or Settings()
@@ -112,14 +114,9 @@ class IGAM(ClassifierTrainer):
             )
         super().__init__(student, weight_decay=weight_decay, terms=method.terms, **kwargs)
         if method.teacher:
-            check_model(teacher, f"teacher of method={settings.method}", keras.Model)
-        if method.teacher and not teacher.built:
-            raise UserError(
-                f"expected a teacher whose logits are trained; this {type(teacher).__name__} has no "
-                "variables yet: train its new logits with igam_tf.FineTune first"
-            )
+            check_teacher(teacher, settings.method)
         self.teacher, self.discriminator, self.adaptor = teacher, discriminator, adaptor
-        self.method, self.settings = method, settings
+        self.method, self.settings, self.seed = method, settings, seed
         if method.discriminator and discriminator is None:
             self.discriminator = Discriminator(CHANNELS)
         self._unit = self.pixel_max / settings.gradient_pixel_max
@@ -159,16 +156,7 @@ class IGAM(ClassifierTrainer):
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         if self.method.teacher:
-            z_t = logits_of(self.teacher, x, "teacher", z.shape[1])
-            if are_probabilities(z_t):
-                raise UserError(
-                    "expected a teacher that returns logits; received probabilities: leave out its "
-                    "softmax"
-                )
-            if isinstance(self.teacher, Teacher):
-                self.teacher.check_range(x)
-            else:
-                refuse(misplaced_range(self.teacher, self.pixel_max))
+            check_teacher_outputs(self.teacher, x, z, self.pixel_max)
         self.make_players(x.shape[1:])
         if not self._looked_at:
             self.check_derivatives(x, y)
@@ -241,6 +229,7 @@ class IGAM(ClassifierTrainer):
             "discriminator": self.discriminator and serialize(self.discriminator),
             "adaptor": self.adaptor and serialize(self.adaptor),
             "settings": dataclasses.asdict(self.settings),
+            "seed": self.seed,
         }
 
     @classmethod
@@ -391,7 +380,7 @@ class IGAM(ClassifierTrainer):
             grads, terms, logits, j_s = self._exact(x, y, j_t)
         else:
             grads, terms, logits, j_s = self._finite_difference(x, y, j_t)
-        if self.method.matched_to == "teacher":
+        if self.method.matches_teacher:
             terms["cosine"] = gradients.cosine(j_s, j_t)
             terms["norm_ratio"] = gradients.norm_ratio(j_s, j_t)
         return grads, terms, logits, (j_s, j_t)
@@ -467,12 +456,20 @@ class IGAM(ClassifierTrainer):
             terms["disc_accuracy"] = losses.discriminator_accuracy(d_s, d_t)
             share += s.lambda_adv * tf.cast(self.reduce_adv(terms["L_adv"]), share.dtype)
         if self.method.difference:
-            own = self.method.difference is not losses.l_diff
-            difference = self.method.difference if own else losses.DIFF_NORMS[s.diff_norm]
-            terms["L_diff"] = difference(j_s, j_t)
+            terms["L_diff"] = self.difference(j_s, j_t)
             share += s.lambda_diff * tf.cast(self.reduce_diff(terms["L_diff"]), share.dtype)
         grown = tf.cast(self.ramp(s.igam_start, s.ramp_steps), j_s.dtype)
         return s.match_every * grown * share, terms
+
+    def difference(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
+        """The method's difference of J_s from what it is matched to, before lambda_diff. -> [B]."""
+        if self.method.in_norm:
+            return losses.DIFF_NORMS[self.settings.diff_norm](j_s, j_t)
+        draw = {}
+        if "key" in inspect.signature(self.method.difference).parameters:
+            # Not the key of a teacher's random map.
+            draw["key"] = tf.random.fold_in(step_key(self.optimizer, self.seed), 1)
+        return self.method.difference(j_s, j_t, **draw)
 
     def discriminator_gradients(self, j_s: tf.Tensor, j_t: tf.Tensor):
         """(gradient of -L_adv + weight decay with respect to phi (eq. 12), L_adv per example)."""

@@ -4,7 +4,7 @@
     trained on adversarial examples                  pgd, fast, n_fgsm, trades, ard
     neither                                          standard, finetune
 
-`igam_tf.method.igam.IGAM` trains the first, `igam_tf.method.adversarial.PGDTraining` the second kind.
+To add a method, add an entry to METHODS; `igam_tf.method.new_trainer.trainer` makes its trainer of it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Objective = tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]
 
 @keras.saving.register_keras_serializable("igam_tf")
 def adversarial_xent(
-    f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, xent: Loss = losses.xent, **_
+    f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, xent: Loss = losses.xent
 ) -> Objective:
     """L_xent at the adversarial example (eq. 3; Madry et al. 2018)."""
     logits = f(x_adv)
@@ -38,14 +38,13 @@ def trades(
     x_adv: tf.Tensor,
     y: tf.Tensor,
     *,
-    trades_beta: float,
+    beta: float,
     xent: Loss = losses.xent,
-    **_,
 ) -> Objective:
-    """L_xent(x) + `trades_beta` KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
+    """L_xent(x) + `beta` KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
     logits = f(x)
     terms = {"L_xent": xent(logits, y), "L_kl": losses.kl(logits, f(x_adv))}
-    return terms["L_xent"] + trades_beta * terms["L_kl"], terms, logits
+    return terms["L_xent"] + beta * terms["L_kl"], terms, logits
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -56,17 +55,15 @@ def ard(
     y: tf.Tensor,
     *,
     teacher: keras.Model,
-    ard_alpha: float,
-    ard_temperature: float,
+    alpha: float,
+    temperature: float,
     xent: Loss = losses.xent,
-    **_,
 ) -> Objective:
     """(1 - alpha) L_xent(x) + alpha t^2 KL(teacher's p_t(x) || student's p_t(x_adv)).
 
-    alpha is `ard_alpha`, t `ard_temperature`, p_t the softmax of logits / t (Goldblum et al. 2020,
-    arXiv 1905.09747).
+    t is `temperature`, p_t the softmax of logits / t (Goldblum et al. 2020, arXiv 1905.09747).
     """
-    logits, alpha, t = f(x), ard_alpha, ard_temperature
+    logits, t = f(x), temperature
     l_kl = losses.kl(teacher(x, training=False) / t, f(x_adv) / t)
     terms = {"L_xent": xent(logits, y), "L_kl": l_kl}
     return (1 - alpha) * terms["L_xent"] + alpha * t**2 * l_kl, terms, logits
@@ -77,22 +74,24 @@ class Method:
     """What one method needs and minimises beside L_xent and weight decay.
 
     Attributes:
-        teacher: f_t of stages 0 and 1.
+        teacher: f_t of stages 0 and 1. With nothing else beside it, it is the student itself.
         matched_to: what J_s is matched to: "teacher" (J_t), "zero" or "image" (x itself); None: J_s
             is not looked at.
         difference: (J_s, what it is matched to) -> [B], the term that lambda_diff multiplies; L_diff
-            is in the norm of `diff_norm`.
+            is in the norm of `diff_norm`. One with a random draw has a third argument, `key`, [2]
+            int32, of the trainer's seed, the step and the replica alone.
         discriminator: f_disc, and with it the term L_adv.
         adaptor: J_s passes a trained 1x1 convolution and a tanh before f_disc sees it.
-        adversarial: objective on adversarial examples, see `trades`.
+        adversarial: objective on adversarial examples, see `trades`; a registered function. Its
+            numbers are fields of `Settings` with the method's name before them, as trades_beta.
         attack_loss: what the attack maximises, "xent" or the "kl" from p(x).
-        one_step: the attack is one step of so many eps; None: `pgd_steps` of the data set's step.
+        one_step: the attack is one step of so many eps; None: `pgd_steps` of `step_size`.
         noise: the attack starts uniformly within so many eps of x; beyond 1 it stays where it gets.
     """
 
     teacher: bool = False
     matched_to: str | None = None
-    difference: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+    difference: Callable[..., tf.Tensor] | None = None
     discriminator: bool = False
     adaptor: bool = False
     adversarial: Callable[..., Objective] | None = None
@@ -101,12 +100,32 @@ class Method:
     noise: float = 1.0
 
     @property
+    def trains_teacher(self) -> bool:
+        """Whether the student is the teacher of stage 1 itself."""
+        return self.teacher and not (self.matched_to or self.adversarial)
+
+    @property
+    def matches_teacher(self) -> bool:
+        """Whether J_s is matched to J_t."""
+        return self.matched_to == "teacher"
+
+    @property
+    def in_norm(self) -> bool:
+        """Whether L_diff is a norm, that of `diff_norm`."""
+        return self.difference is losses.l_diff
+
+    @property
+    def many_steps(self) -> bool:
+        """Whether it trains on an attack of several steps."""
+        return self.adversarial is not None and self.one_step is None
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """Names of what a step reports."""
         terms = ["L_xent"]
         terms += ["L_adv", "disc_accuracy"] if self.discriminator else []
         terms += ["L_diff"] if self.difference else []
-        terms += ["cosine", "norm_ratio"] if self.matched_to == "teacher" else []
+        terms += ["cosine", "norm_ratio"] if self.matches_teacher else []
         terms += ["L_kl"] if self.adversarial in (trades, ard) else []
         return (*terms, "accuracy")
 

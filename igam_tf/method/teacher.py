@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.common.checks import expect, reason_of
+from igam_tf.common.checks import check_model, expect, logits_of, reason_of
 from igam_tf.common.errors import UserError
-from igam_tf.method.look import misplaced_range
-from igam_tf.method.networks import features_of
+from igam_tf.method.look import misplaced_range, refuse
+from igam_tf.method.networks import are_probabilities, features_of
 from igam_tf.method.trainer import ClassifierTrainer, in_training_step, step_key
 from igam_tf.method.transforms import Identity
 from madry_models.network import Network, wide_dtype
@@ -227,3 +227,33 @@ class FineTune(ClassifierTrainer):
     def state_variables(self) -> list:
         """What is trained and its optimizer; everything else is frozen."""
         return self.trained_variables + self.optimizer.variables
+
+
+def check_teacher(teacher: keras.Model | None, method: str) -> None:
+    """Raises a UserError where that is no teacher for the method: no model, or one without variables."""
+    expect(teacher is not None, f"a teacher with method={method}", "none")
+    check_model(teacher, f"teacher of method={method}", keras.Model)
+    expect(
+        teacher.built, "a teacher whose logits are trained",
+        f"a {type(teacher).__name__} without variables",
+        "train its new logits with igam_tf.FineTune first",
+    )  # fmt: skip
+
+
+def check_teacher_outputs(
+    teacher: keras.Model, x: np.ndarray, z: np.ndarray, pixel_max: float
+) -> None:
+    """Compares a teacher at images x [n,H,W,C] in 0..pixel_max with the student's logits z [n,K].
+
+    Raises:
+        UserError: other classes, probabilities, or a network of another pixel range.
+    """
+    z_t = logits_of(teacher, x, "teacher", z.shape[1])
+    expect(
+        not are_probabilities(z_t), "a teacher that returns logits", "probabilities",
+        "leave out its softmax",
+    )  # fmt: skip
+    if isinstance(teacher, Teacher):
+        teacher.check_range(x)
+    else:
+        refuse(misplaced_range(teacher, pixel_max))

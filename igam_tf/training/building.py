@@ -1,6 +1,5 @@
 """Settings -> networks, trainers and optimizers; nothing here reads data or writes files."""
 
-import functools
 from pathlib import Path
 
 import keras
@@ -12,11 +11,11 @@ from igam_tf.datasets import DatasetSpec
 from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec, target_spec, teacher_network
-from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
 from igam_tf.method.look import misplaced_range, refuse
+from igam_tf.method.new_trainer import arguments_of, trainer
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.preprocess import preprocessed
@@ -140,46 +139,23 @@ def new_trainer(
 ) -> ClassifierTrainer:
     """What trains the student by `--method`, not compiled; all its players have their variables."""
     c, method, spec = config, METHODS[config.method], target_spec(config)
-    if method.adversarial:
-        eps, one = spec.eps * spec.pixel_max, method.one_step
-        return PGDTraining(
-            student,
-            eps=eps,
-            step_size=one * eps if one else spec.step_size * spec.pixel_max,
-            steps=1 if one else c.pgd_steps,
-            seed=c.seed,
-            noise=method.noise,
-            ramp_steps=c.ramp_steps,
-            pixel_max=spec.pixel_max,
-            label_smoothing=c.label_smoothing,
-            objective=functools.partial(
-                method.adversarial,
-                trades_beta=c.trades_beta,
-                ard_alpha=c.ard_alpha,
-                ard_temperature=c.ard_temperature,
-            ),
-            teacher=teacher,
-            attack_loss=method.attack_loss,
-            terms=method.terms,
-            weight_decay=c.weight_decay,
-        )
-    if not method.matched_to:
-        return ClassifierTrainer(
-            student, weight_decay=c.weight_decay, label_smoothing=c.label_smoothing
-        )
-    if teacher and c.precision != "float32":
+    if method.matched_to and teacher and c.precision != "float32":
         teacher.set_precision(c.precision)
-    disc = None
+    given = {
+        "eps": spec.eps,
+        "step_size": spec.step_size,
+        "seed": c.seed,
+        "pixel_max": spec.pixel_max,
+        "weight_decay": c.weight_decay,
+        "label_smoothing": c.label_smoothing,
+    }
     if method.discriminator:
-        disc = Discriminator(c.disc_channels, outputs=c.disc_outputs, synchronized=synchronized)
-    igam = IGAM(
-        student,
-        teacher,
-        disc,
-        settings=c,
-        pixel_max=spec.pixel_max,
-        weight_decay=c.weight_decay,
-        label_smoothing=c.label_smoothing,
-    )
-    igam.make_players(spec.image_shape)
-    return igam
+        given["discriminator"] = Discriminator(
+            c.disc_channels, outputs=c.disc_outputs, synchronized=synchronized
+        )
+    read = arguments_of(c.method)
+    chosen = {name: value for name, value in given.items() if name in read}
+    made = trainer(c.method, student, teacher, settings=c, **chosen)
+    if isinstance(made, IGAM):
+        made.make_players(spec.image_shape)
+    return made

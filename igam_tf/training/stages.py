@@ -23,9 +23,10 @@ from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import described_transform, source_spec, target_spec
 from igam_tf.method.architectures import import_classes
 from igam_tf.method.igam import IGAM
+from igam_tf.method.new_trainer import trainer
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.second_order import IMAGES
-from igam_tf.method.teacher import FineTune, Teacher
+from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.run_folder import RunFolder, load_model, save_model
 from igam_tf.training.building import (
@@ -232,14 +233,14 @@ class Run:
         optimizer = keras.optimizers.Adam(c.finetune_learning_rate)
         with teacher.offsets_of(optimizer, c.seed):
             self._fit(
-                FineTune(teacher, weight_decay=c.finetune_weight_decay),
+                trainer("finetune", teacher, weight_decay=c.finetune_weight_decay),
                 [optimizer],
                 self.target[0],
                 stage="teacher",
                 steps=c.finetune_steps,
                 batch_size=c.batch_size,
                 augment=spec.augment,
-                monitor=self._monitor(teacher) if c.method == "finetune" else None,
+                monitor=self._monitor(teacher) if self.method.trains_teacher else None,
             )
         self._save(teacher, path)
         return teacher
@@ -254,13 +255,13 @@ class Run:
             return load_model(path)
         c = self.config
         teacher = self.teacher() if self.method.teacher else None
-        if c.method == "finetune":
+        if self.method.trains_teacher:
             self._save(teacher, path)
             return teacher
         student = new_student(c, c.precision, synchronized=self.synchronized)
         trainer = new_trainer(c, student, teacher, synchronized=self.synchronized)
         optimizers = new_optimizers(c)
-        igam = trainer if self.method.matched_to == "teacher" else None
+        igam = trainer if self.method.matches_teacher else None
         monitor = self._monitor(student, igam)
         if monitor and self.method.adversarial:
             monitor = OverfittingWatch(monitor, ROBUST, self.folder / "metrics.jsonl")
@@ -317,7 +318,7 @@ class Run:
         test = self.load(target_spec(c), "test")
         models = {c.method: self.student()}
         self.source_report()
-        if self.method.teacher and c.method != "finetune":
+        if self.method.teacher and not self.method.trains_teacher:
             models["teacher"] = self.teacher()
         reports = {}
         for name, model in models.items():

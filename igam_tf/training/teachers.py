@@ -20,7 +20,7 @@ from igam_tf.common import devices
 from igam_tf.datasets import Split, short_name
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec, teacher_network
-from igam_tf.method.adversarial import PGDTraining
+from igam_tf.method.new_trainer import trainer
 from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.run_folder import RunFolder, read_metrics
@@ -134,14 +134,15 @@ def teacher_trainer(
         optimizer = keras.optimizers.Adam(rate)
     else:
         optimizer = Momentum(rate, momentum=s.momentum)
+    common = {"pixel_max": pixel_max, "weight_decay": s.weight_decay}
     if not s.attack_steps:
-        return ClassifierTrainer(network, weight_decay=s.weight_decay), optimizer
+        return trainer("standard", network, **common), optimizer
     attack = {
-        "eps": s.eps, "step_size": s.step_size, "steps": s.attack_steps, "seed": s.seed,
-        "pixel_max": pixel_max, "weight_decay": s.weight_decay,
+        "eps": s.eps / pixel_max, "step_size": s.step_size / pixel_max, "steps": s.attack_steps,
+        "seed": s.seed,
         "ramp_steps": round(s.eps_warmup * s.steps),
     }  # fmt: skip
-    return PGDTraining(network, **attack), optimizer
+    return trainer("pgd", network, **attack, **common), optimizer
 
 
 def minutes(folder: Path) -> float:
