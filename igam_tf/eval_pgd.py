@@ -34,8 +34,8 @@ from igam_tf.evaluation.evaluate import (
 from igam_tf.evaluation.model_flags import (
     NAMES_OF_MODELS,
     data_settings,
-    define_allow_doubts,
     define_data_flags,
+    define_run_flags,
     doubtful_status,
     find_model,
     model_and_images,
@@ -80,17 +80,13 @@ def define_flags() -> None:
         )
     with heading("run"):
         flags.DEFINE_string("json", None, "File to write the results to.")
-        flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
         flags.DEFINE_enum(
             "batch_norm",
             "inference",
             BATCH_NORMS,
             "Batch norm of the model: inference, by moving averages; batch, by each batch's statistics.",
         )
-        flags.DEFINE_integer(
-            "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
-        )
-        define_allow_doubts()
+        define_run_flags()
 
 
 def main(argv: list[str]) -> int:

@@ -31,8 +31,8 @@ from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.model_flags import (
     NAMES_OF_MODELS,
     data_settings,
-    define_allow_doubts,
     define_data_flags,
+    define_run_flags,
     doubtful_status,
     find_model,
     model_and_images,
@@ -115,11 +115,7 @@ def define_flags() -> None:
             "Folder of the audit, in which it resumes; by default audits/<model>-<budget>, and for a "
             "run audit-<budget> in its folder.",
         )  # fmt: skip
-        flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
-        flags.DEFINE_integer(
-            "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
-        )
-        define_allow_doubts()
+        define_run_flags()
 
 
 def main(argv: list[str]) -> int:

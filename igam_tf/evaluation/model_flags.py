@@ -138,8 +138,12 @@ def define_data_flags() -> None:
     )  # fmt: skip
 
 
-def define_allow_doubts() -> None:
-    """The flag that decides the exit status of a program that prints doubtful figures."""
+def define_run_flags() -> None:
+    """The flags of a program that attacks a model and may print doubtful figures."""
+    flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
+    )
     flags.DEFINE_bool(
         "allow_doubts", False,
         f"Ends with status 0 where figures are doubtful, instead of {DOUBTFUL_STATUS}.",
