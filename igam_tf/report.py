@@ -3,15 +3,10 @@
 python -m igam_tf.report runs/mnist-cifar10-standard-cpu runs/mnist-cifar10-igam-cpu
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 from pathlib import Path
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.program import called_as, run_entry_point
-from igam_tf.evaluation.results import read_results, settings_text
-from igam_tf.method.look import doubtful_lines
 
 
 def report(folders: list[Path]) -> str:
@@ -20,6 +15,9 @@ def report(folders: list[Path]) -> str:
     Raises:
         UserError: folders without results, or evaluated differently.
     """
+    from igam_tf.evaluation.results import read_results, settings_text
+    from igam_tf.method.look import doubtful_lines
+
     found = [(folder, model, r) for folder in folders for model, r in read_results(folder).items()]
     settings = {settings_text(r) for _, _, r in found}
     if len(settings) > 1:

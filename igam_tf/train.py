@@ -7,9 +7,6 @@ paper, to --fidelity and to --preset, and these to flags: --print_config shows e
 command, and where it comes from.
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 import time
 from typing import Any
 
@@ -27,8 +24,6 @@ from igam_tf.experiments.command_line import (
     process_flags,
 )
 from igam_tf.experiments.config import GROUPS, Config
-from igam_tf.experiments.resolve import explained, resolve
-from igam_tf.training.open_run import opened_run
 
 FLAGS = flags.FLAGS
 
@@ -48,6 +43,8 @@ def config_from_flags() -> Config:
     Raises:
         UserError: a value that is not of its kind, or settings that contradict each other.
     """
+    from igam_tf.experiments.resolve import resolve
+
     return resolve(chosen_settings(FLAGS))
 
 
@@ -57,6 +54,8 @@ def config_text(chosen: dict[str, Any]) -> str:
     Raises:
         UserError: settings that contradict each other.
     """
+    from igam_tf.experiments.resolve import explained, resolve
+
     resolve(chosen)
     found = explained(chosen)
     names = {name: f"--{name}={value_text(value)}" for name, (value, _) in found.items()}
@@ -75,6 +74,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.print_config:
         print(config_text(chosen_settings(FLAGS)))
         return
+    from igam_tf.training.open_run import opened_run
+
     started = time.monotonic()
     config = config_from_flags()
     with opened_run(config, **process_flags(FLAGS)) as (run, chosen):

@@ -60,6 +60,20 @@ def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+def light(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a program that is to end at once: without TensorFlow, in little CPU time."""
+    code = (
+        "import atexit, resource, runpy, sys\n"
+        "def end():\n"
+        "    assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    assert used.ru_utime + used.ru_stime < 3, used\n"
+        "atexit.register(end)\n"
+        f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    )
+    return python("-c", code, *arguments)
+
+
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a console script as the file does that pip writes for it."""
     code = (
@@ -72,7 +86,7 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_is_what_it_does_an_example_and_every_flag(name):
-    done = python("-m", name, "--help")
+    done = light(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].endswith((".", "?"))
@@ -80,6 +94,15 @@ def test_help_is_what_it_does_an_example_and_every_flag(name):
     for flag in (*PROGRAMS[name], "--flagfile=", "--verbosity=", "--version", "--help"):
         assert f"\n  {flag}" in done.stdout
     assert max(map(len, lines)) <= 105
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_mistyped_flag_is_found_at_once(name):
+    done = light(name, "--hepl")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert "--hepl" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_every_program_has_its_script():

@@ -13,11 +13,11 @@ from igam_tf.experiments.paper import TRANSFERS
 from igam_tf.experiments.resolve import described_transform, resolve
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method import transforms
+from igam_tf.method.maps import MAPS
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.teacher import FineTune, Teacher
 from igam_tf.method.trainer import training_step
 from igam_tf.method.transforms import (
-    MAPS,
     CenterCrop,
     CenterPad,
     ChannelMean,

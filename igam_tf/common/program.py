@@ -21,6 +21,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
+import igam_tf.common.quiet  # noqa: F401 (for what it does)
 from igam_tf.common.errors import UserError, disk_errors
 
 INTERRUPTED_STATUS = 128 + signal.SIGINT
@@ -120,9 +121,6 @@ def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
 
 def version_text() -> str:
     """Versions of igam_tf, TensorFlow and Keras."""
-    import igam_tf.common.quiet  # noqa: F401
-
-    # isort: split
     import keras
     import tensorflow as tf
 

@@ -202,6 +202,19 @@ def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float |
     return value
 
 
+def fraction_text(value: float) -> str:
+    """A fraction of the pixel range as people write it: as a decimal, or in units of 1/255.
+
+    Example:
+        >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
+        ('8/255', '0.25/255', '0.3')
+    """
+    of_255 = f"{value * 255:.4g}"
+    if float(f"{value:g}") != value and abs(float(of_255) / 255 - value) < 1e-11:
+        return f"{of_255}/255"
+    return f"{value:g}"
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """All images of a split, in memory.

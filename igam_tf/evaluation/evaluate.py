@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.attacks import BATCH_NORMS, AttackSpec, attack_names, attack_specs
 from igam_tf.common.checks import (
     NORM_TEXT,
     check_eps,
@@ -28,7 +28,7 @@ from igam_tf.common.checks import (
     logits_of,
 )
 from igam_tf.common.errors import UserError
-from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
+from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.model_flags import as_called, pixel_range
 from igam_tf.evaluation.robust import LogitsFn, check_attackable, robust_flags, scale_for_attacks
@@ -46,7 +46,6 @@ from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
 
 WORST_CASE = "worst_case"
-BATCH_NORMS = ("inference", "batch")
 
 
 def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
@@ -415,19 +414,6 @@ def split_of_arrays(
         pixel_max=float(pixel_max), eps=float(eps), step_size=float(eps) / 4,
     )  # fmt: skip
     return Split(images, labels.astype(np.int64), spec, "arrays", "test")
-
-
-def fraction_text(value: float) -> str:
-    """A fraction of the pixel range as people write it: as a decimal, or in units of 1/255.
-
-    Example:
-        >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
-        ('8/255', '0.25/255', '0.3')
-    """
-    of_255 = f"{value * 255:.4g}"
-    if float(f"{value:g}") != value and abs(float(of_255) / 255 - value) < 1e-11:
-        return f"{of_255}/255"
-    return f"{value:g}"
 
 
 def step_text(row: dict) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
-from igam_tf.datasets import data_text
-from igam_tf.evaluation.evaluate import WORST_CASE, fraction_text, step_text
+from igam_tf.datasets import data_text, fraction_text
+from igam_tf.evaluation.evaluate import WORST_CASE, step_text
 from igam_tf.method.look import doubtful_lines
 from igam_tf.storage.journal import MASK_KEY
 

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import NAMES, checked_name, parse_fraction, short_name
-from igam_tf.method.preprocess import FORMS, contradiction, parsed
+from igam_tf.method.conventions import FORMS, contradiction, parsed
+from igam_tf.method.maps import AUTO, MAPS, SAMPLINGS
 from igam_tf.method.settings import ONE_OR_MORE, Settings, setting
-from igam_tf.method.transforms import AUTO, MAPS, SAMPLINGS
-from madry_models.network import ACTIVATIONS
+from madry_models.activations import ACTIVATIONS
 
 # Headings of the help text, in its order, and what stands below each.
 GROUPS = {

@@ -19,9 +19,11 @@ from igam_tf.experiments.presets import (
     METHOD_SETTINGS,
     PRESETS,
 )
+from igam_tf.method import transforms
+from igam_tf.method.maps import AUTO, MAPS
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import Preprocess
-from igam_tf.method.transforms import AUTO, MAPS, Compose, Identity, Scale, map_between
+from igam_tf.method.transforms import Compose, Identity, Scale, map_between
 
 # (where settings come from, settings)
 Layer = tuple[str, dict[str, Any]]
@@ -89,7 +91,7 @@ def described_transform(
         maps = chosen.maps
     else:
         size = wanted[0] if wanted[0] == wanted[1] else wanted[:2]
-        words, maps = config.transform, MAPS[config.transform](size, config.up_resize)
+        words, maps = config.transform, MAPS[config.transform](transforms, size, config.up_resize)
     try:
         shape = Compose(maps).compute_output_shape((None, *target.image_shape))[1:]
     except UserError as error:
