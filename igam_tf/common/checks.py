@@ -134,7 +134,8 @@ def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) ->
 def check_model(model: Any, what: str, kind: type | None = None) -> None:
     """A model, or where that will do a layer, of Keras's; named `what` in the sentence."""
     expect(
-        isinstance(model, kind or keras.layers.Layer), f"a keras.Model as the {what}", f"a {type(model).__name__}",
+        isinstance(model, kind or keras.layers.Layer),
+        f"a keras.Model as the {what}", f"a {type(model).__name__}",
         "put what it computes into the call(self, x, training=False) of a keras.Model",
     )  # fmt: skip
 
