@@ -17,9 +17,8 @@ from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
 
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
 
-for _objective in {m.adversarial for m in METHODS.values()} - {
-    None
-}:  # a trainer's file names its own
+# A trainer's file names its objective.
+for _objective in {m.adversarial for m in METHODS.values()} - {None}:
     keras.saving.register_keras_serializable("igam_tf")(_objective)
 
 
