@@ -26,6 +26,7 @@ from igam_tf.common.files import new_folder, write_json, write_text
 from igam_tf.common.lazy import keras, tf
 from igam_tf.common.literal import literal
 from igam_tf.common.program import heading, run_entry_point
+from igam_tf.common.tables import Table, interval_text
 from igam_tf.datasets import DatasetSpec, class_names, data_text, fraction_text, short_name
 from igam_tf.storage.journal import MASK_KEY
 from igam_tf.storage.run_folder import environment
@@ -121,7 +122,7 @@ def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
     highest, behind = card["input"]["pixel_range"][1], settings.get("preprocess")
     worst = report["results"]["worst_case"]
     rows = [
-        f"| {attack} | {row['accuracy']:.1f} | {row['ci95'][0]:.1f} to {row['ci95'][1]:.1f} |"
+        (attack, f"{row['accuracy']:.1f}", interval_text(row["ci95"]))
         for attack, row in report["results"].items()
     ]
     synthetic = settings["data"] == "builtin"
@@ -148,9 +149,7 @@ A student network of {card["parameters"]} parameters, trained on {spec.name}, da
 
 {card["evaluation"][0].upper() + card["evaluation"][1:]}.
 
-| attack | accuracy % | 95 % interval |
-| --- | --- | --- |
-{chr(10).join(rows)}
+{Table(("attack", "accuracy %", "95 % interval"), rows).markdown()}
 {doubts}
 `worst_case` joins the others, example by example. Nothing is said here of attacks that are not listed.
 

@@ -20,6 +20,7 @@ from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import write_json
 from igam_tf.common.lazy import keras
 from igam_tf.common.program import heading, run_entry_point
+from igam_tf.common.tables import Table, with_interval
 from igam_tf.datasets import Split, data_text
 from igam_tf.evaluation.command_line import NAMES_OF_MODELS
 from igam_tf.experiments.command_line import (
@@ -155,16 +156,13 @@ def check(
 
 def teaching_table(found: dict[str, dict]) -> str:
     """The result of `igam_tf.evaluation.teaching.teaching` as plain text."""
-    width = max(map(len, _MEANING.values()))
     columns = ("teacher", "shuffled", "difference")
-    lines = [" " * width + "".join(f"{name:>26}" for name in columns)]
-    for name, meaning in _MEANING.items():
-        cells = (
-            "{:.3f} ({:.3f} to {:.3f})".format(row["mean"], *row["ci95"])
-            for row in (found[name][column] for column in columns)
-        )
-        lines.append(f"{meaning:<{width}}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+    rows = [
+        [meaning]
+        + [with_interval(row["mean"], row["ci95"], ".3f") for row in map(found[name].get, columns)]
+        for name, meaning in _MEANING.items()
+    ]
+    return Table(["", *columns], rows).text()
 
 
 def program() -> None:

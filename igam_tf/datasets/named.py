@@ -209,6 +209,7 @@ def fraction_text(value: float) -> str:
         >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
         ('8/255', '0.25/255', '0.3')
     """
+    value = float(f"{value:.12g}")  # 3 * 0.1 is 0.3
     of_255 = f"{value * 255:.4g}"
     if float(f"{value:g}") != value and abs(float(of_255) / 255 - value) < 1e-11:
         return f"{of_255}/255"
