@@ -1,9 +1,8 @@
 """What an attack must know of its norm: length, steepest direction, projection into the ball."""
 
-from __future__ import annotations
+import tensorflow as tf
 
 from igam_tf.common.checks import expect
-from igam_tf.common.lazy import tf
 
 NORMS = ("linf", "l2")
 
