@@ -34,13 +34,9 @@ from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import in_pixel_range
+from igam_tf.evaluation.command_line import data_settings, define_data_flags
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.model_flags import (
-    data_settings,
-    define_data_flags,
-    find_model,
-    model_and_images,
-)
+from igam_tf.evaluation.model_flags import find_model, model_and_images
 from igam_tf.evaluation.robust import robust_flags
 
 FLAGS = flags.FLAGS

@@ -28,7 +28,7 @@ from igam_tf.audit.checks import FAIL, WARN
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import read_json, write_json, write_text
 from igam_tf.common.program import run_entry_point
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.datasets import fraction_text
 from igam_tf.storage.journal import mask_of_text, text_of_mask
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 

@@ -19,7 +19,7 @@ These names are the promise; what is not in `__all__` may change. Each is loaded
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from igam_tf.common.later import register_later
+from igam_tf.common.lazy import register_later
 
 __version__ = "0.2.0"
 

@@ -8,9 +8,6 @@ on where it was.
 Exit status: 0, or 3 where a figure is doubtful (0 with --allow_doubts); 1 is wrong input.
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 import math
 from contextlib import nullcontext
 from functools import partial
@@ -18,29 +15,19 @@ from pathlib import Path
 
 from absl import flags
 
-from igam_tf.attacks import LOSSES, NORMS, SHOWN, attack_names
+from igam_tf.attacks import BATCH_NORMS, LOSSES, NORMS, SHOWN, attack_names
 from igam_tf.common import devices
 from igam_tf.common.checks import check_eps
 from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import read_json, write_json
 from igam_tf.common.program import heading, run_entry_point
-from igam_tf.evaluation.evaluate import (
-    BATCH_NORMS,
-    model_report,
-    plan,
-    settings_alone,
-    table,
-)
-from igam_tf.evaluation.model_flags import (
+from igam_tf.datasets import parse_fraction
+from igam_tf.evaluation.command_line import (
     NAMES_OF_MODELS,
     data_settings,
     define_data_flags,
     define_run_flags,
     doubtful_status,
-    find_model,
-    model_and_images,
-    parse_fraction,
-    pixel_range,
 )
 from igam_tf.storage.journal import journal_beside, model_identity
 from igam_tf.storage.run_folder import environment
@@ -106,6 +93,9 @@ def main(argv: list[str]) -> int:
 def _evaluate(
     attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
 ) -> int:
+    from igam_tf.evaluation.evaluate import model_report, plan, table
+    from igam_tf.evaluation.model_flags import find_model, model_and_images, pixel_range
+
     load, path, run = find_model(FLAGS.model)
     model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
     pixel_max = pixel_range(model, split.spec, FLAGS.pixel_max)
@@ -132,6 +122,8 @@ def _evaluate(
 
 def check_earlier(file: Path, settings: dict) -> None:
     """Raises a UserError where `file` holds anything but results of the same model and settings."""
+    from igam_tf.evaluation.evaluate import settings_alone
+
     if not file.exists():
         return
     expected = f"expected --json={file} to be a new file, or results of the same settings"

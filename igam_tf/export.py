@@ -10,29 +10,24 @@ python -m igam_tf.export --run=runs/mnist-cifar10-igam-cpu --output=exported
 Both files hold the input layer: raw pixels in, logits out, batch norm by its moving averages.
 """
 
-import igam_tf.common.quiet  # noqa: F401
+from __future__ import annotations
 
-# isort: split
 import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import new_folder, write_json, write_text
+from igam_tf.common.lazy import keras, tf
 from igam_tf.common.literal import literal
 from igam_tf.common.program import heading, run_entry_point
-from igam_tf.datasets import DatasetSpec, class_names, data_text, short_name
-from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.evaluation.model_flags import data_spec, find_model
-from igam_tf.evaluation.results import read_results, settings_text
-from igam_tf.method.look import doubtful_lines
+from igam_tf.common.tables import Table, interval_text
+from igam_tf.datasets import DatasetSpec, class_names, data_text, fraction_text, short_name
 from igam_tf.storage.journal import MASK_KEY
 from igam_tf.storage.run_folder import environment
 
@@ -80,6 +75,8 @@ def card(
         model: the student.
         spec: the target.
     """
+    from igam_tf.evaluation.results import settings_text
+
     results = {
         attack: {name: value for name, value in row.items() if name != MASK_KEY}
         for attack, row in report["results"].items()
@@ -119,11 +116,13 @@ def _without_folder(value: Any) -> Any:
 
 def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
     """The card for people, in Markdown."""
+    from igam_tf.method.look import doubtful_lines
+
     report, settings, names = card["results"], card["settings"], card["class_names"]
     highest, behind = card["input"]["pixel_range"][1], settings.get("preprocess")
     worst = report["results"]["worst_case"]
     rows = [
-        f"| {attack} | {row['accuracy']:.1f} | {row['ci95'][0]:.1f} to {row['ci95'][1]:.1f} |"
+        (attack, f"{row['accuracy']:.1f}", interval_text(row["ci95"]))
         for attack, row in report["results"].items()
     ]
     synthetic = settings["data"] == "builtin"
@@ -150,9 +149,7 @@ A student network of {card["parameters"]} parameters, trained on {spec.name}, da
 
 {card["evaluation"][0].upper() + card["evaluation"][1:]}.
 
-| attack | accuracy % | 95 % interval |
-| --- | --- | --- |
-{chr(10).join(rows)}
+{Table(("attack", "accuracy %", "95 % interval"), rows).markdown()}
 {doubts}
 `worst_case` joins the others, example by example. Nothing is said here of attacks that are not listed.
 
@@ -192,6 +189,9 @@ def main(argv: list[str]) -> None:
     for flag in ("run", "output"):
         if not FLAGS[flag].value:
             raise UserError(f"expected --{flag}=<folder>; received none")
+    from igam_tf.evaluation.model_flags import data_spec, find_model
+    from igam_tf.evaluation.results import read_results
+
     load, student, config = find_model(FLAGS.run, "run")
     if not config:
         raise UserError(f"expected a run folder, with config.json, in --run={FLAGS.run}")

@@ -3,15 +3,11 @@
 python -m igam_tf.report runs/mnist-cifar10-standard-cpu runs/mnist-cifar10-igam-cpu
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 from pathlib import Path
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.program import called_as, run_entry_point
-from igam_tf.evaluation.results import read_results, settings_text
-from igam_tf.method.look import doubtful_lines
+from igam_tf.common.tables import Table, with_interval
 
 
 def report(folders: list[Path]) -> str:
@@ -20,6 +16,9 @@ def report(folders: list[Path]) -> str:
     Raises:
         UserError: folders without results, or evaluated differently.
     """
+    from igam_tf.evaluation.results import read_results, settings_text
+    from igam_tf.method.look import doubtful_lines
+
     found = [(folder, model, r) for folder in folders for model, r in read_results(folder).items()]
     settings = {settings_text(r) for _, _, r in found}
     if len(settings) > 1:
@@ -27,14 +26,12 @@ def report(folders: list[Path]) -> str:
             f"expected runs that were evaluated alike; received {'; '.join(sorted(settings))}"
         )
     attacks = list(found[0][2]["results"])
-    width = max(len(f"{model} ({folder})") for folder, model, _ in found)
-    lines = [settings.pop(), "", " " * width + "".join(f"{a:>24}" for a in attacks)]
-    for folder, model, r in found:
-        cells = "".join(
-            f"{row['accuracy']:10.1f} ({row['ci95'][0]:4.1f} - {row['ci95'][1]:4.1f})"
-            for row in (r["results"][a] for a in attacks)
-        )
-        lines.append(f"{f'{model} ({folder})':<{width}}{cells}")
+    rows = [
+        [f"{model} ({folder})"]
+        + [with_interval(row["accuracy"], row["ci95"]) for row in map(r["results"].get, attacks)]
+        for folder, model, r in found
+    ]
+    lines = [settings.pop(), "", Table(["", *attacks], rows).text()]
     lines += [
         f"{model} ({folder}): preprocess={r['preprocess']} in front of the model"
         for folder, model, r in found

@@ -7,39 +7,34 @@ folder, so that igam_tf.train goes on from there. The reference is a robust stud
 task: its input gradients J are what a student's are to become.
 """
 
-import igam_tf.common.quiet  # noqa: F401
+from __future__ import annotations
 
-# isort: split
 from contextlib import ExitStack
 from pathlib import Path
 
-import keras
 from absl import flags
 
 from igam_tf.attacks import attack_names
 from igam_tf.common import devices
-from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import write_json
-from igam_tf.common.flagfiles import FOLDER
-from igam_tf.common.program import PLACES, heading, run_entry_point
+from igam_tf.common.lazy import keras
+from igam_tf.common.program import heading, run_entry_point
+from igam_tf.common.tables import Table, with_interval
 from igam_tf.datasets import Split, data_text
-from igam_tf.evaluation.evaluate import model_report, plan, table
-from igam_tf.evaluation.model_flags import NAMES_OF_MODELS, find_model
-from igam_tf.evaluation.teaching import input_gradients, teaching, verdict
+from igam_tf.evaluation.command_line import NAMES_OF_MODELS
 from igam_tf.experiments.command_line import (
+    FLAGFILES,
     chosen_settings,
     define_settings,
     process_flags,
 )
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import resolve, target_spec
 from igam_tf.formulas.statistics import excess
+from igam_tf.method.conventions import FORMS, parsed
 from igam_tf.method.objectives import METHODS
-from igam_tf.method.preprocess import FORMS, parsed, preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, journal_beside, mask_of_text, model_identity
 from igam_tf.storage.run_folder import environment
-from igam_tf.training.open_run import opened_run
 
 FLAGS = flags.FLAGS
 _MEANING = {
@@ -74,7 +69,14 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Makes the teacher, attacks both networks, compares their gradients, and prints a verdict."""
     flags_alone(argv)
-    config = resolve(chosen_settings(FLAGS), PLACES)
+    from igam_tf.common.checks import logits_of
+    from igam_tf.evaluation.evaluate import plan
+    from igam_tf.evaluation.model_flags import find_model
+    from igam_tf.experiments.resolve import resolve, target_spec
+    from igam_tf.method.preprocess import preprocessed
+    from igam_tf.training.open_run import opened_run
+
+    config = resolve(chosen_settings(FLAGS))
     if not METHODS[config.method].teacher:
         raise UserError(f"expected a --method with a teacher; received {config.method}")
     attacks = attack_names(FLAGS.attacks)
@@ -119,6 +121,9 @@ def check(
     journals: dict[str, Journal],
 ) -> None:
     """Measures and prints; finished batches of attacks are kept in `journals`."""
+    from igam_tf.evaluation.evaluate import model_report, table
+    from igam_tf.evaluation.teaching import input_gradients, teaching, verdict
+
     reports = {
         name: model_report(
             model, images, attacks=attacks, seed=config.seed, journal=journals.get(name)
@@ -151,22 +156,19 @@ def check(
 
 def teaching_table(found: dict[str, dict]) -> str:
     """The result of `igam_tf.evaluation.teaching.teaching` as plain text."""
-    width = max(map(len, _MEANING.values()))
     columns = ("teacher", "shuffled", "difference")
-    lines = [" " * width + "".join(f"{name:>26}" for name in columns)]
-    for name, meaning in _MEANING.items():
-        cells = (
-            "{:.3f} ({:.3f} to {:.3f})".format(row["mean"], *row["ci95"])
-            for row in (found[name][column] for column in columns)
-        )
-        lines.append(f"{meaning:<{width}}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+    rows = [
+        [meaning]
+        + [with_interval(row["mean"], row["ci95"], ".3f") for row in map(found[name].get, columns)]
+        for name, meaning in _MEANING.items()
+    ]
+    return Table(["", *columns], rows).text()
 
 
 def program() -> None:
     """The command line."""
     define_flags()
-    run_entry_point(main, flagfiles=FOLDER)
+    run_entry_point(main, flagfiles=FLAGFILES)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,11 @@
 
 python -m igam_tf.train --source=mnist --target=cifar10 --preset=cpu --workdir=runs/mnist-cifar10
 
-Killed at any moment, the same command goes on where it was. --source, --target, --transform, --fidelity,
---preset and --method name files in flags/, which set the others; flags given by hand win over them.
---print_config shows every setting of a command, and the file and line that it comes from.
+Killed at any moment, the same command goes on where it was. Defaults give way to the row of the
+paper, to --fidelity and to --preset, and these to flags: --print_config shows every setting of a
+command, and where it comes from.
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 import time
 from typing import Any
 
@@ -17,9 +14,9 @@ from absl import flags, logging
 
 from igam_tf.common import devices
 from igam_tf.common.errors import flags_alone
-from igam_tf.common.flagfiles import FOLDER
-from igam_tf.common.program import PLACES, run_entry_point, value_text
+from igam_tf.common.program import run_entry_point, value_text
 from igam_tf.experiments.command_line import (
+    FLAGFILES,
     chosen_settings,
     define_settings,
     fields_of,
@@ -27,14 +24,12 @@ from igam_tf.experiments.command_line import (
     process_flags,
 )
 from igam_tf.experiments.config import GROUPS, Config
-from igam_tf.experiments.resolve import explained, resolve
-from igam_tf.training.open_run import opened_run
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """One flag for each setting, see `igam_tf.experiments.command_line`."""
+    """One flag for each setting; unset ones come from row, fidelity and preset."""
     define_settings()
     with of_group("run"):
         flags.DEFINE_bool(
@@ -48,7 +43,9 @@ def config_from_flags() -> Config:
     Raises:
         UserError: a value that is not of its kind, or settings that contradict each other.
     """
-    return resolve(chosen_settings(FLAGS), PLACES)
+    from igam_tf.experiments.resolve import resolve
+
+    return resolve(chosen_settings(FLAGS))
 
 
 def config_text(chosen: dict[str, Any]) -> str:
@@ -57,8 +54,10 @@ def config_text(chosen: dict[str, Any]) -> str:
     Raises:
         UserError: settings that contradict each other.
     """
-    resolve(chosen, PLACES)
-    found = explained(chosen, PLACES)
+    from igam_tf.experiments.resolve import explained, resolve
+
+    resolve(chosen)
+    found = explained(chosen)
     names = {name: f"--{name}={value_text(value)}" for name, (value, _) in found.items()}
     width = max(map(len, names.values()))
     lines = []
@@ -75,6 +74,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.print_config:
         print(config_text(chosen_settings(FLAGS)))
         return
+    from igam_tf.training.open_run import opened_run
+
     started = time.monotonic()
     config = config_from_flags()
     with opened_run(config, **process_flags(FLAGS)) as (run, chosen):
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
 def program() -> None:
     """The command line."""
     define_flags()
-    run_entry_point(main, flagfiles=FOLDER)
+    run_entry_point(main, flagfiles=FLAGFILES)
 
 
 if __name__ == "__main__":

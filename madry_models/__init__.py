@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from igam_tf.common.later import register_later
+from igam_tf.common.lazy import register_later
 
 if TYPE_CHECKING:
     from madry_models.mnist_cnn import MnistCNN

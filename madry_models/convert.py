@@ -3,19 +3,15 @@
 python -m madry_models.convert --checkpoint=models/mnist/adv_trained --output=teacher.keras
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 import os
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import replacing
+from igam_tf.common.lazy import keras
 from igam_tf.common.program import run_entry_point
-from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 TOLERANCE = 1e-5  # on logits in float32
 
@@ -30,6 +26,8 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
     Raises:
         UserError: a bad `output`, an unfit checkpoint, or logits that differ; nothing is written.
     """
+    from madry_models.tf1_checkpoint import from_tf1_checkpoint
+
     output = Path(output).expanduser()
     if output.suffix != ".keras":
         raise UserError(f"expected --output ending in .keras; received {output}")

@@ -1,7 +1,5 @@
 """What the two networks of the challenges share: features, a logits layer, a pixel range."""
 
-from collections.abc import Callable
-
 import keras
 import tensorflow as tf
 
@@ -11,19 +9,6 @@ from igam_tf.common.checks import expect
 def wide_dtype(dtype: str) -> str:
     """The dtype for statistics and logits: float64 stays, anything narrower becomes float32."""
     return "float64" if dtype == "float64" else "float32"
-
-
-def leaky_relu(h: tf.Tensor) -> tf.Tensor:
-    """max(h, 0.1 h), which is exact in float64: the fused kernel keeps its slope in float32."""
-    return tf.maximum(h, 0.1 * h) if h.dtype == tf.float64 else tf.nn.leaky_relu(h, alpha=0.1)
-
-
-# To add an activation, add an entry: name -> h [...] to the same shape, in the dtype of h.
-ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-    "leaky_relu": leaky_relu,  # of the challenge
-    "silu": tf.nn.silu,
-    "gelu": tf.nn.gelu,
-}
 
 
 class Network(keras.Model):

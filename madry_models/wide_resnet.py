@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 
 from igam_tf.common.checks import expect
+from madry_models.activations import ACTIVATIONS
 from madry_models.batch_norm import BatchNormalization
-from madry_models.network import ACTIVATIONS, Network, wide_dtype
+from madry_models.network import Network, wide_dtype
 
 INPUT_LAYERS = ("standardize", "unit_norm")
 
@@ -124,7 +125,7 @@ class WideResNet(Network):
         num_classes: outputs.
         input_layer: "standardize" (the challenge), or "unit_norm" (the IGAM release, R5).
         synchronized: batch statistics over all replicas of a distribution strategy.
-        activation: name in `madry_models.network.ACTIVATIONS`; the challenge has leaky ReLU.
+        activation: name in `madry_models.activations.ACTIVATIONS`; the challenge has leaky ReLU.
     """
 
     pixel_max = 255.0

@@ -143,8 +143,6 @@ def test_every_public_name_is_on_an_api_page():
     folder = ROOT / "docs" / "api"
     pages = "\n".join(page.read_text(encoding="utf-8") for page in folder.glob("*.md"))
     shown = set(re.findall(r"^::: igam_tf\.(.+)", pages, re.M))
-    members = re.search(r"^::: igam_tf\.attacks\n.*\n *members: \[(.*)\]", pages, re.M)[1]
-    shown |= {f"attacks.{name}" for name in members.split(", ")}
     wanted = {*igam_tf.__all__} - {"attacks", "__version__"}
     wanted |= {
         f"attacks.{name}.{name}" if name in ("pgd", "apgd", "fab", "square") else f"attacks.{name}"

@@ -17,7 +17,7 @@ import tensorflow as tf
 import igam_tf
 import madry_models
 from igam_tf.common.errors import UserError
-from igam_tf.common.later import _Later
+from igam_tf.common.lazy import _Later
 from igam_tf.formulas import losses
 from igam_tf.method import objectives
 from igam_tf.method.networks import features_of

@@ -14,8 +14,9 @@ from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.evaluate import logits_function, look_at
 from igam_tf.experiments.resolve import described_transform, resolve, source_spec
 from igam_tf.formulas.statistics import mcnemar
+from igam_tf.method.conventions import parsed
 from igam_tf.method.look import CIFAR, look, misplaced_range
-from igam_tf.method.preprocess import Preprocess, parsed
+from igam_tf.method.preprocess import Preprocess
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.journal import model_identity, text_of_mask
 from igam_tf.training.building import check_student, load_source_network, new_student

@@ -14,13 +14,14 @@ import pytest
 from igam_tf import __version__
 from igam_tf import train as program
 from igam_tf.common.errors import UserError
-from igam_tf.common.flagfiles import expanded
 from igam_tf.common.program import (
+    _find_flagfiles,
     _Sentences,
     _told,
     default_and_range,
     run_entry_point,
 )
+from igam_tf.experiments.command_line import FLAGFILES
 from igam_tf.experiments.config import GROUPS
 
 # Program -> flags that its help text must show, of those that another module defines among them.
@@ -59,6 +60,20 @@ def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+def light(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a program that is to end at once: without TensorFlow, in little CPU time."""
+    code = (
+        "import atexit, resource, runpy, sys\n"
+        "def end():\n"
+        "    assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    assert used.ru_utime + used.ru_stime < 3, used\n"
+        "atexit.register(end)\n"
+        f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    )
+    return python("-c", code, *arguments)
+
+
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a console script as the file does that pip writes for it."""
     code = (
@@ -71,7 +86,7 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_is_what_it_does_an_example_and_every_flag(name):
-    done = python("-m", name, "--help")
+    done = light(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].endswith((".", "?"))
@@ -79,6 +94,15 @@ def test_help_is_what_it_does_an_example_and_every_flag(name):
     for flag in (*PROGRAMS[name], "--flagfile=", "--verbosity=", "--version", "--help"):
         assert f"\n  {flag}" in done.stdout
     assert max(map(len, lines)) <= 105
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_mistyped_flag_is_found_at_once(name):
+    done = light(name, "--hepl")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert "--hepl" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_every_program_has_its_script():
@@ -113,46 +137,33 @@ def test_a_flagfile_of_the_package_is_found_by_its_name(written, tmp_path, monke
     package, here = tmp_path / "package", tmp_path / "here"
     for folder in (package, here):
         folder.mkdir()
-    (package / "own.flags").write_text("# Own.\n\n--seed=1\n--flagfile=another.flags\n")
-    (package / "another.flags").write_text("--wait")
+    (package / "own.flags").write_text("--seed=1")
     monkeypatch.chdir(here)
-    place = {"seed": f"{package / 'own.flags'}:3", "wait": f"{package / 'another.flags'}:1"}
-    assert expanded(["train", *written], package) == (["train", "--seed=1", "--wait"], place)
-    found, places = expanded(["train", *written, "--seed=2", "--", "--flagfile=x"], package)
-    assert found == ["train", "--seed=1", "--wait", "--seed=2", "--", "--flagfile=x"]
-    assert not places["seed"]  # given by hand
-    assert expanded(["train", "--workdir=own.flags", "own.flags"], package)[0] == [
-        "train", "--workdir=own.flags", "own.flags",
-    ]  # fmt: skip
-    with pytest.raises(UserError, match=r"received own\.flags"):
-        expanded(["eval", *written], None)
+    found = _find_flagfiles(["train", *written, "--seed=2"], package)
+    assert "=".join(found[1:-1]) == f"--flagfile={package / 'own.flags'}"
+    for same in (["train", "--workdir=own.flags"], ["train", "own.flags"], ["train", "--flagfile"]):
+        assert _find_flagfiles(same, package) == same
+    assert _find_flagfiles(["eval", *written], None) == ["eval", *written]
     (here / "own.flags").write_text("--seed=3")
-    assert expanded(["train", *written], package)[0] == ["train", "--seed=3"]
-    (package / "round.flags").write_text("--flagfile=round.flags")
-    with pytest.raises(UserError, match=r"does not include itself.*round\.flags"):
-        expanded(["train", "--flagfile=round.flags"], package)
+    assert _find_flagfiles(["train", *written], package) == ["train", *written]
 
 
 def test_flagfiles_through_the_program(tmp_path):
     train = ("-m", "igam_tf.train", "--print_config")
-    row = "--flagfile=transfers/tiny_imagenet_to_cifar10_pad.flags"
-    done = python(*train, row, "--preset=smoke", "--fidelity=best", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    for line in (
-        "--transform=pad +flags/transfers/tiny_imagenet_to_cifar10_pad.flags:[0-9]+",
-        "--train_steps=8 +flags/presets/smoke.flags:[0-9]+",
-        "--lambda_diff=0.0313[0-9]+ +computed: eps",
-        "--preset=smoke +flag",
-        "--seed=0 +default",
-    ):
-        assert re.search(f"^ +{line}$", done.stdout, re.MULTILINE)
+    done = python(*train, "--flagfile=demo.flags", cwd=tmp_path)
+    assert done.returncode == 0
+    assert re.search("--train_steps=900 +flag", done.stdout)
+    assert done.stderr == f"flags from {FLAGFILES / 'demo.flags'}\n"
     done = python(*train, "--flagfile=demmo.flags", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "demo.flags" in done.stderr
-    assert done.stderr.endswith("; received demmo.flags\n")
+    assert done.stderr.startswith("error: expected --flagfile=<file>, a file that can be read, or ")
+    assert "of the package: cifar100_to" in done.stderr
+    assert done.stderr.endswith("; received demmo.flags (No such file or directory)\n")
     done = python("-m", "igam_tf.eval_pgd", "--flagfile=demo.flags", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.endswith("; received demo.flags\n")
+    assert done.stderr == (
+        "error: expected --flagfile=<file>, a file that can be read; received demo.flags "
+        "(No such file or directory)\n"
+    )
 
 
 def test_help_of_train_is_grouped_and_says_default_and_range():

@@ -20,10 +20,10 @@ from igam_tf.attacks.fab import fab
 from igam_tf.attacks.kinds import KINDS, SHOWN, attack_names, attack_specs, random_inputs
 from igam_tf.attacks.norms import NORMS
 from igam_tf.attacks.pgd import pgd
-from igam_tf.attacks.spec import AttackSpec
+from igam_tf.attacks.spec import BATCH_NORMS, AttackSpec
 from igam_tf.attacks.square import square
 
 __all__ = [
-    "KINDS", "LOSSES", "NORMS", "SHOWN", "AttackSpec", "apgd", "attack_names", "attack_specs",
-    "dlr_targeted", "fab", "loss_named", "pgd", "random_inputs", "square",
+    "BATCH_NORMS", "KINDS", "LOSSES", "NORMS", "SHOWN", "AttackSpec", "apgd", "attack_names",
+    "attack_specs", "dlr_targeted", "fab", "loss_named", "pgd", "random_inputs", "square",
 ]  # fmt: skip

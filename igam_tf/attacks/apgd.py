@@ -1,9 +1,10 @@
 """Auto-PGD (Croce and Hein 2020, Algorithm 1): PGD with momentum that halves its own step size."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks.attack_losses import as_loss, dlr_targeted, misclassified
 from igam_tf.attacks.direction import direction
@@ -13,6 +14,7 @@ from igam_tf.attacks.norms import per_example, project, steepest, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 
 MOMENTUM = 0.75  # alpha of Algorithm 1: weight of the gradient step against the last move
 RHO = 0.75  # halve the step unless more than this share of the steps since the last check rose

@@ -5,11 +5,12 @@
 Targeted ones take the class to be reached as well: (logits, y, target [B]) -> [B].
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import tensorflow as tf
-
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 from igam_tf.formulas.losses import at_least_float32, xent
 
 

@@ -6,14 +6,15 @@ The first factor is brought to size 1 for each image before it is back-propagate
 out: neither a loss that is nearly flat nor a narrow type loses the direction on the way.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
-
-import tensorflow as tf
 
 from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.attacks.norms import by_largest, image_axes
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 from igam_tf.formulas.losses import at_least_float32
 
 _SCALE = 8.0  # of what is back-propagated: float16 holds nothing below 6e-8 (a power of 2 is exact)

@@ -4,9 +4,9 @@ Each step projects the current point and the original image onto the linearised 
 true class and the target, and goes to a mixture of both projections.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import tensorflow as tf
+from collections.abc import Callable
 
 from igam_tf.attacks.attack_losses import misclassified, need_classes, of_class
 from igam_tf.attacks.direction import direction
@@ -14,6 +14,7 @@ from igam_tf.attacks.inputs import checked
 from igam_tf.attacks.norms import length, per_example
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import STEPS, TARGETS, AttackSpec, Kind, Threat
+from igam_tf.common.lazy import tf
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9  # most pull to x, overshoot, backward step (their §3)
 _TINY, _NEAREST = 1e-12, 1e-8  # of a normal's largest component; of the pixel range

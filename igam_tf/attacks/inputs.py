@@ -1,15 +1,17 @@
 """What a caller may hand to an attack: a function of images, and arrays or tensors."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks.norms import check_norm
 from igam_tf.common.checks import check_labels, check_logits, expect
+from igam_tf.common.lazy import tf
 
-LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+LogitsFn = Callable[["tf.Tensor"], "tf.Tensor"]
 
 
 def checked(

@@ -1,8 +1,9 @@
 """What an attack must know of its norm: length, steepest direction, projection into the ball."""
 
-import tensorflow as tf
+from __future__ import annotations
 
 from igam_tf.common.checks import expect
+from igam_tf.common.lazy import tf
 
 NORMS = ("linf", "l2")
 

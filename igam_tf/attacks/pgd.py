@@ -1,9 +1,10 @@
 """Projected gradient descent inside an eps-ball (Madry et al. 2018); one step of it is FGSM."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks.attack_losses import as_loss
 from igam_tf.attacks.direction import direction
@@ -11,6 +12,7 @@ from igam_tf.attacks.draws import Draws, in_ball
 from igam_tf.attacks.inputs import checked
 from igam_tf.attacks.norms import project, steepest
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
+from igam_tf.common.lazy import tf
 
 
 def pgd(

@@ -1,10 +1,12 @@
 """The loop of the stronger attacks, in which an example leaves the batch once it is broken."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import tensorflow as tf
+from igam_tf.common.lazy import tf
 
-State = dict[str, tf.Tensor]
+State = dict[str, "tf.Tensor"]
 
 
 def shrinking_loop(

@@ -1,14 +1,20 @@
 """How strong an attack is: the settings that a result states, and what an evaluation needs of it."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks.draws import Draws
+from igam_tf.common.lazy import tf
 
 STEPS = 100  # of APGD and FAB, as in AutoAttack
+BATCH_NORMS = (
+    "inference",
+    "batch",
+)  # of a model: by moving averages, or by each batch's statistics
 TARGETS = 9  # classes that a targeted attack tries, those of the highest logits first
 
 

@@ -5,11 +5,12 @@ gives up, in the shape of two bumps of opposite sign (Algorithm 3). It reads log
 gradients do not hide anything from it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks.attack_losses import cw_margin, misclassified
 from igam_tf.attacks.draws import Draws, for_each
@@ -18,6 +19,7 @@ from igam_tf.attacks.norms import length, per_example, unit
 from igam_tf.attacks.shrinking import State, shrinking_loop
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 
 QUERIES = 5000  # after the start, as in AutoAttack
 

@@ -6,9 +6,6 @@ Exit status: 0; 2 where a check FAILs; else 3 where the headline is doubtful (0 
 1 is wrong input.
 """
 
-import igam_tf.common.quiet
-
-# isort: split
 import dataclasses
 import sys
 from functools import partial
@@ -17,27 +14,20 @@ from typing import Any
 
 from absl import flags
 
-import igam_tf.audit.controls  # noqa: F401 (registers its class for .keras files)
-from igam_tf.audit.audit import CHECKS, audit, check_names
 from igam_tf.audit.audited import BUDGETS, AuditedModel
+from igam_tf.audit.catalogue import CHECKS, check_names
 from igam_tf.audit.checks import FAIL
-from igam_tf.audit.page import check_text, html, markdown, summary
 from igam_tf.common import devices
-from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import write_json, write_text
 from igam_tf.common.program import heading, run_entry_point
-from igam_tf.datasets import in_pixel_range
-from igam_tf.evaluation.model_flags import (
+from igam_tf.datasets import in_pixel_range, parse_fraction
+from igam_tf.evaluation.command_line import (
     NAMES_OF_MODELS,
     data_settings,
     define_data_flags,
     define_run_flags,
     doubtful_status,
-    find_model,
-    model_and_images,
-    parse_fraction,
-    pixel_range,
 )
 from igam_tf.storage.journal import Journal, model_identity
 from igam_tf.storage.run_folder import RunFolder, environment, load_model
@@ -128,6 +118,11 @@ def main(argv: list[str]) -> int:
 
 
 def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
+    from igam_tf.audit.audit import audit
+    from igam_tf.audit.page import check_text, html, markdown, summary
+    from igam_tf.common.checks import logits_of
+    from igam_tf.evaluation.model_flags import find_model, model_and_images, pixel_range
+
     load, path, run = find_model(FLAGS.model)
     transfers = {}
     for name in FLAGS.transfer_from:

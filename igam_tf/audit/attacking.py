@@ -5,14 +5,16 @@ beats a white box, noise does as well as an attack, unbounded attacks fail. Ever
 AuditedModel -> Finding; `CHECKS` names them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 
-import keras
 import numpy as np
-import tensorflow as tf
 
+import madry_models
 from igam_tf.attacks import AttackSpec, pgd
+from igam_tf.attacks.inputs import LogitsFn
 from igam_tf.audit.audited import AttackResult, AuditedModel, differentiable, joint
 from igam_tf.audit.checks import (
     FAIL,
@@ -29,14 +31,10 @@ from igam_tf.audit.checks import (
     not_applicable,
     worst,
 )
-from igam_tf.audit.nested import Source, nested_sources
-from igam_tf.evaluation.evaluate import LogitsFn, fraction_text, logits_function
-from igam_tf.evaluation.model_flags import pixel_range
+from igam_tf.common.lazy import tf
+from igam_tf.datasets import fraction_text
 from igam_tf.formulas.losses import xent
 from igam_tf.formulas.statistics import excess, wilson_interval
-from igam_tf.storage.journal import model_identity
-from madry_models import WideResNet
-from madry_models.wide_resnet import normalize_images
 
 # Shares of the examples by which the second attack may beat the first on an honest network, one
 # whose gradients are not masked.
@@ -230,10 +228,12 @@ def square(s: AuditedModel) -> Finding:
 
 def transfer(s: AuditedModel) -> Finding:
     """Other networks' adversarial examples break hardly any example that white-box attacks do not."""
+    from igam_tf.audit.nested import nested_sources, whole_network
+
     white = s.white_box()
     if not joint(white).any():
         return _compared(white, {}, CHANCE)
-    sources = {name: _named_source(s, model) for name, model in s.sources.items()}
+    sources = {name: whole_network(s, model) for name, model in s.sources.items()}
     sources |= nested_sources(s)
     if not sources:
         return not_applicable(
@@ -256,13 +256,6 @@ def transfer(s: AuditedModel) -> Finding:
             on=name,
         )
     return _compared(white, rows, CHANCE)
-
-
-def _named_source(s: AuditedModel, model: keras.Model) -> Source:
-    """A whole other network as a source, in its own pixel range."""
-    ratio = pixel_range(model, s.split.spec) / s.pixel_max
-    theirs = logits_function(model, "inference")
-    return Source(lambda x: theirs(x * ratio), model_identity(model))
 
 
 def _crafted_on(s: AuditedModel, theirs: LogitsFn):
@@ -330,13 +323,14 @@ def noise(s: AuditedModel) -> Finding:
 # --- through the input layer ----------------------------------------------------------------------
 
 
-def normalisations(network: WideResNet) -> dict[str, LogitsFn]:
+def normalisations(network: madry_models.WideResNet) -> dict[str, LogitsFn]:
     """The network's logits, with two gradients of the layer that standardises its input.
 
     "exact" differentiates the image's mean and deviation. "constant" (straight-through) takes the
     layer for a multiplication by a constant, so that the attack also tries changes of brightness and
     contrast, which the layer undoes.
     """
+    from madry_models.wide_resnet import normalize_images
 
     def exact(x: tf.Tensor) -> tf.Tensor:
         return normalize_images(x, network.input_layer)
@@ -360,7 +354,7 @@ def normalisations(network: WideResNet) -> dict[str, LogitsFn]:
 
 def adaptive(s: AuditedModel) -> Finding:
     """Neither gradient of the input normalisation makes the attack much stronger."""
-    if not isinstance(s.model, WideResNet):
+    if not isinstance(s.model, madry_models.WideResNet):
         return not_applicable(
             f"this {type(s.model).__name__} has no input normalisation that is known here "
             "(standardize or unit_norm of a WideResNet)"

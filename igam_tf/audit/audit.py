@@ -12,15 +12,14 @@ import keras
 import numpy as np
 from absl import logging
 
-from igam_tf.audit import attacking, differences, outputs, planted
 from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
+from igam_tf.audit.catalogue import CHECKS, check_names
 from igam_tf.audit.checks import (
     DISTRUST,
     FAIL,
     NOT_APPLICABLE,
     STATUSES,
     WARN,
-    Check,
     Finding,
     not_applicable,
 )
@@ -39,29 +38,6 @@ from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, checksum, text_of_mask
-
-CHECKS: dict[str, Check] = {
-    **outputs.CHECKS,
-    **differences.CHECKS,
-    **attacking.CHECKS,
-    **planted.CHECKS,
-}
-
-
-def check_names(text: str, setting: str = "checks") -> list[str]:
-    """The names in "logits,square", in the order of `CHECKS`; "all" is all of them.
-
-    Args:
-        text: names with commas between.
-        setting: what the user wrote them in, for the error.
-
-    Raises:
-        UserError: an unknown one.
-    """
-    names = list(CHECKS) if text == "all" else [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in CHECKS]:
-        raise UserError(f"expected {setting} among {', '.join(CHECKS)}; received {unknown[0]!r}")
-    return [name for name in CHECKS if name in names]
 
 
 def audit(

@@ -1,24 +1,22 @@
 """What is audited: a model, its images and the threat model; and the result of every attack on it."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.attacks.direction import Direction, direction
+from igam_tf.attacks.inputs import LogitsFn
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import keras, tf
 from igam_tf.datasets import Split, in_pixel_range
-from igam_tf.evaluation.evaluate import figures, logits_function, look_at, settings_dict
-from igam_tf.evaluation.model_flags import pixel_range
-from igam_tf.evaluation.robust import LogitsFn, robust_flags
 from igam_tf.formulas.losses import xent
-from igam_tf.method.look import spread_of
 from igam_tf.storage.journal import MASK_KEY, Journal, journaled, mask_of_text, text_of_mask
 
 
@@ -89,10 +87,12 @@ class AttackResult:
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy and 95 % interval in percent, the settings, and the mask under its JSON key."""
+        from igam_tf.evaluation.evaluate import figures
+
         return figures(self.robust) | self.settings | {MASK_KEY: text_of_mask(self.robust)}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "AttackResult":
+    def from_json(cls, content: dict[str, Any]) -> AttackResult:
         """Inverse of `to_json`."""
         own = ("accuracy", "n", "ci95", MASK_KEY)
         return cls(
@@ -142,6 +142,9 @@ class AuditedModel:
         journal: Journal | None = None,
         progress: bool = True,
     ):
+        from igam_tf.evaluation.evaluate import logits_function, look_at
+        from igam_tf.evaluation.model_flags import pixel_range
+
         spec = split.spec
         self.model, self.split, self.budget = model, split, budget
         self.seed, self.batch_size, self.progress = seed, batch_size, progress
@@ -210,6 +213,8 @@ class AuditedModel:
     @property
     def spread(self) -> float:
         """Median over the images of the logits' `spread_of`; 1 where that is 0."""
+        from igam_tf.method.look import spread_of
+
         return float(np.median(spread_of(self.repeated_logits[0]))) or 1.0
 
     @property
@@ -277,6 +282,9 @@ class AuditedModel:
             variant: name of those other gradients.
             batch_norm, batch_size: see `igam_tf.evaluation.evaluate.evaluate`.
         """
+        from igam_tf.evaluation.evaluate import logits_function, settings_dict
+        from igam_tf.evaluation.robust import robust_flags
+
         batch_size = self.batch_size if batch_size is None else batch_size
         if any(spec.name not in self.results for spec in specs):
             mode = f"{variant} {batch_norm}"
@@ -319,6 +327,8 @@ class AuditedModel:
             identity: of what else the result depends on, such as another model's weights.
             **settings: settings of the attack; one that is left out does not apply.
         """
+        from igam_tf.evaluation.evaluate import settings_dict
+
         if name in self.results:
             return self.results[name]
         robust, journal = self.clean.robust.copy(), self._journal(identity)

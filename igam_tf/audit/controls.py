@@ -16,8 +16,9 @@ import tensorflow as tf
 from igam_tf.datasets import Augment, load, train_batches
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.trainer import ClassifierTrainer
+from madry_models.activations import leaky_relu
 from madry_models.batch_norm import BatchNormalization
-from madry_models.network import Network, leaky_relu
+from madry_models.network import Network
 
 EPS = 0.1  # l-inf radius that `pgd_trained` is trained for, as a fraction of the pixel range
 _EXAMPLES, _BATCH = 4000, 64

@@ -5,9 +5,9 @@ gradient, a `stop_gradient` on a part of the way. All white-box attacks follow i
 nothing that compares one gradient with another can tell.
 """
 
+from __future__ import annotations
+
 import numpy as np
-import tensorflow as tf
-from tensorflow.core.framework import types_pb2
 
 from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.audit.audited import AuditedModel
@@ -21,15 +21,15 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
+from igam_tf.common.lazy import tf
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.networks import in_float32
 
 # Half the length of a difference, as a share of the pixel range. A point counts as off where no
 # length agrees: rounding spoils the short ones, the corners of a ReLU network the long ones.
 LENGTHS = (1e-4, 3e-4, 1e-3, 4e-3)
 # Types whose rounding is more than such short differences show, with their epsilons; and longer ones.
-NARROW = {types_pb2.DT_HALF: 2.0**-10, types_pb2.DT_BFLOAT16: 2.0**-7}
+NARROW = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 NARROW_LENGTHS = (4e-3, 1.6e-2, 6.4e-2)
 # Points of the eps-ball, from noise uniform in it: attacks pass far from the image, and end at corners.
 POINTS = {
@@ -81,16 +81,19 @@ def _epsilon(graph: tf.Graph) -> float:
     content = graph.as_graph_def()
     nodes = [*content.node, *(n for f in content.library.function for n in f.node_def)]
     types = {value.type for node in nodes for value in node.attr.values()}
-    return max([float(np.finfo(np.float32).eps), *(NARROW[t] for t in types & NARROW.keys())])
+    narrow = {tf.as_dtype(name).as_datatype_enum: epsilon for name, epsilon in NARROW.items()}
+    return max([float(np.finfo(np.float32).eps), *(narrow[t] for t in types & narrow.keys())])
 
 
 def finite_difference(s: AuditedModel) -> Finding:
     """Along the gradient's sign, and along random directions, the margin does what the gradient says."""
+    from igam_tf.method.networks import in_float32
+
     if s.random:
         return not_applicable("the same image gives other logits each time: see that check")
 
     def logits_fn(x):
-        with in_float32(s.model, ("float16", "bfloat16")):  # whose steps are not the layers' doing
+        with in_float32(s.model, tuple(NARROW)):  # whose steps are not the layers' doing
             return s.logits_fn(x)
 
     @tf.function(reduce_retracing=True)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from igam_tf.audit.audited import AuditedModel
 from igam_tf.evaluation.evaluate import logits_function
+from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.evaluation.robust import LogitsFn
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.networks import LogProbabilities
@@ -37,6 +38,13 @@ class Source(NamedTuple):
 
     logits_fn: LogitsFn
     identity: str
+
+
+def whole_network(s: AuditedModel, model: keras.Model) -> Source:
+    """A whole other network as a source, in its own pixel range."""
+    ratio = pixel_range(model, s.split.spec) / s.pixel_max
+    theirs = logits_function(model, "inference")
+    return Source(lambda x: theirs(x * ratio), model_identity(model))
 
 
 def nested_sources(s: AuditedModel) -> dict[str, Source]:

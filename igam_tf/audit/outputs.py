@@ -19,7 +19,6 @@ from igam_tf.audit.checks import (
     not_applicable,
 )
 from igam_tf.formulas.gradients import cosine
-from igam_tf.method.look import doubtful_outputs
 
 # Logits differ; where this share of the images has one lowest value, in several classes, it is a floor.
 CUT_FAIL = 0.25
@@ -43,6 +42,8 @@ LARGEST_BATCH = 256
 
 def logits(s: AuditedModel) -> Finding:
     """Outputs are finite logits, not probabilities, and softmax of them does not saturate."""
+    from igam_tf.method.look import doubtful_outputs
+
     z = s.repeated_logits[0].astype(np.float64)
     if wrong := doubtful_outputs(z):
         return Finding(status=FAIL, figure=" ".join(doubt.sentence for doubt in wrong))

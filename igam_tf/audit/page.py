@@ -4,7 +4,9 @@ from html import escape
 from typing import Any
 
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, STATUSES, WARN
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.common.tables import Table, interval_text
+from igam_tf.datasets import fraction_text
+from igam_tf.evaluation.evaluate import attack_texts
 from igam_tf.method.look import doubtful_lines
 
 _MARKS = {PASS: "✓", WARN: "!", FAIL: "✗", NOT_APPLICABLE: "–"}
@@ -32,20 +34,17 @@ def _headline(report: dict[str, Any]) -> list[str]:
     return [report["headline"]["text"], *doubtful_lines(report)]
 
 
+def _attacks(report: dict[str, Any]) -> Table:
+    """Every attack with every setting."""
+    return Table(_COLUMNS, [_cells(name, row) for name, row in report["rows"].items()])
+
+
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    step = (
-        fraction_text(round(row["step_size"], 12))
-        if row["step_size"]
-        else "own"
-        if row["steps"]
-        else ""
-    )
-    runs = f"{row['restarts']} x {row['targets']} targets" if row["targets"] else row["restarts"]
-    name += f" (after {row['after']})" if row["after"] else ""
+    steps, step_size, runs = attack_texts(row)
     return (
-        name, f"{row['accuracy']:.2f}", f"{row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}",
-        str(row["n"]), fraction_text(row["eps"]), step, str(row["steps"] or ""), str(runs or ""),
-        row["loss"] or "", row["gradient"] if row["steps"] else "", row["batch_norm"],
+        name + (f" (after {row['after']})" if row["after"] else ""), f"{row['accuracy']:.2f}",
+        interval_text(row["ci95"], ".2f"), str(row["n"]), fraction_text(row["eps"]), step_size, steps,
+        runs, row["loss"] or "", row["gradient"] if steps else "", row["batch_norm"],
         str(row["batch_size"]), str(row["seed"]),
     )  # fmt: skip
 
@@ -58,28 +57,20 @@ def facts(report: dict[str, Any]) -> str:
         f"{report['name']} ({s['model']}) on {s['dataset']} {s['split']}, data {s['data']}, first "
         f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}{behind}; budget {report['budget']}. Unless "
         f"a name says otherwise: l-inf eps {fraction_text(s['eps'])} of the pixel range, PGD with step "
-        f"size {fraction_text(round(s['step_size'], 12))}, 1 random start, loss xent, batch norm "
+        f"size {fraction_text(s['step_size'])}, 1 random start, loss xent, batch norm "
         f"inference, seed {s['seed']}"
     )
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown, without plots."""
-
-    def table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
-        rows = [head, ("---",) * len(head), *body]
-        return ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
-
     checks = _worst_first(report)
     text = ["# Audit", "", facts(report), ""]
     text += [line for said in _headline(report) for line in (f"**{said}**", "")]
     text += [report["verdict"], "", "## Checks", ""]
-    text += table(
-        ("", "check", "figure", "threshold", "what to do"),
-        [(c["status"], c["title"], c["figure"], c["threshold"], _advice(c)) for c in checks],
-    )
-    text += ["", "## Attacks", "", _UNITS, ""]
-    text += table(_COLUMNS, [_cells(name, row) for name, row in report["rows"].items()])
+    rows = [(c["status"], c["title"], c["figure"], c["threshold"], _advice(c)) for c in checks]
+    text += [Table(("", "check", "figure", "threshold", "what to do"), rows).markdown()]
+    text += ["", "## Attacks", "", _UNITS, "", _attacks(report).markdown()]
     return "\n".join(text) + "\n"
 
 
@@ -131,15 +122,10 @@ def html(report: dict[str, Any]) -> str:
             f"<td>{escape(check['title'])}</td><td>{escape(check['figure'])}{advice}"
             f"<details><summary>threshold</summary>{escape(check['threshold'])}</details></td></tr>"
         )
-    attacks = "".join(
-        "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in _cells(name, row)) + "</tr>"
-        for name, row in report["rows"].items()
-    )
     s = report["subject"]
     shared = (
         f"n = {s['n']}, data {s['data']}; other settings: top of the page, and table of attacks"
     )
-    head = "".join(f"<th>{escape(c)}</th>" for c in _COLUMNS)
     figures = "".join(
         f"<figure><figcaption>{escape(title)} <small>({shared})</small></figcaption>{svg}</figure>"
         for title, svg in plots(report).items()
@@ -153,6 +139,6 @@ def html(report: dict[str, Any]) -> str:
         f'<p class="headline">{"<br>".join(map(escape, _headline(report)))}</p>'
         "<h2>Checks</h2><table><tr><th>status</th><th>check</th><th>figure</th></tr>"
         f"{''.join(rows)}</table><h2>Plots</h2>{figures}"
-        f'<h2>Attacks</h2><p>{_UNITS}</p><div class="scroll"><table class="attacks"><tr>{head}</tr>'
-        f"{attacks}</table></div></body></html>\n"
+        f'<h2>Attacks</h2><p>{_UNITS}</p><div class="scroll">'
+        f"{_attacks(report).html('attacks')}</div></body></html>\n"
     )

@@ -8,8 +8,9 @@ the network is. A boundary that random points cross tells nothing of an attack, 
 which needs no gradient, does not find either: such a needle is the test's own failure.
 """
 
+from __future__ import annotations
+
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.attacks import apgd, pgd, square
 from igam_tf.attacks.spec import STEPS
@@ -25,9 +26,9 @@ from igam_tf.audit.checks import (
     not_applicable,
 )
 from igam_tf.common.errors import UserError
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.common.lazy import tf
+from igam_tf.datasets import fraction_text
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.networks import features_of
 
 SUCCESS = 0.95  # least success rate of a sound attack, by Zimmermann et al.
 INNER = 0.9  # radius of the inner points, as a share of eps
@@ -61,6 +62,8 @@ def readout(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] | 
 
 def planted(s: AuditedModel) -> Finding:
     """PGD crosses the boundaries planted within eps of the images."""
+    from igam_tf.method.networks import features_of
+
     try:
         plain_features = features_of(s.model)
         plain_features(

@@ -3,15 +3,16 @@
 Every refusal is one sentence: "expected <what>; received <what came>: <what to do>".
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import keras, tf
 
 NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
 _PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
@@ -130,10 +131,11 @@ def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) ->
 # --- models and logits ----------------------------------------------------------------------------
 
 
-def check_model(model: Any, what: str, kind: type = keras.layers.Layer) -> None:
+def check_model(model: Any, what: str, kind: type | None = None) -> None:
     """A model, or where that will do a layer, of Keras's; named `what` in the sentence."""
     expect(
-        isinstance(model, kind), f"a keras.Model as the {what}", f"a {type(model).__name__}",
+        isinstance(model, kind or keras.layers.Layer),
+        f"a keras.Model as the {what}", f"a {type(model).__name__}",
         "put what it computes into the call(self, x, training=False) of a keras.Model",
     )  # fmt: skip
 

@@ -5,20 +5,24 @@ that the weights do not depend on how many there are; `igam_tf.method.trainer` r
 them. How several machines are started: `docs/cluster.md`.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import tensorflow as tf
-
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker")
 TF_CONFIG = "TF_CONFIG"
-# The errors of an operation across workers, one of which is gone. InternalError has other causes too.
-_GONE = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+
+
+def _gone() -> tuple[type[Exception], ...]:
+    """The errors where a worker is gone; InternalError has other causes too."""
+    return tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError
 
 
 def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
@@ -106,7 +110,7 @@ def _multiworker(replicas: int) -> tf.distribute.MultiWorkerMirroredStrategy:
         )
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    except _GONE as error:
+    except _gone() as error:
         raise UserError(f"expected all workers of TF_CONFIG {text} to come up; {error}") from error
 
 
@@ -137,7 +141,7 @@ def lost_workers(chosen: tf.distribute.Strategy) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         found = re.search("Collective ops is aborted by: (.+)", error.message)
-        if chosen.cluster_resolver is None or not (found or isinstance(error, _GONE)):
+        if chosen.cluster_resolver is None or not (found or isinstance(error, _gone())):
             raise
         raise UserError(
             "another worker stopped or cannot be reached, so this one stops too; the same command on "

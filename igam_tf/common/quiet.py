@@ -1,4 +1,4 @@
-"""Loads TensorFlow without the lines that its C++ code then writes; a program imports it first.
+"""Silences what TensorFlow's C++ code writes when it is imported; `program` imports this.
 
 They stay where the command line has --verbosity=debug, or the environment TF_CPP_MIN_LOG_LEVEL=0. In a
 process that imports a program's module, and is another program, nothing happens here.
@@ -7,9 +7,11 @@ process that imports a program's module, and is another program, nothing happens
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from igam_tf.common.lazy import around_import
 
 
 def is_program() -> bool:
@@ -36,6 +38,11 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
+@_silent()
+def _quietly(execute: Callable[[], None]) -> None:
+    execute()
+
+
 def _stop_in_one_line(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -53,5 +60,4 @@ if is_program():
     _debug = re.search(r"^--?v(erbosity)?[=\n](debug|[1-9]\d*)$", "\n".join(sys.argv), re.M)
     # Some lines come before TensorFlow looks at the environment, others as long as the process lives.
     if not _debug and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
-        with _silent():
-            import tensorflow  # noqa: F401
+        around_import("tensorflow", _quietly)

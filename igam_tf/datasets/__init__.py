@@ -13,6 +13,7 @@ from igam_tf.datasets.named import Augment as Augment
 from igam_tf.datasets.named import DatasetSpec as DatasetSpec
 from igam_tf.datasets.named import Split as Split
 from igam_tf.datasets.named import data_text as data_text
+from igam_tf.datasets.named import fraction_text as fraction_text
 from igam_tf.datasets.named import hold_out as hold_out
 from igam_tf.datasets.named import in_pixel_range as in_pixel_range
 from igam_tf.datasets.named import parse_fraction as parse_fraction

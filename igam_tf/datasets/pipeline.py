@@ -4,10 +4,12 @@ A training batch is a pure function of (seed, step): a resumed run sees what an 
 sees, whatever the number of threads.
 """
 
+from __future__ import annotations
+
 import numpy as np
-import tensorflow as tf
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 from igam_tf.datasets.named import Augment, DatasetSpec, Split
 
 

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.attacks import AttackSpec, attack_names, attack_specs
+from igam_tf.attacks import BATCH_NORMS, AttackSpec, attack_names, attack_specs
 from igam_tf.common.checks import (
     NORM_TEXT,
     check_eps,
@@ -28,7 +28,8 @@ from igam_tf.common.checks import (
     logits_of,
 )
 from igam_tf.common.errors import UserError
-from igam_tf.datasets import DatasetSpec, Split, data_text, in_pixel_range
+from igam_tf.common.tables import Table, interval_text
+from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.model_flags import as_called, pixel_range
 from igam_tf.evaluation.robust import LogitsFn, check_attackable, robust_flags, scale_for_attacks
@@ -46,7 +47,6 @@ from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
 
 WORST_CASE = "worst_case"
-BATCH_NORMS = ("inference", "batch")
 
 
 def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
@@ -417,22 +417,17 @@ def split_of_arrays(
     return Split(images, labels.astype(np.int64), spec, "arrays", "test")
 
 
-def fraction_text(value: float) -> str:
-    """A fraction of the pixel range as people write it: as a decimal, or in units of 1/255.
-
-    Example:
-        >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
-        ('8/255', '0.25/255', '0.3')
-    """
-    of_255 = f"{value * 255:.4g}"
-    if float(f"{value:g}") != value and abs(float(of_255) / 255 - value) < 1e-11:
-        return f"{of_255}/255"
-    return f"{value:g}"
-
-
-def step_text(row: dict) -> str:
-    """The step size of an attack's row as a fraction; "own" of an attack that chooses it."""
-    return fraction_text(row["step_size"]) if row["step_size"] else "own"
+def attack_texts(row: dict) -> tuple[str, str, str]:
+    """Steps, step size and restarts of an attack's row; the step size is "own" where it chooses it."""
+    if not row.get("steps"):
+        return "", "", ""
+    step_size = fraction_text(row["step_size"]) if row["step_size"] else "own"
+    runs = (
+        f"{row['restarts']} x {row['targets']} targets"
+        if row.get("targets")
+        else str(row["restarts"])
+    )
+    return str(row["steps"]), step_size, runs
 
 
 def table(report: dict) -> str:
@@ -447,26 +442,14 @@ def table(report: dict) -> str:
         f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}"
         + (f", logits x {worst['logits_scale']:g}" if "logits_scale" in worst else ""),
-        "",
     ]
-    if "preprocess" in report:
-        lines.insert(2, f"preprocess={report['preprocess']} in front of the model")
     if "computed_in" in report:
-        lines.insert(2, f"the model's float16 layers computed in {report['computed_in']}")
-    cells = [("attack", "accuracy %", "95 % interval", "steps", "step size", "restarts")]
-    for name, row in results.items():
-        settings = ("", "", "")
-        if row.get("steps"):
-            runs = (
-                f"{row['restarts']} x {row['targets']} targets"
-                if row["targets"]
-                else row["restarts"]
-            )
-            settings = (str(row["steps"]), step_text(row), str(runs))
-        low, high = row["ci95"]
-        cells.append((name, f"{row['accuracy']:.2f}", f"{low:.2f} - {high:.2f}", *settings))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *rest in cells:
-        padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    return "\n".join(lines + doubtful_lines(report))
+        lines.append(f"the model's float16 layers computed in {report['computed_in']}")
+    if "preprocess" in report:
+        lines.append(f"preprocess={report['preprocess']} in front of the model")
+    cells = [
+        (name, f"{row['accuracy']:.2f}", interval_text(row["ci95"], ".2f"), *attack_texts(row))
+        for name, row in results.items()
+    ]
+    head = ("attack", "accuracy %", "95 % interval", "steps", "step size", "restarts")
+    return "\n".join([*lines, "", Table(head, cells).text(), *doubtful_lines(report)])

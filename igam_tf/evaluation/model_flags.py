@@ -1,11 +1,10 @@
 """Loads the models, images and numbers that command-line arguments name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
-from absl import flags
 
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
@@ -13,22 +12,13 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets import parse_fraction as parse_fraction
+from igam_tf.evaluation.command_line import NAMES_OF_MODELS
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
-from igam_tf.method.preprocess import FORMS, contradiction, parsed, preprocessed
+from igam_tf.method.preprocess import preprocessed
 from igam_tf.storage.run_folder import load_model
 from madry_models import MnistCNN, WideResNet
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
-
-# The flags that are defined here belong to the program that asks for them, and show in its --help.
-flags.disclaim_key_flags()
-
-NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
-DOUBTFUL_STATUS = 3
-DATA_FLAGS = (
-    "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities",
-    "preprocess",
-)  # fmt: skip
 
 
 def find_model(
@@ -94,80 +84,6 @@ def dataset_of(model: keras.Model) -> str:
     )
 
 
-def define_data_flags() -> None:
-    """The flags that say on which images a model is judged; see `model_and_images`."""
-    flags.DEFINE_string(
-        "dataset",
-        None,
-        f"Data set: {datasets.NAMES}; the one that the model was made for by default.",
-    )
-    flags.DEFINE_enum("split", "test", ("train", "test"), "Part of the data set.")
-    flags.DEFINE_enum(
-        "data", None, ("tfds", "builtin"),
-        "Real images, or built-in synthetic ones; as in the model's run by default, else real.",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "data_dir", None,
-        "Folder of tensorflow-datasets; that of the model's run by default, else its own.",
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "data_seed", None,
-        "Seed from which built-in images are drawn; that of the model's run by default, else 0.",
-        lower_bound=0,
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "image_size", None,
-        "Height and width in pixels to which tfds:, folder: and npz: images are resized; as in the "
-        "model's run by default, else as they are.",
-        lower_bound=1,
-    )  # fmt: skip
-    flags.DEFINE_float(
-        "pixel_max", None,
-        "Highest pixel value of the model's input, such as 1 or 255; by default as a network of this "
-        "project says itself, else the data set's.",
-        lower_bound=1e-6,
-    )  # fmt: skip
-    flags.DEFINE_bool(
-        "from_probabilities", False,
-        "The model returns probabilities, whose logarithm is attacked.",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "preprocess", None,
-        f"What the model takes in place of pixels in 0..pixel_max: {FORMS}. eps stays a fraction of the "
-        "pixel range.",
-    )  # fmt: skip
-
-
-def define_run_flags() -> None:
-    """The flags of a program that attacks a model and may print doubtful figures."""
-    flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
-    flags.DEFINE_integer(
-        "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
-    )
-    flags.DEFINE_bool(
-        "allow_doubts", False,
-        f"Ends with status 0 where figures are doubtful, instead of {DOUBTFUL_STATUS}.",
-    )  # fmt: skip
-
-
-def doubtful_status(doubts: Sequence[dict], allowed: bool) -> int:
-    """The exit status of a program that printed figures with these doubts."""
-    return DOUBTFUL_STATUS if doubts and not allowed else 0
-
-
-def data_settings(values: flags.FlagValues) -> dict[str, Any]:
-    """The settings of `model_and_images`, from the flags of `define_data_flags`.
-
-    Raises:
-        UserError: both --preprocess and --pixel_max, or an input convention that is none.
-    """
-    if values.preprocess is not None:
-        parsed(values.preprocess)
-        if values.pixel_max is not None:
-            raise UserError(contradiction(values.preprocess, values.pixel_max))
-    return {name: values[name].value for name in DATA_FLAGS}
-
-
 def as_called(
     model: keras.Model,
     pixel_max: float,
@@ -175,7 +91,7 @@ def as_called(
     from_probabilities: bool = False,
     preprocess: str | None = None,
 ) -> keras.Model:
-    """The model from images in 0..pixel_max to logits, as the flags of `define_data_flags` say."""
+    """The model from images in 0..pixel_max to logits, as flags say."""
     model = LogProbabilities(model) if from_probabilities else model
     return preprocessed(model, preprocess, pixel_max)
 
@@ -197,7 +113,7 @@ def model_and_images(
     Args:
         load: loads the model, once the data set is known to be there.
         run: settings of the model's run, or none.
-        dataset, split, data, data_dir, data_seed, image_size: values of `define_data_flags`.
+        dataset, split, data, data_dir, data_seed, image_size: values of flags.
         **called: from_probabilities and preprocess, of `as_called`.
 
     Raises:

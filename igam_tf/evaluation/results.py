@@ -4,8 +4,8 @@ from pathlib import Path
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
-from igam_tf.datasets import data_text
-from igam_tf.evaluation.evaluate import WORST_CASE, fraction_text, step_text
+from igam_tf.datasets import data_text, fraction_text
+from igam_tf.evaluation.evaluate import WORST_CASE, attack_texts
 from igam_tf.method.look import doubtful_lines
 from igam_tf.storage.journal import MASK_KEY
 
@@ -63,9 +63,10 @@ def evaluation_text(r: dict) -> str:
     """The settings that every seed has: data, n, threat model, attacks, batch norm."""
     worst = r["results"]["worst_case"]
     attacks = ", ".join(
-        f"{name}: {row['steps']} x {step_text(row)}, {row['restarts']} restart(s), loss {row['loss']}"
+        f"{name}: {steps} x {step_size}, {row['restarts']} restart(s), loss {row['loss']}"
         for name, row in r["results"].items()
-        if row.get("steps")
+        for steps, step_size, _ in [attack_texts(row)]
+        if steps
     )
     return (
         f"accuracy in % (95 % interval) on {r['dataset']} {r['split']}, "

@@ -4,41 +4,29 @@ python -m igam_tf.figures --runs=Standard=runs/mnist-cifar10-standard-cpu,runs/m
     --output=figures
 """
 
-import igam_tf.common.quiet  # noqa: F401
+from __future__ import annotations
 
-# isort: split
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-import tensorflow as tf
 from absl import flags
-from matplotlib.figure import Figure
 
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import new_folder, write_json
+from igam_tf.common.lazy import tf
 from igam_tf.common.program import heading, run_entry_point
-from igam_tf.datasets import DatasetSpec, class_names
-from igam_tf.evaluation.evaluate import eps_unit, look_at
-from igam_tf.evaluation.model_flags import (
-    NAMES_OF_MODELS,
-    as_called,
-    data_settings,
-    define_data_flags,
-    find_model,
-    model_and_images,
-    parse_fraction,
-    pixel_range,
-)
-from igam_tf.figures import drawing
-from igam_tf.figures.composing import FIGURES, Composer, FigureSettings
-from igam_tf.figures.measuring import EXTENT, PGD_STEPS, DrawnModel
+from igam_tf.datasets import DatasetSpec, class_names, parse_fraction
+from igam_tf.evaluation.command_line import NAMES_OF_MODELS, data_settings, define_data_flags
+from igam_tf.figures.chosen import EXTENT, FIGURES, PGD_STEPS, FigureSettings
 from igam_tf.formulas.losses import GRADIENT_OF
-from igam_tf.method.look import as_json, doubtful_lines
 from igam_tf.storage.journal import model_identity
 from igam_tf.storage.run_folder import environment, load_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLAGS = flags.FLAGS
 DPI = 200
@@ -197,7 +185,7 @@ def save(figure: Figure, path: Path) -> None:
 def main(argv: list[str]) -> None:
     """Draws, and writes one folder."""
     flags_alone(argv)
-    if not FLAGS.figures or not set(FLAGS.figures) <= FIGURES.keys():
+    if not FLAGS.figures or not set(FLAGS.figures) <= set(FIGURES):
         raise UserError(
             f"expected --figures among {', '.join(FIGURES)}; received {','.join(FLAGS.figures)!r}"
         )
@@ -205,6 +193,20 @@ def main(argv: list[str]) -> None:
         raise UserError(f"expected odd --points, so that x is one of them; received {FLAGS.points}")
     if not FLAGS.output:
         raise UserError("expected --output=<new folder>; received none")
+    import matplotlib
+
+    from igam_tf.evaluation.evaluate import eps_unit, look_at
+    from igam_tf.evaluation.model_flags import (
+        as_called,
+        find_model,
+        model_and_images,
+        pixel_range,
+    )
+    from igam_tf.figures import drawing
+    from igam_tf.figures.composing import Composer
+    from igam_tf.figures.measuring import DrawnModel
+    from igam_tf.method.look import as_json, doubtful_lines
+
     eps = parse_fraction("eps", FLAGS.eps)
     paths = labelled(FLAGS.runs)
     found = {label: find_model(path, "runs") for label, path in paths.items()}
@@ -245,7 +247,7 @@ def main(argv: list[str]) -> None:
         writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
         with matplotlib.rc_context(drawing.STYLE), writer.as_default(step=0):
             for name in FLAGS.figures:
-                figure, numbers[name] = FIGURES[name](composer)
+                figure, numbers[name] = getattr(composer, name)()
                 save(figure, folder / name)
                 print(f"{FLAGS.output}/{name}.png", flush=True)
         writer.close()

@@ -1,6 +1,5 @@
 """The figures: what is measured for each, how it is titled, and its numbers for `figures.json`."""
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from igam_tf.datasets import Split
-from igam_tf.evaluation.evaluate import fraction_text
+from igam_tf.datasets import Split, fraction_text
 from igam_tf.figures import drawing, measuring
+from igam_tf.figures.chosen import PGD_STEPS, FigureSettings
 from igam_tf.figures.measuring import DrawnModel, Plane
 from igam_tf.formulas.gradients import cosine
 
@@ -19,32 +18,6 @@ _J_UNIT = {
     "xent": "nats per unit of pixels in 0..1",
     "softmax": "probability per unit of pixels in 0..1",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FigureSettings:
-    """The settings of the figures; their names are those of the flags.
-
-    Attributes:
-        eps: l-inf radius, as a fraction of the pixel range.
-        num_examples: number of images of `alignment`, the first of the split.
-        num_drawn: number of images of `gradients`, the first of the split.
-        image: index in the split of the image of `landscape` and `regions`.
-        direction: adversarial direction of both: "fgsm" or "pgd", see
-            `measuring.adversarial_direction`.
-        points: points along each side of their grid, odd.
-        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
-        seed: seed of the random direction.
-    """
-
-    eps: float
-    num_examples: int
-    num_drawn: int
-    image: int
-    direction: str
-    points: int
-    input_gradient: str
-    seed: int
 
 
 class Composer:
@@ -112,7 +85,7 @@ class Composer:
     def _on_planes(self, what: str) -> dict[str, Any]:
         """Arguments that `drawing.landscape` and `drawing.regions` share."""
         whole = abs(self.s.eps * 255 - round(self.s.eps * 255)) < 1e-9
-        attack = {"fgsm": "FGSM", "pgd": f"PGD-{measuring.PGD_STEPS}"}[self.s.direction]
+        attack = {"fgsm": "FGSM", "pgd": f"PGD-{PGD_STEPS}"}[self.s.direction]
         true = drawing.class_label(int(self._image.labels[0]), self.names)
         return {
             "eps": self.s.eps,
@@ -174,11 +147,3 @@ class Composer:
         )  # fmt: skip
         facts = {"n": self.s.num_examples, "J_t": teacher, "unit": "alpha, rho: l2, pixels of 0..1"}
         return figure, facts | numbers
-
-
-FIGURES = {
-    "gradients": Composer.gradients,
-    "landscape": Composer.landscape,
-    "regions": Composer.regions,
-    "alignment": Composer.alignment,
-}

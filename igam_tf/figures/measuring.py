@@ -11,13 +11,12 @@ from igam_tf.attacks import pgd
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.alignment import linearised
+from igam_tf.figures.chosen import EXTENT, PGD_STEPS
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import mean_interval
 from igam_tf.method.networks import in_float32
 
 BATCH = 100
-PGD_STEPS = 20
-EXTENT = 2.0  # of the plane, in eps to each side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,11 +1,12 @@
 """Input gradients: the one place where a tape watches x."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from igam_tf.common.errors import UserError
+from igam_tf.common.lazy import tf
 
 
 def scaled(
@@ -92,17 +93,12 @@ def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     j = tf.convert_to_tensor(j)
     flat = flatten(tf.cast(j, tf.float32) if j.dtype.size < 4 else j)
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=1, keepdims=True))
-    integer, exponent = _EXPONENT_BITS[flat.dtype]
+    integer, exponent = (
+        (tf.int32, 0x7F800000) if flat.dtype == tf.float32 else (tf.int64, 0x7FF0000000000000)
+    )  # of as many bits, and the bits of the exponent
     power = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(largest, integer), exponent), flat.dtype)
     power = tf.where(power > 0, power, tf.ones_like(power))
     return flat / power, power
-
-
-# Of a float: the integer of as many bits, and its bits of the exponent.
-_EXPONENT_BITS = {
-    tf.float32: (tf.int32, 0x7F800000),
-    tf.float64: (tf.int64, 0x7FF0000000000000),
-}
 
 
 def unit(flat: tf.Tensor, least: float = 0.0) -> tf.Tensor:

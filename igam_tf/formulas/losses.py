@@ -6,10 +6,11 @@
 The step reduces once, in sight, by the global batch (`igam_tf/method/trainer.py`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
-import tensorflow as tf
-
+from igam_tf.common.lazy import tf
 from igam_tf.formulas import gradients
 
 LOG_4 = 1.3862943611198906  # L_adv = -log 4 where f_disc cannot tell J_s from J_t (Theorem 6.1)

@@ -11,11 +11,15 @@ from igam_tf.attacks import pgd
 from igam_tf.common.checks import expect
 from igam_tf.formulas import losses
 from igam_tf.formulas.gradients import input_gradient
-from igam_tf.method.objectives import Objective, adversarial_xent
+from igam_tf.method.objectives import METHODS, Objective, adversarial_xent
 from igam_tf.method.teacher import check_teacher_outputs
 from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
 
 NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
+
+# A trainer's file names its objective.
+for _objective in {m.adversarial for m in METHODS.values()} - {None}:
+    keras.saving.register_keras_serializable("igam_tf")(_objective)
 
 
 @keras.saving.register_keras_serializable("igam_tf")

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.formulas.gradients import flatten, of_unit_size, unit
+from madry_models.activations import leaky_relu
 from madry_models.batch_norm import BatchNormalization
-from madry_models.network import leaky_relu
 
 CHANNELS = (16, 32, 64, 128, 256)  # of IGAM-MNIST (App. A.1)
 

@@ -7,21 +7,21 @@
 To add a method, add an entry to METHODS; `igam_tf.method.new_trainer.trainer` makes its trainer of it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 
-import keras
-import tensorflow as tf
-
+from igam_tf.common.lazy import keras, tf
 from igam_tf.formulas import losses
 
-Forward = Callable[[tf.Tensor], tf.Tensor]  # x [B,H,W,C] -> logits [B,K] of the student in training
-Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # logits [B,K], y [B] -> [B]
+# x [B,H,W,C] -> logits [B,K] of the student in training
+Forward = Callable[["tf.Tensor"], "tf.Tensor"]
+Loss = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]  # logits [B,K], y [B] -> [B]
 # (loss [B], terms to report, each [B], logits whose accuracy is reported [B,K])
-Objective = tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]
+Objective = tuple["tf.Tensor", dict[str, "tf.Tensor"], "tf.Tensor"]
 
 
-@keras.saving.register_keras_serializable("igam_tf")
 def adversarial_xent(
     f: Forward, x: tf.Tensor, x_adv: tf.Tensor, y: tf.Tensor, *, xent: Loss = losses.xent
 ) -> Objective:
@@ -31,7 +31,6 @@ def adversarial_xent(
     return l_xent, {"L_xent": l_xent}, logits
 
 
-@keras.saving.register_keras_serializable("igam_tf")
 def trades(
     f: Forward,
     x: tf.Tensor,
@@ -47,7 +46,6 @@ def trades(
     return terms["L_xent"] + beta * terms["L_kl"], terms, logits
 
 
-@keras.saving.register_keras_serializable("igam_tf")
 def ard(
     f: Forward,
     x: tf.Tensor,
@@ -82,7 +80,7 @@ class Method:
             int32, of the trainer's seed, the step and the replica alone.
         discriminator: f_disc, and with it the term L_adv.
         adaptor: J_s passes a trained 1x1 convolution and a tanh before f_disc sees it.
-        adversarial: objective on adversarial examples, see `trades`; a registered function. Its
+        adversarial: objective on adversarial examples, see `trades`; a function. Its
             numbers are fields of `Settings` with the method's name before them, as trades_beta.
         attack_loss: what the attack maximises, "xent" or the "kl" from p(x).
         one_step: the attack is one step of so many eps; None: `pgd_steps` of `step_size`.

@@ -16,11 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.common.errors import UserError
+from igam_tf.method.maps import SAMPLINGS, Size
 
 _PACKAGE = "igam_tf"
-SAMPLINGS = ("half_pixel", "legacy")  # where bilinear resizing samples
-AUTO = "auto"  # name of `map_between`'s choice
-Size = int | tuple[int, int]  # of a square image, or (height, width)
 
 
 def _sides(size: Size) -> tuple[int, int]:
@@ -415,17 +413,6 @@ class Compose(Identity):
         maps = [keras.saving.deserialize_keras_object(m) for m in config.pop("maps")]
         return cls(maps, **config)
 
-
-# Maps to the teacher's input (§4.3): name -> layers, of the teacher's image size and `up_resize`.
-MAPS: dict[str, Callable[[Size, str], list[Identity]]] = {
-    "identity": lambda size, up_resize: [],
-    "grey_crop": lambda size, up_resize: [ChannelMean(), CenterCrop(size)],
-    "crop": lambda size, up_resize: [CenterCrop(size)],
-    "resize": lambda size, up_resize: [Resize(size, up_resize)],
-    "pad": lambda size, up_resize: [CenterPad(size)],
-    "random_pad": lambda size, up_resize: [RandomPad(size)],
-    "transpose_conv": lambda size, up_resize: [TransposeConvolution()],
-}
 
 _NEAR = 5 / 4  # sides that differ by no more are cropped or padded, which blurs nothing
 

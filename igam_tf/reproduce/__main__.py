@@ -6,9 +6,6 @@ Each row is one `python -m igam_tf.train` in a run folder of its own: what is fi
 again, what was interrupted goes on.
 """
 
-import igam_tf.common.quiet  # noqa: F401
-
-# isort: split
 import sys
 from pathlib import Path
 from typing import IO
@@ -22,14 +19,10 @@ from igam_tf.common.locks import take_lock
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import SPECS
 from igam_tf.experiments.config import PRECISIONS
-from igam_tf.experiments.recipes import FIELDS
+from igam_tf.experiments.presets import PRESETS
 from igam_tf.method.objectives import METHODS
-from igam_tf.reproduce.aligning import align
-from igam_tf.reproduce.collecting import collect, finished
 from igam_tf.reproduce.running import run_all
-from igam_tf.reproduce.seeds import mean_of_seeds
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
-from igam_tf.reproduce.writing import write
 
 FLAGS = flags.FLAGS
 
@@ -45,7 +38,7 @@ def define_flags() -> None:
             "best, which has every method with --fidelity=best.",
         )
         flags.DEFINE_enum(
-            "preset", "paper", FIELDS["preset"].metadata["choices"],
+            "preset", "paper", tuple(PRESETS),
             "Size and budget of each row: paper, wrn-32-10 and 200 epochs; cpu, ten minutes on two "
             "cores; smoke, seconds.",
         )  # fmt: skip
@@ -192,6 +185,8 @@ def missing(
     Raises:
         UserError: a finished row of another kind, or checkpoints that are not named as expected.
     """
+    from igam_tf.reproduce.collecting import collect, finished
+
     checkpoints = teacher_checkpoints()
     done = [row for row in rows if finished(output / row.name)]
     for row in done:
@@ -206,6 +201,10 @@ def missing(
 
 def run(commands: dict[str, list[str]], whole: Table, output: Path, name: str) -> list[str]:
     """Runs rows, the table written after each; names of those that failed."""
+    from igam_tf.reproduce.aligning import align
+    from igam_tf.reproduce.collecting import collect
+    from igam_tf.reproduce.writing import write
+
     failed = []
     output.mkdir(parents=True, exist_ok=True)
     for row_name, status in run_all(commands, jobs=FLAGS.jobs, output=output):
@@ -247,6 +246,10 @@ def alone_in(root: Path) -> IO[bytes]:
 
 def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> str:
     """Writes the table of each seed and, of several, that of their means; the last as Markdown."""
+    from igam_tf.reproduce.collecting import collect
+    from igam_tf.reproduce.seeds import mean_of_seeds
+    from igam_tf.reproduce.writing import write
+
     contents = {seed: collect(whole, output) for seed, output in outputs.items()}
     texts = [write(contents[seed], output, name) for seed, output in outputs.items()]
     if len(contents) > 1:

@@ -8,6 +8,7 @@ import numpy as np
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
+from igam_tf.common.tables import with_interval
 from igam_tf.datasets import SPECS, data_text, short_name, steps_per_epoch
 from igam_tf.evaluation.results import evaluation_text, read_results
 from igam_tf.formulas.statistics import difference_interval
@@ -201,8 +202,7 @@ def _teacher(config: dict, folder: Path) -> str:
     if report:
         found = {k: v for k, v in report["results"].items() if k != "worst_case"}
         text += "; on its own task " + ", ".join(
-            f"{name} {r['accuracy']:.1f} ({r['ci95'][0]:.1f} to {r['ci95'][1]:.1f})"
-            for name, r in found.items()
+            f"{name} {with_interval(r['accuracy'], r['ci95'])}" for name, r in found.items()
         )
         text += f", n = {next(iter(found.values()))['n']}"
     return text

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igam_tf.common.files import write_json, write_text
+from igam_tf.common.tables import Table, with_interval
 from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from igam_tf.method.look import doubtful_lines
 from igam_tf.reproduce.tables import PAPER_SECONDS
@@ -51,7 +52,8 @@ def markdown(content: dict[str, Any]) -> str:
         lines += [f"{heading}, {text}." for text in texts] + ([""] if texts else [])
     for part, rows in _parts(content):
         lines += [f"## {part}", ""] if part else []
-        lines += _pipes([_head(content), *(_cells(row, content["attacks"]) for row in rows)])
+        cells = [_cells(row, content["attacks"]) for row in rows]
+        lines += [Table(_head(content), cells).markdown(), ""]
     lines += _doubts(content)
     lines += [
         "Cells: paper / ours (95 % interval) / difference; a blank was not published or not run."
@@ -61,29 +63,25 @@ def markdown(content: dict[str, Any]) -> str:
         "on the source, nor evaluation."
     ]
     lines += [_cosine_note(content), ""]
-    if seeds := _seed_rows(content):
+    if (seeds := _seed_rows(content)).rows:
         lines += ["## Each seed", "", "Above are means; their intervals are over the test images."]
-        lines += ["", *_pipes(seeds)]
+        lines += ["", seeds.markdown(), ""]
     differences = "Paired differences in points (95 % interval)", _gain_rows(content)
     for title, table in (differences, *_time_tables(content)):
-        lines += [f"## {title}", "", *_pipes(table)] if len(table) > 1 else []
+        lines += [f"## {title}", "", table.markdown(), ""] if table.rows else []
     return "\n".join(lines).rstrip() + "\n"
 
 
 def latex(content: dict[str, Any]) -> str:
     """The rows alone, as a tabular."""
-    columns = len(_head(content))
-    lines = [
-        f"% {content['settings']}",
-        r"\begin{tabular}{l" + "r" * (columns - 1) + "}",
-        r"\hline",
+    rows = [
+        line
+        for part, rows in _parts(content)
+        for line in ([part] if part else [], *(_cells(row, content["attacks"]) for row in rows))
+        if line
     ]
-    lines += [_ampersands(_head(content)), r"\hline"]
-    for part, rows in _parts(content):
-        lines += [rf"\multicolumn{{{columns}}}{{l}}{{{_escaped(part)}}} \\"] if part else []
-        lines += [_ampersands(_cells(row, content["attacks"])) for row in rows]
-    lines += [r"\hline", r"\end{tabular}"]
-    return f"% {content['title']}\n" + "\n".join(lines) + "\n"
+    about = f"% {content['title']}\n% {content['settings']}\n"
+    return about + Table(_head(content), rows).latex() + "\n"
 
 
 def over_minutes(content: dict[str, Any]) -> "Figure":
@@ -167,7 +165,7 @@ def _cosine(run: dict) -> str:
     if not found:
         return "is the teacher" if run["method"] == "finetune" else ""
     star = " *" if "teacher_of" in found else ""
-    return f"{found['cosine']:.3f} ({_interval(found['cosine_ci95'], '.3f')}){star}"
+    return with_interval(found["cosine"], found["cosine_ci95"], ".3f") + star
 
 
 def _cosine_note(content: dict[str, Any]) -> str:
@@ -181,34 +179,31 @@ def _cell(cell: dict) -> str:
     paper = "" if cell["paper"] is None else f"{cell['paper']:g}"
     if cell["ours"] is None:
         return f"{paper} / / " if paper else ""
-    ours = f"{cell['ours']:.1f} ({_interval(cell['ci95'])})"
+    ours = with_interval(cell["ours"], cell["ci95"])
     return f"{paper} / {ours} / {cell['difference']:+.1f}" if paper else ours
 
 
-def _interval(ci95: list[float], form: str = ".1f") -> str:
-    return " to ".join(format(end, form) for end in ci95)
-
-
-def _seed_rows(content: dict[str, Any]) -> list[list[str]]:
+def _seed_rows(content: dict[str, Any]) -> Table:
     """The accuracies that a table of means is of; empty for a table of one seed."""
     rows = [
         [row["label"], *(", ".join(f"{a:.1f}" for a in c["seeds"]) for c in row["cells"].values())]
         for row in content["rows"]
         if all("seeds" in cell for cell in row["cells"].values())
     ]
-    return [["row", *map(_attack, content["attacks"])], *rows] if rows else []
+    return Table(["row", *map(_attack, content["attacks"])], rows)
 
 
-def _gain_rows(content: dict[str, Any]) -> list[list[str]]:
-    return [["row", "over", *map(_attack, content["attacks"]), "n"]] + [
+def _gain_rows(content: dict[str, Any]) -> Table:
+    rows = [
         [g["row"], g["over"],
-         *(f"{points:+.1f} ({_interval(g['ci95'][a], '+.1f')})" for a, points in g["points"].items()),
+         *(with_interval(points, g["ci95"][a], "+.1f") for a, points in g["points"].items()),
          str(g["n"])]
         for g in content["gains"]
     ]  # fmt: skip
+    return Table(["row", "over", *map(_attack, content["attacks"]), "n"], rows)
 
 
-def _time_tables(content: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+def _time_tables(content: dict[str, Any]) -> list[tuple[str, Table]]:
     return [
         ("Seconds an epoch, stage 1 included", _epoch_rows(content["epoch_seconds"])),
         (
@@ -218,38 +213,24 @@ def _time_tables(content: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     ]
 
 
-def _epoch_rows(ours: dict[str, float]) -> list[list[str]]:
-    rows = [["", "IGAM", "PGD7-trained", "IGAM / PGD7-trained"]]
-    if ours.keys() != PAPER_SECONDS.keys():
-        return rows
-    for whose, seconds in (("paper", PAPER_SECONDS), ("ours", ours)):
-        igam, pgd = seconds["igam"], seconds["pgd"]
-        rows.append([whose, f"{igam:.0f}", f"{pgd:.0f}", f"{igam / pgd:.2f}"])
-    return rows
+def _epoch_rows(ours: dict[str, float]) -> Table:
+    both = {"paper": PAPER_SECONDS, "ours": ours} if ours.keys() == PAPER_SECONDS.keys() else {}
+    rows = [
+        (whose, f"{s['igam']:.0f}", f"{s['pgd']:.0f}", f"{s['igam'] / s['pgd']:.2f}")
+        for whose, s in both.items()
+    ]
+    return Table(("", "IGAM", "PGD7-trained", "IGAM / PGD7-trained"), rows)
 
 
-def _minute_rows(rows: list[dict]) -> list[list[str]]:
+def _minute_rows(rows: list[dict]) -> Table:
     end = max((row["run"]["curve"][-1]["minutes"] for row in rows), default=0.0)
     times = [end * share for share in (0.25, 0.5, 0.75, 1.0)]
-    table = [["row", *(f"{t:.1f} min" for t in times), "done after"]]
+    lines = []
     for row in rows:
         curve = row["run"]["curve"]
         cells = []
         for t in times:
             seen = [point for point in curve if point["minutes"] <= t + 1e-9]
             cells.append(f"{seen[-1]['clean']:.1f} / {seen[-1]['pgd20']:.1f}" if seen else "")
-        table.append([row["label"], *cells, f"{curve[-1]['minutes']:.1f} min"])
-    return table
-
-
-def _pipes(rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""]
-
-
-def _ampersands(cells: list[str]) -> str:
-    return " & ".join(map(_escaped, cells)) + r" \\"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", r"\%").replace("_", r"\_")
+        lines.append([row["label"], *cells, f"{curve[-1]['minutes']:.1f} min"])
+    return Table(["row", *(f"{t:.1f} min" for t in times), "done after"], lines)

@@ -1,5 +1,7 @@
 """A file of finished work, so that a killed evaluation goes on where it was."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib
@@ -12,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from absl import logging
 
 from igam_tf.common.errors import UserError, folder_in_place
+from igam_tf.common.lazy import keras
 from igam_tf.common.locks import take_lock
 
 # Results and journals hold robust masks under this key.

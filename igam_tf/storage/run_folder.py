@@ -12,6 +12,8 @@
 Every file appears whole or not at all: it is written beside its place and renamed.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.metadata
 import json
@@ -22,15 +24,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import keras
-import tensorflow as tf
 from absl import logging
 
+import madry_models  # noqa: F401 (registers its classes for .keras files)
 from igam_tf.common.archives import archive_errors, open_zip
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, replacing, temporary_of, write_json
+from igam_tf.common.lazy import keras, tf
 from igam_tf.common.locks import is_at, take_lock
-from madry_models import MnistCNN, WideResNet  # noqa: F401 (registers them for .keras files)
 
 _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
 
@@ -202,7 +203,7 @@ class RunFolder:
                 "--workdir=<its new name> goes on from it"
             )
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_) -> None:

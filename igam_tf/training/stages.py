@@ -16,6 +16,7 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import copy_file, read_json, write_json, write_text
+from igam_tf.common.tables import with_interval
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.evaluate import model_report, table
 from igam_tf.evaluation.results import checked, read_results
@@ -210,7 +211,7 @@ class Run:
         return model_report(
             load_model(self.folder / f"{STAGE}.keras"),
             test,
-            attacks=attack_names(c.teacher_eval_attacks),
+            attacks=attack_names(spec.teacher.attacks),
             num_examples=min(c.teacher_eval_examples or c.eval_examples, len(test.labels)),
             seed=c.seed,
         )
@@ -305,8 +306,8 @@ class Run:
             print(f"\n{name}, {self.folder.path}\n{table(report)}")
             if found := report.get("alignment"):
                 print(
-                    f"\ncos(J_s, J_t) on these images: {found['cosine']:.3f} "
-                    f"({found['cosine_ci95'][0]:.3f} - {found['cosine_ci95'][1]:.3f}), median "
+                    "\ncos(J_s, J_t) on these images: "
+                    f"{with_interval(found['cosine'], found['cosine_ci95'], '.3f')}, median "
                     f"|J_s| / |J_t| {found['norm_ratio_median']:.3f}; J_t explains "
                     f"{100 * found['explained']:.1f} % of |J_s|^2"
                 )

@@ -1,0 +1,94 @@
+"""The flags that several programs share: a model, the images it is judged on, and its threat model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from igam_tf import datasets
+from igam_tf.common.errors import UserError
+from igam_tf.method.conventions import FORMS, contradiction, parsed
+
+# The flags that are defined here belong to the program that asks for them, and show in its --help.
+flags.disclaim_key_flags()
+
+NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
+DOUBTFUL_STATUS = 3
+DATA_FLAGS = (
+    "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities",
+    "preprocess",
+)  # fmt: skip
+
+
+def define_data_flags() -> None:
+    """The flags that say on which images a model is judged; see `model_and_images`."""
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        f"Data set: {datasets.NAMES}; the one that the model was made for by default.",
+    )
+    flags.DEFINE_enum("split", "test", ("train", "test"), "Part of the data set.")
+    flags.DEFINE_enum(
+        "data", None, ("tfds", "builtin"),
+        "Real images, or built-in synthetic ones; as in the model's run by default, else real.",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "data_dir", None,
+        "Folder of tensorflow-datasets; that of the model's run by default, else its own.",
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "data_seed", None,
+        "Seed from which built-in images are drawn; that of the model's run by default, else 0.",
+        lower_bound=0,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "image_size", None,
+        "Height and width in pixels to which tfds:, folder: and npz: images are resized; as in the "
+        "model's run by default, else as they are.",
+        lower_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "pixel_max", None,
+        "Highest pixel value of the model's input, such as 1 or 255; by default as a network of this "
+        "project says itself, else the data set's.",
+        lower_bound=1e-6,
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "from_probabilities", False,
+        "The model returns probabilities, whose logarithm is attacked.",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "preprocess", None,
+        f"What the model takes in place of pixels in 0..pixel_max: {FORMS}. eps stays a fraction of the "
+        "pixel range.",
+    )  # fmt: skip
+
+
+def define_run_flags() -> None:
+    """The flags of a program that attacks a model and may print doubtful figures."""
+    flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
+    )
+    flags.DEFINE_bool(
+        "allow_doubts", False,
+        f"Ends with status 0 where figures are doubtful, instead of {DOUBTFUL_STATUS}.",
+    )  # fmt: skip
+
+
+def doubtful_status(doubts: Sequence[dict], allowed: bool) -> int:
+    """The exit status of a program that printed figures with these doubts."""
+    return DOUBTFUL_STATUS if doubts and not allowed else 0
+
+
+def data_settings(values: flags.FlagValues) -> dict[str, Any]:
+    """The settings of `model_and_images`, from the flags of `define_data_flags`.
+
+    Raises:
+        UserError: both --preprocess and --pixel_max, or an input convention that is none.
+    """
+    if values.preprocess is not None:
+        parsed(values.preprocess)
+        if values.pixel_max is not None:
+            raise UserError(contradiction(values.preprocess, values.pixel_max))
+    return {name: values[name].value for name in DATA_FLAGS}
