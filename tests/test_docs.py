@@ -90,6 +90,14 @@ def test_the_first_pages_are_short(name):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
 
 
+def test_the_readme_leads_to_algorithm_1():
+    (line,) = re.findall(r"^\*\*Algorithm 1\*\*.*\n.*", (ROOT / "README.md").read_text(), re.M)
+    code = (ROOT / re.search(r"\]\((.*?)\)", line)[1]).read_text(encoding="utf-8")
+    names = re.findall(r"`(\w+)`", line)
+    assert names
+    assert all(f"def {name}(" in code for name in names)
+
+
 def test_the_table_of_the_readme_is_that_of_the_results():
     """The same figures in the same order; the site's first page includes the README's."""
     readme, results = (

@@ -14,10 +14,9 @@
 # %% [markdown]
 # # Catch a masked defence
 #
-# A network can have a splendid accuracy under PGD and no robustness at all: its gradients lead the attack
-# nowhere. This notebook builds such a defence in three lines, measures it as a paper might, and then catches
-# it, first with an audit and then with the attack that the audit advises. It runs in about a minute, on
-# **built-in synthetic digits**.
+# A network can have a high accuracy under PGD without any robustness, because its gradients mislead the attack. This
+# notebook builds such a defence in three lines and measures it as a paper might. Then an audit finds the masking, and
+# the attack that the audit advises breaks the defence. It runs in about a minute, on **built-in synthetic digits**.
 
 # %%
 import igam_tf.common.quiet  # first: TensorFlow says less
@@ -39,9 +38,9 @@ x, y = test.images.astype("float32") / 255, test.labels
 # %% [markdown]
 # ## The defence
 #
-# The network rounds its pixels to eight levels before it looks at them. `base` is trained plainly, in seconds,
-# and is not robust. (`+ 0 * x` gives rounding the gradient 0, which it has in other libraries. In TensorFlow it has
-# none at all, and `igam_tf.evaluate` would refuse such a network in one sentence.)
+# The network rounds its pixels to eight levels first. `base` gets standard training, in seconds, and is not robust.
+# (`+ 0 * x` gives rounding the gradient 0, as in other libraries. In TensorFlow rounding has no gradient, and
+# `igam_tf.evaluate` would refuse such a network with one sentence.)
 
 
 # %%
@@ -71,8 +70,8 @@ for name, model in {"plain": base, "rounded": defence, "PGD-trained": honest}.it
     print(f"{name:12}", accuracy(model, "clean,fgsm,pgd20"))
 
 # %% [markdown]
-# Under PGD-20 the rounded network looks better than the honestly trained one. It is the plain network, and
-# nothing was trained.
+# Under PGD-20 the rounded network looks better than the adversarially trained one, though it is the network with
+# standard training, and nothing more was trained.
 #
 # ## The audit
 
@@ -94,17 +93,17 @@ for check in report["lines"].values():
         print(f"      what to do: {check['advice']}")
 
 # %% [markdown]
-# Three signs, each enough by itself:
+# Each of these three checks is enough by itself:
 #
 # - **gradients**: every input gradient is 0. Rounding is flat, so PGD does not know where to go.
-# - **eps**: at half the pixel range every image can become the same grey, and still PGD fails. An attack that
-#   fails without a bound is broken.
-# - **square**: an attack that sees no gradient breaks what PGD could not.
+# - **eps**: at half the pixel range every image can become the same grey, and PGD still fails. An attack
+#   that fails without a bound does not work.
+# - **square**: an attack without gradients breaks images that PGD does not break.
 #
 # ## The right attack
 #
-# The audit's advice is a differentiable stand-in for what cuts the gradient (BPDA; Athalye et al. 2018): forwards
-# the rounding, backwards the identity.
+# The audit's advice is a differentiable stand-in for the layer that cuts the gradient (BPDA; Athalye et al. 2018):
+# rounding in the forward pass, the identity in the backward pass.
 
 
 # %%
@@ -120,7 +119,7 @@ print("rounded, attacked through a stand-in:", accuracy(StandIn(base), "clean,fg
 # %% [markdown]
 # ## In one picture
 #
-# Accuracy over eps. An honest curve falls to chance, whatever the network; a masked one stays up.
+# Accuracy over eps. Without masking the curve falls to chance, whatever the network; with masking it stays high.
 
 # %%
 radii = [0.025, 0.05, 0.1, 0.2, 0.3, 0.5]
@@ -147,8 +146,9 @@ figure.tight_layout()
 # The whole audit, with all of its checks and as a page, is one command:
 #
 # ```
-# python -m igam_tf.audit --model=igam_tf.audit.controls:quantised --dataset=mnist --data=builtin --eps=0.1
+# python -m igam_tf.audit --model=igam_tf.audit.controls:quantised --dataset=mnist \
+#     --data=builtin --eps=0.1
 # ```
 #
-# `igam_tf.audit.controls` holds five more networks that hide their gradients, each in another way: try to say
-# beforehand which checks catch them. How to read every line: [the audit, check by check](../audit.md).
+# `igam_tf.audit.controls` has five more networks that mask their gradients, each in another way: try to predict which
+# checks find them. What every check means: [how to read an audit](../audit.md).

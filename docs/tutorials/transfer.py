@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Transfer robustness to your network
 #
-# This notebook trains a network of your own with IGAM, and asks three questions that every such figure has to
-# answer: is it more robust than plain training, is it worth its minutes, and does the teacher have anything to
-# do with it? It runs in a few minutes on two cores, on the **built-in synthetic images**, so its figures say
-# nothing about real photographs; [the results](../results.md) do. Your own images go in at one place.
+# This notebook trains a network of your own with IGAM and answers three questions: is it more robust than with
+# standard training, is it worth its minutes, and is the teacher the cause? It runs in a few minutes on two cores, on
+# **built-in synthetic images**, so its figures say nothing about real photographs; [the results](../results.md) do.
+# To use your own images, change one cell.
 
 # %%
 import igam_tf.common.quiet  # first: TensorFlow says less
@@ -42,7 +42,7 @@ PIXEL_MAX, EPS = 255.0, 8 / 255  # images are in 0..255; eps is a fraction of th
 # %% [markdown]
 # ## Images
 #
-# Coloured shapes of ten classes. Replace these four arrays by yours: float32 images `[n,H,W,C]` and integer
+# Coloured shapes of ten classes. Replace these four arrays with yours: float32 images `[n,H,W,C]` and integer
 # labels `[n]`.
 
 # %%
@@ -59,9 +59,9 @@ for panel, image in zip(axes, test.images, strict=False):
 # %% [markdown]
 # ## A robust teacher of another task
 #
-# The teacher knows digits, in grey and 28x28. It was trained with PGD, in a few seconds. A map turns a coloured
-# 32x32 image into its input: mean over the channels, a crop, and pixels in 0..1. Then stage 1 trains new logits
-# for the ten shapes; everything else in the teacher stays as it is.
+# The teacher classifies grey digits of 28x28 pixels. It is trained with PGD, in a few seconds. A map turns a coloured
+# 32x32 image into its input: the mean over the channels, a crop, and pixels in 0..1. Stage 1 then trains new logits for
+# the ten shapes; the teacher's other weights do not change.
 
 # %%
 to_digits = igam_tf.Compose([igam_tf.ChannelMean(), igam_tf.CenterCrop(28), igam_tf.Scale(1 / 255)])
@@ -98,10 +98,10 @@ def student() -> keras.Model:
 # %% [markdown]
 # ## Train it five ways
 #
-# - **standard**: plainly;
-# - **IGAM**: after 250 plain steps, its input gradients are matched to the teacher's;
-# - **IGAM, J_t = 0**: the control. The same steps with 0 in the place of the teacher's gradients, so what is
-#   left is a penalty on long input gradients;
+# - **standard**: on natural images alone;
+# - **IGAM**: after 250 steps of standard training, its input gradients are matched to the teacher's;
+# - **IGAM, J_t = 0**: the control. The same steps with teacher gradients set to zero, which is a penalty on long
+#   input gradients;
 # - **gradient penalty**: that penalty alone, without a teacher or a discriminator;
 # - **PGD-3 training**: on adversarial examples.
 
@@ -156,10 +156,10 @@ for name, report in reports.items():
     print(f"{name:18} {cells[0]:>18} {cells[1]:>18} {seconds[name]:8.0f}")
 
 # %% [markdown]
-# Read the table in this order. Does IGAM beat **standard** under PGD-20, beyond the intervals? Then it made the
-# network robust. Does it beat **J_t = 0**? Only then has the teacher earned its place. Does it beat **PGD-3
-# training**, and how do the seconds compare? Only then is it worth its time. On CIFAR-10 this project found
-# yes, no and no ([results](../results.md#is-it-the-teachers)).
+# Read the table in this order. Is IGAM more robust than **standard** under PGD-20, beyond the intervals? Then it made
+# the network robust. Is it more robust than **J_t = 0**? Only then does the teacher help. Is it more robust than **PGD-3
+# training**, and how do the seconds compare? Only then is it worth its time. On CIFAR-10 this project found yes, no and
+# no ([results](../results.md#is-it-the-teachers)).
 #
 # ## Look at the input gradients
 #
@@ -191,7 +191,7 @@ for panel in axes.flat:
 # %% [markdown]
 # ## Is the figure real?
 #
-# An audit looks for signs that the attack was misled. Here three of its checks; `checks="all"` runs every one.
+# An audit looks for signs that the attack was misled. This runs three of its checks; `checks="all"` runs every one.
 
 # %%
 report = igam_tf.audit_model(
