@@ -23,9 +23,9 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
-from igam_tf.common.checks import reason_of
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, write_json
+from igam_tf.common.private_api import reason_of
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.evaluate import (
     eps_unit,

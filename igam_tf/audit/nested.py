@@ -4,11 +4,9 @@ A defence often holds the network that it defends, whose gradients hide nothing:
 tried on the whole.
 """
 
-import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from igam_tf.audit.audited import AuditedModel
+from igam_tf.common.private_api import calls_of, functional_of, layers_of
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.evaluation.robust import LogitsFn
@@ -55,8 +54,9 @@ def nested_sources(s: AuditedModel) -> dict[str, Source]:
     """
     found = sorted(_models_within(s.model), key=lambda model: -model.count_params())
     x, y = tf.constant(s.images[: s.batch_size]), s.labels[: s.batch_size]
-    with _recorded(found) as inputs:
+    with calls_of(found) as calls:
         s.model(x, training=False)
+    inputs = {id(model): (args or [*kwargs.values()])[0] for model, args, kwargs, _ in calls}
     sources: dict[str, Source] = {}
     for model in found:
         weights, bias = _linear_map(x.numpy(), inputs.get(id(model)))
@@ -85,7 +85,7 @@ def _models_within(model: keras.Model) -> list[keras.Model]:
         part = waiting.pop()
         held: list[Any] = []
         if isinstance(part, keras.layers.Layer):
-            held = [*part._flatten_layers(include_self=False), *vars(part).values()]
+            held = [*layers_of(part), *vars(part).values()]
         elif isinstance(part, list | tuple | set):
             held = list(part)
         elif isinstance(part, dict):
@@ -98,31 +98,8 @@ def _models_within(model: keras.Model) -> list[keras.Model]:
                 waiting.append(value)
                 models += [value] if isinstance(value, keras.Model) else []
     # A Sequential holds its own layers once more, as a functional model.
-    twice = [id(getattr(part, "_functional", None)) for part in (model, *models)]
+    twice = [id(functional_of(part)) for part in (model, *models)]
     return [part for part in models if part.built and id(part) not in twice]
-
-
-@contextlib.contextmanager
-def _recorded(models: list[keras.Model]) -> Iterator[dict[int, Any]]:
-    """Context in which the last input of each of these models is kept: id -> input."""
-    inputs: dict[int, Any] = {}
-
-    def watched(model: keras.Model) -> Callable:
-        call = model.call
-
-        def keep(x, *args, **kwargs):
-            inputs[id(model)] = x
-            return call(x, *args, **kwargs)
-
-        return keep
-
-    for model in models:
-        vars(model)["call"] = watched(model)
-    try:
-        yield inputs
-    finally:
-        for model in models:
-            del vars(model)["call"]
 
 
 def _linear_map(x: np.ndarray, received: Any) -> tuple[Any, Any]:

@@ -5,7 +5,6 @@ Every refusal is one sentence: "expected <what>; received <what came>: <what to 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import keras, tf
+from igam_tf.common.private_api import reason_of
 
 NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
-_PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of graph nodes
 
 
 def expect(ok: Any, what: str, received: Any, remedy: str = "") -> None:
@@ -185,22 +184,3 @@ def logits_of(
         ) from error
     check_logits(z, f"the {what}", n=len(x), classes=classes)
     return np.asarray(z)
-
-
-def reason_of(error: Exception) -> str:
-    """The line of a Keras or TensorFlow error that says why.
-
-    Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
-    reason stands below it.
-
-    Example:
-        >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
-        'wrong shape'
-    """
-    lines = [_PLAIN.sub("", line).strip() for line in str(error).splitlines()]
-    told = [
-        line
-        for line in lines
-        if line and not line.startswith(("Exception encountered", "Arguments received", "•"))
-    ]
-    return told[0] if told else type(error).__name__

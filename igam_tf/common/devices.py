@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import tf
+from igam_tf.common.private_api import aborted_by
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker")
 TF_CONFIG = "TF_CONFIG"
@@ -140,12 +140,12 @@ def lost_workers(chosen: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        found = re.search("Collective ops is aborted by: (.+)", error.message)
-        if chosen.cluster_resolver is None or not (found or isinstance(error, _gone())):
+        reason = aborted_by(error)
+        if chosen.cluster_resolver is None or not (reason or isinstance(error, _gone())):
             raise
         raise UserError(
             "another worker stopped or cannot be reached, so this one stops too; the same command on "
-            f"every worker goes on from the last checkpoint ({found[1] if found else error.message})"
+            f"every worker goes on from the last checkpoint ({reason or error.message})"
         ) from error
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import tf
+from igam_tf.common.private_api import missing_gradient
 
 
 def scaled(
@@ -34,11 +35,6 @@ def connected(j: tf.Tensor | None) -> tf.Tensor:
             "tf.stop_gradient, tf.round, tf.argmax, a cast to integers or NumPy in the network"
         )
     return j
-
-
-def missing_gradient(error: LookupError) -> str:
-    """The operation of which TensorFlow has no gradient, by its own error."""
-    return str(error).strip().rsplit(":", 1)[-1].strip()
 
 
 def input_gradient(

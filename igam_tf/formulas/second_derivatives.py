@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
-from tensorflow.python.ops import gen_image_ops  # whose functions the gradients in TensorFlow call
+
+from igam_tf.common.private_api import place_of_moments, place_of_resize_bilinear_grad
 
 
 def _register(of: str) -> Callable[[Callable], None]:
@@ -103,8 +104,8 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
 
 # (where, name, what stands there inside `whole_second_derivatives`)
 _WHOLE = [
-    (tf.nn, "moments", _moments),
-    (gen_image_ops, "resize_bilinear_grad", _resize_bilinear_grad),
+    (*place_of_moments(), _moments),
+    (*place_of_resize_bilinear_grad(), _resize_bilinear_grad),
 ]
 _OF_TENSORFLOW = [(where, name, getattr(where, name)) for where, name, _ in _WHOLE]
 _lock, _users = threading.Lock(), 0

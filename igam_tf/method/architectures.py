@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import keras
 
-from igam_tf.common.checks import reason_of
 from igam_tf.common.errors import UserError
+from igam_tf.common.private_api import reason_of
 from igam_tf.common.quiet import is_program
 from madry_models import MnistCNN, WideResNet
 

@@ -5,18 +5,18 @@ default that holds for Sequential, functional and subclassed models alike. The n
 challenges answer for themselves.
 """
 
-import contextlib
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from igam_tf.common import private_api
 from igam_tf.common.checks import check_pixel_max
 from igam_tf.common.errors import UserError
+from igam_tf.common.private_api import calls_of, layers_just_inside, layers_of
 from igam_tf.formulas.losses import at_least_float32
 from madry_models.network import Network
 
@@ -67,61 +67,10 @@ def own_pixel_max(model: keras.Model, given: float | None) -> float:
 
 # --- features -------------------------------------------------------------------------------------
 
-_reading = threading.local()  # what one thread's call of a model has seen; replicas are threads
-_lock = threading.Lock()
-_watchers: dict[int, int] = {}  # id of a layer -> how many calls watch it now
-_own_calls: dict[int, Any] = {}  # id of a watched layer -> what its __dict__ had as `call`, or None
-
-
-@contextlib.contextmanager
-def _watched(layers: list[keras.layers.Layer]) -> Iterator[list]:
-    """Context in which this thread's calls of the layers are told, as (layer, inputs, outputs).
-
-    A layer's own `call` is back in its place when nobody watches any more.
-    """
-    before, _reading.seen = getattr(_reading, "seen", None), []
-    with _lock:
-        for layer in layers:
-            if id(layer) not in _watchers:
-                _watch(layer)
-            _watchers[id(layer)] = _watchers.get(id(layer), 0) + 1
-    try:
-        yield _reading.seen
-    finally:
-        _reading.seen = before
-        with _lock:
-            for layer in layers:
-                _watchers[id(layer)] -= 1
-                if not _watchers[id(layer)]:
-                    _unwatch(layer)
-
-
-def _watch(layer: keras.layers.Layer) -> None:
-    call, _own_calls[id(layer)] = layer.call, layer.__dict__.get("call")
-
-    def watched(inputs, *args, **kwargs):
-        outputs = call(inputs, *args, **kwargs)
-        seen = getattr(_reading, "seen", None)
-        if seen is not None:
-            seen.append((layer, inputs, outputs))
-        return outputs
-
-    layer.__dict__["call"] = watched  # past Keras, which tracks what is set
-
-
-def _unwatch(layer: keras.layers.Layer) -> None:
-    del _watchers[id(layer)], layer.__dict__["call"]
-    own = _own_calls.pop(id(layer))
-    if own is not None:
-        layer.__dict__["call"] = own
-
 
 def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Those of wrappers too; not of TimeDistributed, whose layer sees a part of each image at a time.
-
-    Keras has no public way to every layer inside a layer.
-    """
-    for layer in model._flatten_layers(include_self=False, recursive=False):
+    """Those of wrappers too; not of TimeDistributed, whose layer sees a part of each image at a time."""
+    for layer in layers_just_inside(model):
         yield layer
         if not isinstance(layer, keras.layers.TimeDistributed):
             yield from _layers_within(layer)
@@ -161,12 +110,12 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
         raise UserError(f"expected {wanted} in this {kind}; received none")
 
     def features(x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        with _watched(candidates) as seen:
+        with calls_of(candidates) as seen:
             logits = model(x, training=training)
         if not seen:
             raise UserError(f"expected this {kind} to call its layer {candidates[-1].name!r}")
-        last, inputs, outputs = seen[-1]
-        found = outputs if layer else inputs
+        last, args, kwargs, outputs = seen[-1]
+        found = outputs if layer else (args or [*kwargs.values()])[0]
         if not layer and outputs.shape[-1] != logits.shape[-1]:
             raise UserError(
                 f"expected a dense layer that returns the {logits.shape[-1]} logits of this {kind}; the "
@@ -184,41 +133,22 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
 # --- precision ------------------------------------------------------------------------------------
 
 
-class _ComputedInFloat32(keras.DTypePolicy):
-    """Computes in float32 with variables of another type."""
-
-    def __init__(self, variables: str):
-        super().__init__("float32")
-        self._of_variables = variables
-
-    @property
-    def variable_dtype(self) -> str:
-        """Theirs: where it is not float32, Keras casts them."""
-        return self._of_variables
-
-
 def float16_layers(
     model: keras.layers.Layer, types: Sequence[str] = ("float16",)
 ) -> list[keras.layers.Layer]:
     """The layers of a model, itself among them, that compute in float16, or in one of these types."""
-    return [part for part in model._flatten_layers() if part.compute_dtype in types]
+    return [part for part in layers_of(model) if part.compute_dtype in types]
 
 
-@contextlib.contextmanager
-def in_float32(model: keras.layers.Layer, types: Sequence[str] = ("float16",)) -> Iterator[None]:
+def in_float32(
+    model: keras.layers.Layer, types: Sequence[str] = ("float16",)
+) -> AbstractContextManager[None]:
     """Context in which those layers compute in float32, with the same weights.
 
     float16 holds no gradient below 6e-8 and no number above 65504: what an attack does not find
     there is no robustness. What is traced in the context stays so.
     """
-    before = [(part, part.dtype_policy) for part in float16_layers(model, types)]
-    try:
-        for part, policy in before:
-            part._dtype_policy = _ComputedInFloat32(policy.variable_dtype)
-        yield
-    finally:
-        for part, policy in before:
-            part._dtype_policy = policy
+    return private_api.in_float32(float16_layers(model, types))
 
 
 # --- probabilities and logits ---------------------------------------------------------------------
@@ -230,7 +160,7 @@ def _before_last(outputs: tf.Tensor) -> tf.Tensor | None:
     Keras keeps them with what its own functions return; a graph knows them of every softmax.
     """
     found = outputs
-    while (logits := getattr(found, "_keras_logits", None)) is None:
+    while (logits := private_api.kept_logits(found)) is None:
         op = getattr(found, "op", None)  # there is none without a graph
         if op is None or op.type not in ("Softmax", "Sigmoid", "Identity", "Cast"):
             return None

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.private_api import slot_of
 
 
 @keras.saving.register_keras_serializable("igam_tf")
@@ -13,7 +14,7 @@ class Momentum(keras.optimizers.SGD):
     With `nesterov` the second is w <- w - learning_rate (momentum a + g).
 
     Keras's SGD folds the learning rate into a, so the two differ for some 1 / (1 - momentum) steps
-    after the learning rate drops. (Keras's own SGD finds a variable's slot by the same private call.)
+    after the learning rate drops.
 
     Example:
         >>> w = keras.Variable([1.0])
@@ -28,7 +29,7 @@ class Momentum(keras.optimizers.SGD):
         """One variable's update."""
         if not self.momentum:
             return super().update_step(gradient, variable, learning_rate)
-        a = self.momentums[self._get_variable_index(variable)]
+        a = slot_of(self, self.momentums, variable)
         momentum, g = ops.cast(self.momentum, a.dtype), ops.cast(gradient, a.dtype)
         self.assign(a, momentum * a + g)
         step = momentum * a + g if self.nesterov else a

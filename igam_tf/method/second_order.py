@@ -10,8 +10,7 @@ Both are taken in float64, where h is so small that no ReLU changes sides, at im
 where no two pixels are equal.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,8 +18,15 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.common.checks import reason_of
-from igam_tf.formulas.gradients import connected, missing_gradient
+from igam_tf.common.private_api import (
+    calls_of,
+    drops_at_random,
+    in_float64,
+    layers_of,
+    missing_gradient,
+    reason_of,
+)
+from igam_tf.formulas.gradients import connected
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 
 IMAGES = 4  # that are looked at
@@ -75,7 +81,7 @@ def missing_second_derivative(
         _gradient(values, images, theta)  # raises where there is no first derivative either
         return f"that of {_where(network, images, False)} fails ({reason_of(error)})"
     try:
-        with _in_float64(network):
+        with in_float64(network):
             values64 = _values_of(network, variables, total, wide=True)
             exact, difference = _both(values64, wide, v, _state(variables, wide=True))
             if difference is not None and _error(exact, difference) > RIGHT:
@@ -83,7 +89,7 @@ def missing_second_derivative(
     except Exception as error:  # a network may fail in any way in a type it was not made for
         logging.debug("no second derivatives in float64: %s", error)
         difference = None
-    narrow = any(layer.compute_dtype in ("float16", "bfloat16") for layer in _layers(network))
+    narrow = any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers_of(network))
     if difference is None:
         wrong = None if narrow else _orders_differ(values, images, v, theta)
         if wrong is None:
@@ -92,7 +98,7 @@ def missing_second_derivative(
             )
     else:
         # In float32 dropout draws other masks, and a saturated softmax has no gradient.
-        drawn = any(s.name == "seed_generator_state" for s in network.non_trainable_variables)
+        drawn = drops_at_random(network)
         comparable = not narrow and not drawn and any(np.any(f) for f in found)
         wrong = comparable and _error(found, exact) > RIGHT_IN_FLOAT32
     return f"that of {_where(network, images, False)} is wrong or missing" if wrong else None
@@ -200,10 +206,6 @@ def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> 
 # --- networks ---------------------------------------------------------------------------------------
 
 
-def _layers(model: keras.Model) -> list[keras.layers.Layer]:
-    return list(model._flatten_layers())  # Keras has no public way to every layer inside a layer
-
-
 def _state(variables: list, *, wide: bool = False) -> Tensors:
     """The values of variables; `wide`: those of a floating type in float64."""
     values = [tf.identity(v.value) for v in variables]
@@ -231,62 +233,23 @@ def _values_of(
     return values
 
 
-@contextlib.contextmanager
-def _in_float64(model: keras.Model) -> Iterator[None]:
-    """Context in which every layer computes in float64, of variables that are given in it."""
-    layers, policy = _layers(model), keras.DTypePolicy("float64")
-    before = [(layer, "_dtype_policy", layer._dtype_policy) for layer in layers]
-    # Models cast what they are called with to the type of their input layers.
-    functional = [getattr(layer, "_functional", layer) for layer in layers]  # of a Sequential
-    inputs = [t for model in functional for t in getattr(model, "_inputs", None) or ()]
-    inputs += [layer for layer in layers if isinstance(layer, keras.layers.InputLayer)]
-    before += [(t, "_dtype", t.dtype) for t in inputs if "float" in t.dtype]
-    try:
-        for owner, name, _ in before:
-            setattr(owner, name, policy if name == "_dtype_policy" else "float64")
-        yield
-    finally:
-        for owner, name, value in reversed(before):
-            setattr(owner, name, value)
-
-
 # --- which layer ------------------------------------------------------------------------------------
 
 
 def _where(network: keras.Model, x: Tensors, wide: bool) -> str:
     """The first layer that lacks a second derivative by itself, in words."""
-    for layer, args, kwargs in _calls(network, x, wide):
+    theta = _state(network.trainable_variables, wide=wide)
+    values = _values_of(network, network.trainable_variables, lambda z: z, wide=wide)
+
+    def calls() -> list[tuple]:
+        with calls_of(layers_of(network, include_self=False)) as found:
+            values(x, theta)
+        return found
+
+    for layer, args, kwargs, _ in _in_replica(calls):
         if _lacks(layer, args, kwargs, wide):
             return f"its layer {layer.name!r}, a {type(layer).__name__},"
     return "one of its layers"
-
-
-def _calls(network: keras.Model, x: Tensors, wide: bool) -> list[tuple]:
-    """(layer, arguments, keywords) of every layer within, in the order in which they end."""
-    calls: list[tuple] = []
-
-    def watched(layer, call):
-        def see(*args, **kwargs):
-            outputs = call(*args, **kwargs)
-            calls.append((layer, args, kwargs))
-            return outputs
-
-        return see
-
-    layers = [layer for layer in _layers(network) if layer is not network]
-    own = {id(layer): layer.__dict__.get("call") for layer in layers}
-    for layer in layers:
-        layer.__dict__["call"] = watched(layer, layer.call)
-    try:
-        theta = _state(network.trainable_variables, wide=wide)
-        values = _values_of(network, network.trainable_variables, lambda z: z, wide=wide)
-        _in_replica(lambda: values(x, theta))
-    finally:
-        for layer in layers:
-            del layer.__dict__["call"]
-            if own[id(layer)]:
-                layer.__dict__["call"] = own[id(layer)]
-    return calls
 
 
 def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> bool:

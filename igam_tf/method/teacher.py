@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.common.checks import check_model, expect, logits_of, reason_of
+from igam_tf.common.checks import check_model, expect, logits_of
 from igam_tf.common.errors import UserError
+from igam_tf.common.private_api import layers_of, reason_of
 from igam_tf.method.look import misplaced_range, refuse
 from igam_tf.method.networks import are_probabilities, features_of
 from igam_tf.method.trainer import ClassifierTrainer, in_training_step, step_key
@@ -122,13 +123,12 @@ class Teacher(keras.Model):
         """Lets all of a challenge's network but its first layer and the logits compute in `precision`.
 
         J_t stays float32. In the first layer bfloat16 costs J_t far more accuracy than time. Any other
-        network keeps the precision it came with. Keras has no public way to every layer inside a
-        layer, hence `_flatten_layers`.
+        network keeps the precision it came with.
         """
         if not isinstance(self.network, Network):
             return
         wide = (self.network.layers[0], self.network.logits_layer)
-        for layer in self.network._flatten_layers(include_self=False):
+        for layer in layers_of(self.network, include_self=False):
             if layer not in wide:
                 layer.dtype_policy = precision
 

@@ -8,19 +8,24 @@ a batch is split.
 """
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
-from keras.src.trainers.compile_utils import MetricsList
 
 from igam_tf.common.checks import check_images, check_labels, check_model, logits_of
 from igam_tf.common.errors import UserError
+from igam_tf.common.private_api import (
+    EVALUATED_BY_FIT,
+    directions,
+    label_outside,
+    layers_of,
+    metrics_of,
+    not_finite,
+)
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.first_batch import looked_at
 from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
@@ -80,11 +85,8 @@ FLOAT16_SCALE = 8.0
 
 
 def float16_scale(model: keras.Model) -> float | None:
-    """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is.
-
-    Keras has no public way to every layer inside a layer, hence `_flatten_layers`.
-    """
-    narrow = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is."""
+    narrow = any(layer.compute_dtype == "float16" for layer in layers_of(model))
     return FLOAT16_SCALE if narrow else None
 
 
@@ -109,24 +111,6 @@ def apply(optimizer: keras.optimizers.Optimizer, grads: list, variables: list) -
 def total_of(first: tf.Tensor, *others: tf.Tensor | float) -> tf.Tensor:
     """The sum, in the dtype of the first, whichever dtypes the players compute in."""
     return first + sum(tf.cast(t, first.dtype) for t in others)
-
-
-class Directions(MetricsList):
-    """Tells Keras's callbacks which way a logged name is better; it measures nothing itself.
-
-    Keras looks for that among compiled metrics alone, of which it takes a MetricsList for one.
-    """
-
-    def __init__(self, *, up: Sequence[str] = (), down: Sequence[str] = ()):
-        super().__init__([SimpleNamespace(name=name, _direction="up") for name in up])
-        self.metrics += [SimpleNamespace(name=name, _direction="down") for name in down]
-
-    def reset_state(self):
-        """Nothing to do."""
-
-    def result(self) -> dict:
-        """No figure."""
-        return {}
 
 
 class Mean(keras.metrics.Mean):
@@ -187,7 +171,7 @@ class ClassifierTrainer(keras.Model):
         self.label_smoothing = label_smoothing
         self._prepared = False  # whether a batch has been looked at
         self._means = {name: Mean(name) for name in terms}
-        self._directions = Directions(
+        self._directions = directions(
             up=("accuracy", "cosine"), down=("L_xent", "L_adv", "L_diff", "L_kl")
         )
 
@@ -277,7 +261,7 @@ class ClassifierTrainer(keras.Model):
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As Keras's; the first batch is looked at as in `fit`, with the same errors."""
         _refuse_weights(kwargs)
-        if not kwargs.get("_use_cached_eval_dataset"):  # Keras's own call within `fit`
+        if not kwargs.get(EVALUATED_BY_FIT):  # Keras's own call within `fit`
             x, first = looked_at(x, y)
             self._check_or_prepare(*first)
         with _training_errors():
@@ -431,7 +415,7 @@ class ClassifierTrainer(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """What Keras resets at each epoch, and asks which way is better: the means, and callbacks'."""
-        return list(self._metrics)
+        return list(metrics_of(self))
 
     @property
     def metrics_names(self) -> list[str]:
@@ -561,12 +545,6 @@ def _naming(what: str) -> Iterator[None]:
         raise UserError(f"{error}, in {what}") from error
 
 
-def not_finite(error: tf.errors.OpError) -> str | None:
-    """The term that `ClassifierTrainer.log` found to be NaN or infinite, if that is the error."""
-    found = re.search(r"(\w+) : Tensor had", error.message)
-    return found[1] if found else None
-
-
 @contextlib.contextmanager
 def _training_errors() -> Iterator[None]:
     """Says in one sentence what a graph error of a step means.
@@ -582,10 +560,9 @@ def _training_errors() -> Iterator[None]:
                 f"expected finite losses; {term} is NaN or infinite: lower the learning rate, or look "
                 "for images that are not finite"
             ) from error
-        if found := re.search(
-            r"label value of (-?\d+) which is outside the valid range of (\[.*?\))", error.message
-        ):
+        if found := label_outside(error):
+            label, classes = found
             raise UserError(
-                f"expected labels within {found[2]}, the classes; received {found[1]}"
+                f"expected labels within {classes}, the classes; received {label}"
             ) from error
         raise

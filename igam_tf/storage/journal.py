@@ -20,6 +20,7 @@ from absl import logging
 from igam_tf.common.errors import UserError, folder_in_place
 from igam_tf.common.lazy import keras
 from igam_tf.common.locks import take_lock
+from igam_tf.common.private_api import layers_of
 
 # Results and journals hold robust masks under this key.
 MASK_KEY = "robust_mask"
@@ -185,7 +186,7 @@ def model_identity(model: keras.Model) -> str:
     with contextlib.suppress(NotImplementedError):
         config = {k: v for k, v in model.get_config().items() if k != "name"}  # numbered by Keras
         digest.update(json.dumps(config, sort_keys=True, default=repr).encode())
-    for name in sorted({type(layer).__module__ for layer in model._flatten_layers()}):
+    for name in sorted({type(layer).__module__ for layer in layers_of(model)}):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and name.split(".")[0] not in ("keras", "igam_tf", "madry_models"):
             digest.update(Path(file).read_bytes())

@@ -32,6 +32,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, replacing, temporary_of, write_json
 from igam_tf.common.lazy import keras, tf
 from igam_tf.common.locks import is_at, take_lock
+from igam_tf.common.private_api import reason_of_loading
 
 _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
 
@@ -94,11 +95,9 @@ def load_model(path: Path) -> keras.Model:
                 raise UserError(f"{damaged} in it is damaged")
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # anything may come out of a file of unknown origin
-        # Of Keras's pages, the first sentence of the innermost error.
-        reason = str(error).rsplit("Exception encountered: ")[-1].split(". ")[0]
         raise UserError(
             "expected a readable .keras file without code in it; "
-            f"received {path}: {textwrap.shorten(reason, 200)}"
+            f"received {path}: {textwrap.shorten(reason_of_loading(error), 200)}"
         ) from error
 
 

@@ -6,13 +6,14 @@ from absl import logging
 
 from igam_tf.attacks import attack_names, attack_specs
 from igam_tf.common.checks import expect, logits_of
+from igam_tf.common.private_api import directions, metrics_of
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import own_pixel_max
 from igam_tf.method.preprocess import preprocessed
-from igam_tf.method.trainer import ClassifierTrainer, Directions
+from igam_tf.method.trainer import ClassifierTrainer
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -71,7 +72,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._names = attack_names(attacks)
         self._pixel_max, self._every, self._preprocess = pixel_max, every, preprocess
         self._seed, self._batch_size = seed, batch_size
-        self._directions = Directions(up=self._names)  # of callbacks that watch an accuracy
+        self._directions = directions(up=self._names)  # of callbacks that watch an accuracy
 
     def on_train_begin(self, logs=None):
         """Checks the images against the model, and compiles for it anew."""
@@ -94,11 +95,11 @@ class RobustAccuracy(keras.callbacks.Callback):
             num_classes=self._split.spec.num_classes, norm="linf",
         )  # fmt: skip
         self._withdraw()
-        self.model._metrics.append(self._directions)
+        metrics_of(self.model).append(self._directions)
 
     def _withdraw(self) -> None:
         """Leaves the model's metrics as they were; training that was interrupted did not."""
-        metrics = self.model._metrics
+        metrics = metrics_of(self.model)
         metrics[:] = [metric for metric in metrics if metric is not self._directions]
 
     def on_epoch_end(self, epoch, logs=None):

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import write_text
+from igam_tf.common.private_api import not_finite
 from igam_tf.formulas import losses
-from igam_tf.method.trainer import ClassifierTrainer, not_finite
+from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.checkpoints import Checkpoints
 from igam_tf.storage.run_folder import RunFolder, read_metrics
 
