@@ -164,7 +164,7 @@ def row_of(name: str, case: Case, truth_file: Path) -> dict:
         left = left & mask_of_text(report["headline"]["robust_mask"])
     marked = {
         check: line["status"]
-        for check, line in report["lines"].items()
+        for check, line in report["checks"].items()
         if line["status"] in (FAIL, WARN)
     }
     truth = 100 * float(left.mean())

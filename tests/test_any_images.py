@@ -440,7 +440,7 @@ def every_program(folder: Path, name: str, *how: str, teacher: bool = False) -> 
     for attack in ("clean", "fgsm"):
         assert again["results"][attack] == report["results"][attack]
     command(
-        audit, f"--model={run}", "--lines=logits,linearity", "--num_examples=8",
+        audit, f"--model={run}", "--checks=logits,linearity", "--num_examples=8",
         f"--workdir={folder / 'audit'}",
     )  # fmt: skip
     assert read_json(folder / "audit" / "config.json")["dataset"] == short_name(name)

@@ -64,7 +64,7 @@ def _audited(model, split, **settings) -> AuditedModel:
 
 
 def _statuses(report: dict) -> dict[str, str]:
-    return {name: check["status"] for name, check in report["lines"].items()}
+    return {name: check["status"] for name, check in report["checks"].items()}
 
 
 def _named(report: dict) -> dict:
@@ -81,18 +81,18 @@ def honest_report(pgd_trained, standard, digits) -> dict:
 
 def test_control_pgd_trained_fails_nothing(honest_report):
     statuses = _statuses(honest_report)
-    assert FAIL not in statuses.values(), honest_report["lines"]
+    assert FAIL not in statuses.values(), honest_report["checks"]
     assert honest_report["headline"]["accuracy"] > 50
     assert [name for name, s in statuses.items() if s == NOT_APPLICABLE] == ["adaptive"]
 
 
 def test_control_standard_fails_nothing(standard, digits):
     report = audit(_audited(standard, digits, eps=2 * EPS))
-    assert FAIL not in _statuses(report).values(), report["lines"]
+    assert FAIL not in _statuses(report).values(), report["checks"]
     assert report["headline"]["accuracy"] == 0
     for name in ("square", "noise"):
-        assert report["lines"][name]["status"] == NOT_APPLICABLE
-        assert "no example is right under" in report["lines"][name]["figure"]
+        assert report["checks"][name]["status"] == NOT_APPLICABLE
+        assert "no example is right under" in report["checks"][name]["figure"]
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_control_masked(standard, digits, name, failing, passing):
     masked = getattr(controls, name)(standard)
     names = [name for name in CHECKS if name in failing + passing]
     statuses = _statuses(report := audit(_audited(masked, digits), names=names))
-    assert all(statuses[name] == FAIL for name in failing), report["lines"]
-    assert all(statuses[name] in (PASS, WARN) for name in passing), report["lines"]
+    assert all(statuses[name] == FAIL for name in failing), report["checks"]
+    assert all(statuses[name] in (PASS, WARN) for name in passing), report["checks"]
     assert report["verdict"].startswith("Not to be trusted") == bool(failing)
 
 
@@ -130,7 +130,7 @@ def test_logits_that_are_cut_off_are_none(digits):
 
     for floor, status in ((-87.3, FAIL), (-1e9, PASS)):
         report = audit(_audited(Fixed(floor), digits, budget=SMALL), names=["logits"])
-        assert _statuses(report) == {"logits": status}, report["lines"]
+        assert _statuses(report) == {"logits": status}, report["checks"]
 
 
 class AntiAdversary(keras.Model):
@@ -156,7 +156,7 @@ def test_a_smooth_wrong_gradient_is_found(pgd_trained, digits):
     audited = _audited(AntiAdversary(pgd_trained), digits, eps=0.15, budget=SMALL)
     report = audit(audited, names=names)
     expected = dict.fromkeys(names, PASS) | {"finite_difference": FAIL, "transfer": FAIL}
-    assert _statuses(report) == expected, report["lines"]
+    assert _statuses(report) == expected, report["checks"]
     assert report["verdict"].startswith("Not to be trusted")
     honest = audit(_audited(pgd_trained, digits, eps=0.15, budget=SMALL), names=["iterative"])
     masked = [report["rows"][f"pgd{n}"]["accuracy"] for n in SMALL.steps]
@@ -211,7 +211,7 @@ def test_finite_differences(tiny, before, scale, status):
     report = audit_model(
         Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
     )
-    assert _statuses(report) == {"finite_difference": status}, report["lines"]
+    assert _statuses(report) == {"finite_difference": status}, report["checks"]
 
 
 def test_gradients_that_are_wrong_away_from_the_images_are_found(tiny):
@@ -227,7 +227,7 @@ def test_gradients_that_are_wrong_away_from_the_images_are_found(tiny):
     report = audit_model(
         Whole(), images, labels, eps=0.1, pixel_max=1.0, checks="finite_difference"
     )
-    found = report["lines"]["finite_difference"]
+    found = report["checks"]["finite_difference"]
     assert found["status"] == FAIL, found
     here, there = (
         np.array(found["data"]["relative_error"][where])
@@ -279,8 +279,8 @@ def test_too_few_images_that_are_right_are_no_pass(standard, digits):
     few = dataclasses.replace(digits, labels=labels)
     names = ["iterative", "restarts", "step_size", "losses", "square", "noise"]
     report = audit(_audited(standard, few, eps=1e-6, budget=SMALL), names=names)
-    assert set(_statuses(report).values()) == {NOT_APPLICABLE}, report["lines"]
-    found = report["lines"]["iterative"]["figure"]
+    assert set(_statuses(report).values()) == {NOT_APPLICABLE}, report["checks"]
+    found = report["checks"]["iterative"]["figure"]
     assert found == "2 of 40 images left by pgd3, nothing can be told"
     assert report["verdict"].startswith("Nothing can be told of robustness: clean accuracy is not")
 
@@ -289,7 +289,7 @@ def test_a_weak_attack_misses_planted_boundaries(pgd_trained, digits):
     """PGD alone is weak; APGD, which the headline has too, is not."""
     report = audit(_audited(pgd_trained, digits, step_size=1e-6), names=["planted"])
     assert _statuses(report) == {"planted": WARN}
-    found = report["lines"]["planted"]["data"]
+    found = report["checks"]["planted"]["data"]
     assert (found["by_pgd"], found["found"], found["by_square"]) == (0, found["planted"], 0)
 
 
@@ -418,7 +418,7 @@ def test_html_is_one_page_that_fetches_nothing(honest_report):
     page = html(honest_report)
     assert page.count("<svg") == 5
     assert not re.search(r"<(script|link|img|iframe)\b|@import|src=|url\((?!#)", page)
-    for check in honest_report["lines"].values():
+    for check in honest_report["checks"].values():
         assert check["title"] in page
     assert "builtin (synthetic)" in page
     assert "l-inf eps (fraction of the pixel range)" in page
@@ -441,7 +441,7 @@ def test_markdown_has_every_check_and_attack(honest_report):
     text = markdown(honest_report)
     for name in honest_report["rows"]:
         assert f"| {name} |" in text
-    assert text.count("\n| ") == len(honest_report["lines"]) + len(honest_report["rows"]) + 4
+    assert text.count("\n| ") == len(honest_report["checks"]) + len(honest_report["rows"]) + 4
 
 
 def test_a_report_without_figures_can_be_written(digits):
@@ -454,7 +454,7 @@ def test_a_report_without_figures_can_be_written(digits):
     names = ["logits", "gradients", "finite_difference", "iterative"]
     report = _named(audit(_audited(Broken(), digits, budget=SMALL), names=names))
     assert _statuses(report) == dict.fromkeys(names, NOT_APPLICABLE) | {"logits": FAIL}
-    assert "NaN or infinite for 40 of 40" in report["lines"]["logits"]["figure"]
+    assert "NaN or infinite for 40 of 40" in report["checks"]["logits"]["figure"]
     assert report["headline"]["text"].startswith("no figure: expected finite logits")
     assert "no figure" in html(report)
     assert "no figure" in markdown(report)
@@ -496,7 +496,7 @@ def test_a_killed_audit_goes_on_and_ends_the_same(standard, digits, tmp_path, mo
     with pytest.raises(_Killed):
         run(tmp_path / "killed")
     limit[0] = None
-    kept = json.loads((tmp_path / "killed" / "finished.json").read_text())["lines"]
+    kept = json.loads((tmp_path / "killed" / "finished.json").read_text())["checks"]
     assert 0 < len(kept) < len(CHEAP)
     for name in kept:  # finished checks are not run again
         monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
@@ -509,7 +509,7 @@ def test_a_killed_audit_goes_on_and_ends_the_same(standard, digits, tmp_path, mo
         monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
     audited = _audited(standard, digits, budget=SMALL, batch_size=15)
     finished = tmp_path / "whole" / "finished.json"
-    assert audit(audited, names=CHEAP, progress_file=finished)["lines"] == whole["lines"]
+    assert audit(audited, names=CHEAP, progress_file=finished)["checks"] == whole["checks"]
 
 
 def test_sigkill_midway_changes_no_byte_of_the_report(pgd_trained, tmp_path):
@@ -519,7 +519,7 @@ def test_sigkill_midway_changes_no_byte_of_the_report(pgd_trained, tmp_path):
     def start(folder: str) -> subprocess.Popen:
         arguments = [
             f"--model={tmp_path / 'model.keras'}", f"--workdir={tmp_path / folder}", *QUICK,
-            "--budget=quick", "--lines=logits,iterative,restarts", "--batch_size=3",
+            "--budget=quick", "--checks=logits,iterative,restarts", "--batch_size=3",
         ]  # fmt: skip
         return subprocess.Popen(
             [sys.executable, "-m", "igam_tf.audit", *arguments], cwd=Path(__file__).parents[1],
@@ -563,7 +563,7 @@ def test_command_on_a_keras_file(command, standard, tmp_path, capsys):
     standard.save(tmp_path / "plain.keras")
     arguments = [
         f"--model={tmp_path / 'plain.keras'}", f"--workdir={tmp_path / 'audit'}", *QUICK,
-        "--lines=logits,transfer", f"--transfer_from={tmp_path / 'plain.keras'}",
+        "--checks=logits,transfer", f"--transfer_from={tmp_path / 'plain.keras'}",
     ]  # fmt: skip
     assert command(*arguments) == 0
     printed = capsys.readouterr().out
@@ -590,7 +590,7 @@ def _as_a_function():
 def test_command_on_a_function(command, tmp_path, capsys):
     command(
         f"--model={__name__}:_as_a_function", f"--workdir={tmp_path / 'audit'}", *QUICK,
-        "--lines=deterministic,adaptive,planted",
+        "--checks=deterministic,adaptive,planted",
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "N/A   The input normalisation" in printed
@@ -604,7 +604,7 @@ def _probabilities():
 
 
 def test_a_check_that_fails_is_the_exit_status(command, tmp_path):
-    arguments = (f"--workdir={tmp_path / 'audit'}", *QUICK, "--lines=logits")
+    arguments = (f"--workdir={tmp_path / 'audit'}", *QUICK, "--checks=logits")
     assert command(f"--model={__name__}:_probabilities", *arguments) == 2
 
 
@@ -612,7 +612,7 @@ def test_all_at_once_has_a_limit(standard, digits, monkeypatch):
     """Batch statistics of 1, and of at most LARGEST_BATCH; that of 1 is shown without being judged."""
     monkeypatch.setattr(outputs, "LARGEST_BATCH", 15)
     report = audit(_audited(standard, digits, budget=SMALL), names=["batch_norm"])
-    check = report["lines"]["batch_norm"]
+    check = report["checks"]["batch_norm"]
     modes = ["inference", "batch statistics of 1", "batch statistics of 15"]
     assert list(check["data"]["modes"]) == modes
     assert "(of all 40 at most 15 at once)" in check["figure"]
@@ -624,7 +624,7 @@ def test_a_run_brings_its_teacher(command, standard, tmp_path):
     (run / "config.json").write_text(json.dumps({"target": "mnist", "data": "builtin"}))
     standard.save(run / "student.keras")
     standard.save(run / "teacher.keras")
-    command(f"--model={run}", "--num_examples=12", "--lines=logits", "--eps=0.1")
+    command(f"--model={run}", "--num_examples=12", "--checks=logits", "--eps=0.1")
     report = json.loads((run / "audit-quick" / "report.json").read_text())
     assert report["subject"]["transfer_from"] == ["teacher.keras"]
 
@@ -639,7 +639,7 @@ def test_a_run_brings_its_teacher(command, standard, tmp_path):
             ["--model=os:getcwd", "--dataset=mnist", "--data=builtin"],
             "a keras.Model; .* returns str",
         ),
-        (["--model=nowhere", "--lines=pgd"], "expected --lines among .* received 'pgd'"),
+        (["--model=nowhere", "--checks=pgd"], "expected --checks among .* received 'pgd'"),
         (["--model=nowhere", "--eps=8"], "expected --eps as a fraction"),
         (["nonsense"], "expected flags alone"),
     ],
@@ -717,9 +717,9 @@ def test_a_crash_is_the_finding_of_its_line(standard, digits, monkeypatch):
     monkeypatch.setitem(CHECKS, "eps", dataclasses.replace(CHECKS["eps"], judge=crash))
     report = _named(audit(_audited(standard, digits, budget=SMALL), names=["logits", "eps"]))
     assert _statuses(report) == {"logits": PASS, "eps": WARN}
-    assert "ZeroDivisionError" in report["lines"]["eps"]["figure"]
+    assert "ZeroDivisionError" in report["checks"]["eps"]["figure"]
     assert "ZeroDivisionError" in html(report)
-    assert "by zero" in report["lines"]["eps"]["error"]
+    assert "by zero" in report["checks"]["eps"]["error"]
 
 
 def test_arrays_are_audited_as_a_data_set_is(standard, digits):
@@ -728,7 +728,7 @@ def test_arrays_are_audited_as_a_data_set_is(standard, digits):
         standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, checks=names, batch_size=40
     )
     expected = audit(_audited(standard, digits, batch_size=40), names=check_names(names))
-    assert ours["lines"] == expected["lines"]
+    assert ours["checks"] == expected["checks"]
     assert ours["headline"] == expected["headline"]
     with pytest.raises(UserError, match=r"expected a budget among quick, .*; received 'tiny'"):
         audit_model(standard, digits.images, digits.labels, eps=EPS, pixel_max=1.0, budget="tiny")
@@ -772,9 +772,9 @@ def test_planted_check_of_a_functional_model():
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
     settings = {"eps": 0.3, "pixel_max": 1.0, "checks": "planted"}
     model = _functional()
-    check = audit_model(model, images, np.arange(8) % 3, **settings)["lines"]["planted"]
+    check = audit_model(model, images, np.arange(8) % 3, **settings)["checks"]["planted"]
     assert check["status"] in (PASS, WARN, FAIL)
     assert check["data"]["planted"] >= 3
-    few = audit_model(model, images[:1], np.array([0]), **settings)["lines"]["planted"]
+    few = audit_model(model, images[:1], np.array([0]), **settings)["checks"]["planted"]
     assert few["status"] == NOT_APPLICABLE
     assert few["figure"].startswith("nothing can be told")

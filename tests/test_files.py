@@ -331,10 +331,10 @@ class _Audited:
 
 def test_finished_checks_that_are_damaged_are_done_again(tmp_path):
     path = tmp_path / "finished.json"
-    content = {"lines": {"x": {"status": "PASS"}}, "rows": {"a": AttackResult(MASK, {}).to_json()}}
+    content = {"checks": {"x": {"status": "PASS"}}, "rows": {"a": AttackResult(MASK, {}).to_json()}}
     sealed = content | {"sha256": checksum(content)}
     path.write_text(json.dumps(sealed))
-    assert _resume(_Audited(), path) == content["lines"]
+    assert _resume(_Audited(), path) == content["checks"]
     whole = path.read_text()
     for damaged in (whole.replace("1011", "1111"), whole.replace("PASS", "FAIL"), whole[:-9], "",
                     json.dumps(content), json.dumps([])):  # fmt: skip

@@ -64,10 +64,10 @@ def test_audit(names, command_of, tmp_path):
     for i, name in enumerate(names):
         command(
             f"--model={name}", "--dataset=mnist", "--data=builtin", "--workdir", str(tmp_path / str(i)),
-            "--lines=logits,deterministic,gradients,iterative,planted",
+            "--checks=logits,deterministic,gradients,iterative,planted",
         )  # fmt: skip
         report = json.loads((tmp_path / str(i) / "report.json").read_text())
-        found.append((report["lines"], report["headline"]))
+        found.append((report["checks"], report["headline"]))
     _same(found)
 
 

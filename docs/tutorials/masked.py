@@ -87,7 +87,7 @@ report = igam_tf.audit_model(
 )
 print(report["verdict"])
 print(report["headline"]["text"])
-for check in report["lines"].values():
+for check in report["checks"].values():
     print(f"\n{check['status']:5} {check['title']}\n      {check['figure']}")
     if check["status"] == "FAIL":
         print(f"      what to do: {check['advice']}")

@@ -202,7 +202,7 @@ report = igam_tf.audit_model(
     pixel_max=PIXEL_MAX,
     checks="gradients,iterative,eps",
 )
-for check in report["lines"].values():
+for check in report["checks"].values():
     print(f"{check['status']:5} {check['title']}")
 print(report["headline"]["text"])
 

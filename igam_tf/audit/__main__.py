@@ -82,7 +82,7 @@ def define_flags() -> None:
             "How many images, steps, restarts and queries it takes.",
         )
         flags.DEFINE_string(
-            "lines", "all", f"Checks with commas between: all, or {', '.join(CHECKS)}."
+            "checks", "all", f"Checks with commas between: all, or {', '.join(CHECKS)}."
         )
         flags.DEFINE_list(
             "transfer_from",
@@ -111,7 +111,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Audits one model; returns the exit status."""
     flags_alone(argv)
-    names = check_names(FLAGS.lines, "--lines")
+    names = check_names(FLAGS.checks, "--checks")
     eps, step_size = (parse_fraction(flag, FLAGS[flag].value) for flag in ("eps", "step_size"))
     with devices.local_strategy(FLAGS.replicas).scope():
         return _audit(names, eps, step_size)
@@ -180,7 +180,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         write_text(folder / "report.md", markdown(report))
         write_text(folder / "report.html", html(report))
         print(f"{summary(report)}\n{folder / 'report.html'}")
-    failed = any(check["status"] == FAIL for check in report["lines"].values())
+    failed = any(check["status"] == FAIL for check in report["checks"].values())
     return FAILED_STATUS if failed else doubtful_status(report["doubts"], FLAGS.allow_doubts)
 
 

@@ -1,7 +1,4 @@
-"""All checks in order, each kept once it is finished; and the headline, the worst case of all attacks.
-
-Reports and `finished.json` hold the checks under the key `lines`, the name of the flag.
-"""
+"""All checks in order, each kept once finished; and the headline, the worst case of all attacks."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,7 +55,7 @@ def audit(
     Returns:
         verdict: the report in a sentence; headline: the worst case per example over every attack at
         the headline eps; doubts: what makes it doubtful, see `igam_tf.method.look`; subject: model,
-        data and settings; lines: name -> check with its finding; rows: name -> attack with accuracy,
+        data and settings; checks: name -> check with its finding; rows: name -> attack with accuracy,
         settings, and its robust mask under MASK_KEY.
     """
     checks = _resume(audited, progress_file)
@@ -66,7 +63,7 @@ def audit(
     def keep() -> None:
         if progress_file:
             rows = {name: result.to_json() for name, result in audited.results.items()}
-            content = {"lines": checks, "rows": rows}
+            content = {"checks": checks, "rows": rows}
             write_json(progress_file, content | {"sha256": checksum(content)})
 
     for name in names:
@@ -94,7 +91,7 @@ def audit(
         "headline": headline,
         "doubts": as_json(audited.doubts),
         "subject": _facts(audited),
-        "lines": checks,
+        "checks": checks,
         "rows": {name: result.to_json() for name, result in sorted(audited.results.items())},
     }
 
@@ -150,7 +147,7 @@ def audit_model(
         >>> labels = np.arange(8) % 2
         >>> report = audit_model(
         ...     model, images, labels, eps=8 / 255, pixel_max=1.0, checks="deterministic")
-        >>> report["lines"]["deterministic"]["status"]
+        >>> report["checks"]["deterministic"]["status"]
         'PASS'
     """
     if budget not in BUDGETS:
@@ -176,14 +173,14 @@ def _resume(audited: AuditedModel, progress_file: Path | None) -> dict[str, dict
         return {}
     try:
         kept = read_json(progress_file)
-        sound = kept.pop("sha256", None) == checksum(kept)
+        sound = kept.pop("sha256", None) == checksum(kept) and "checks" in kept
     except UserError:
         sound = False
     if not sound:
-        logging.warning("%s is damaged: all is done again", progress_file)
+        logging.warning("%s is damaged or of an older version: all checks run again", progress_file)
         return {}
     audited.results |= {name: AttackResult.from_json(row) for name, row in kept["rows"].items()}
-    return kept["lines"]
+    return kept["checks"]
 
 
 def _run(audited: AuditedModel, name: str, unscored: Sequence[str]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _worst_first(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The checks: FAIL, WARN, PASS and N/A, each in the order that they ran in."""
-    return sorted(report["lines"].values(), key=lambda check: STATUSES.index(check["status"]))
+    return sorted(report["checks"].values(), key=lambda check: STATUSES.index(check["status"]))
 
 
 def _advice(check: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ def _errors(rows: list[dict]) -> list[list[float]]:
 
 def accuracy_against_eps(report: dict) -> str:
     """Accuracy in percent over eps as a fraction of the pixel range, with intervals and chance."""
-    check = report["lines"]["eps"]
+    check = report["checks"]["eps"]
     rows = [report["rows"][name] for name in check["rows"]]
     figure, axes = _figure()
     radii = [row["eps"] for row in rows]
@@ -65,7 +65,7 @@ def accuracy_against_eps(report: dict) -> str:
 
 def accuracy_against_steps(report: dict) -> str:
     """Accuracy in percent over the number of PGD steps."""
-    check = report["lines"]["steps"]
+    check = report["checks"]["steps"]
     rows = [report["rows"][name] for name in check["rows"]]
     figure, axes = _figure()
     steps = [row["steps"] for row in rows]
@@ -107,7 +107,7 @@ def every_attack(report: dict) -> str:
 
 def gradient_agreement(report: dict) -> str:
     """Histogram over the images of cos(J(x), J(x + d))."""
-    values = report["lines"]["linearity"]["data"]["cosine"]
+    values = report["checks"]["linearity"]["data"]["cosine"]
     figure, axes = _figure()
     axes.hist(values, bins=30, range=(-1, 1), color=GREEN, edgecolor="white")
     axes.axvline(0, color=GREY, linestyle=":")
@@ -118,8 +118,8 @@ def gradient_agreement(report: dict) -> str:
 
 def batch_norm_modes(report: dict) -> str:
     """Accuracy in percent, clean and under PGD, by batch-norm mode."""
-    modes = report["lines"]["batch_norm"]["data"]["modes"]
-    rows = [report["rows"][name] for name in report["lines"]["batch_norm"]["rows"]]
+    modes = report["checks"]["batch_norm"]["data"]["modes"]
+    rows = [report["rows"][name] for name in report["checks"]["batch_norm"]["rows"]]
     figure, axes = _figure()
     places = range(len(modes))
     for k, (label, colour, hatch) in enumerate((("clean", BLUE, ""), ("PGD", VERMILION, "//"))):
@@ -148,7 +148,7 @@ def plots(report: dict) -> dict[str, str]:
         drawn = {
             title: draw(report)
             for name, (title, draw) in PLOTS.items()
-            if report["lines"].get(name, {}).get("data")
+            if report["checks"].get(name, {}).get("data")
         }
         if report["headline"].get("attacks"):
             drawn["Every attack at the headline eps"] = every_attack(report)
