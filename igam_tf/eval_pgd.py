@@ -2,8 +2,8 @@
 
 python -m igam_tf.eval_pgd --model=runs/mnist-cifar10 --attacks=clean,fgsm,pgd20 --json=pgd.json
 
-With --json, finished batches are kept in <file>.journal until the end: killed, the same command goes
-on where it was.
+With --json, finished batches are kept in <file>.journal until the end: if it is interrupted, run the
+same command to resume.
 
 Exit status: 0, or 3 where a figure is doubtful (0 with --allow_doubts); 1 is wrong input.
 """

@@ -20,18 +20,22 @@ def report(folders: list[Path]) -> str:
     from igam_tf.method.look import doubtful_lines
 
     found = [(folder, model, r) for folder in folders for model, r in read_results(folder).items()]
-    settings = {settings_text(r) for _, _, r in found}
-    if len(settings) > 1:
-        raise UserError(
-            f"expected runs that were evaluated alike; received {'; '.join(sorted(settings))}"
+    settings = [settings_text(r) for _, _, r in found]
+    if len({*settings}) > 1:
+        parts = [text.split(", ") for text in settings]
+        common = set(parts[0]).intersection(*parts)
+        unlike = [", ".join(part for part in own if part not in common) for own in parts]
+        received = (
+            f"{f}: {own or 'none of these'}" for (f, _, _), own in zip(found, unlike, strict=True)
         )
+        raise UserError(f"expected runs that were evaluated alike; received {'; '.join(received)}")
     attacks = list(found[0][2]["results"])
     rows = [
         [f"{model} ({folder})"]
         + [with_interval(row["accuracy"], row["ci95"]) for row in map(r["results"].get, attacks)]
         for folder, model, r in found
     ]
-    lines = [settings.pop(), "", Table(["", *attacks], rows).text()]
+    lines = [settings[0], "", Table(["", *attacks], rows).text()]
     lines += [
         f"{model} ({folder}): preprocess={r['preprocess']} in front of the model"
         for folder, model, r in found

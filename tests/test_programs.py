@@ -124,8 +124,8 @@ def test_an_error_of_a_script_names_the_script():
     done = script("madry-fetch", "--modle=mnist")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: expected a flag that madry-fetch --help lists; received --modle; "
-        "did you mean --model?\n"
+        "error: expected a flag of madry-fetch; received --modle: did you mean --model? "
+        "--help lists all of them\n"
     )
     done = script("igam-report")
     assert done.returncode == 1
@@ -200,27 +200,40 @@ def test_versions():
 
 
 @pytest.mark.parametrize(
-    ("flag", "sentence"),
+    ("module", "flag", "expected", "received"),
     [
+        ("madry_models.fetch", "--modle=mnist", "did you mean --model?", "--modle"),
+        # What other programs call so: the folder or file to write.
+        ("madry_models.fetch", "--output=here", "did you mean --dest?", "--output"),
+        ("igam_tf.audit", "--output=here", "did you mean --workdir?", "--output"),
+        ("igam_tf.eval_pgd", "--workdir=here", "did you mean --json?", "--workdir"),
+        ("igam_tf.audit", "--checks=logits", "did you mean --lines?", "--checks"),
+        ("madry_models.fetch", "--xyzxyz", "a flag of python -m madry_models.fetch", "--xyzxyz"),
+        ("madry_models.fetch", "--model=svhn", "--model=<mnist|cifar10>", "'svhn'"),
+        ("madry_models.fetch", "--model", "--model=<mnist|cifar10>", "none"),
+        ("madry_models.fetch", "--name=natural", "--model=<mnist|cifar10>", "none"),
+        ("igam_tf.train", "--learning_rate=abc", "--learning_rate=<number>", "'abc'"),
+        ("igam_tf.audit", "--batch_size=0", "--batch_size=<whole number> (at least 1)", "'0'"),
+        ("igam_tf.audit", "--allow_doubts=maybe", "--[no]allow_doubts", "'maybe'"),
         (
-            "--modle=mnist",
-            "expected a flag that python -m madry_models.fetch --help lists; received --modle; "
-            "did you mean --model?",
-        ),
-        (
-            "--xyzxyz",
-            "expected a flag that python -m madry_models.fetch --help lists; received --xyzxyz",
-        ),
-        ("--model=svhn", "flag --model=svhn: value should be one of <mnist|cifar10>"),
-        (
-            "--verbosity=loud",
-            "flag --verbosity=loud: invalid literal for int() with base 10: 'loud'",
+            "igam_tf.report", "--verbosity=loud", "--verbosity=<debug|info|warning|error>", "'loud'",
         ),
     ],
-)
-def test_a_wrong_flag_is_one_sentence(flag, sentence):
-    done = python("-m", "madry_models.fetch", flag)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {sentence}\n")
+)  # fmt: skip
+def test_a_wrong_flag_is_one_sentence(module, flag, expected, received):
+    done = python("-m", module, flag)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: expected ")
+    assert expected in done.stderr
+    assert f"received {received}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_where_a_user_s_error_comes_from():
+    done = python("-m", "igam_tf.audit", "--verbosity=debug", "--eps=2")
+    assert done.returncode == 1
+    assert "in parse_fraction" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: expected --eps")
 
 
 def test_tensorflow_talks_when_asked_to():
@@ -279,7 +292,8 @@ def test_bars_write_a_line_a_minute_where_there_is_no_terminal():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert 3 <= done.stderr.count("it/s]") <= 6
+    assert "\r" not in done.stderr
+    assert 3 <= sum("it/s]" in line for line in done.stderr.splitlines()) <= 6
 
 
 def test_log_lines_are_sentences_of_these_packages():

@@ -173,7 +173,7 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     first, *others = [line for line in stderr.splitlines() if line.strip() and "/400 [" not in line]
     assert first == "warning: data: builtin (synthetic), seed 0: no real images"
     assert re.fullmatch(r"stage student: 400 steps of \d+ images of cifar10 .*", others[0])
-    saved = r"warning: Ctrl-C: student saved at step \d+ of 400; the same command goes on"
+    saved = r"warning: Stopped by Ctrl-C. student is saved at step \d+ of 400: run the same command"
     assert re.fullmatch(saved, others[1])
     assert len(others) == 2
     assert list((tmp_path / "run" / "checkpoints" / "student").glob("ckpt-*/state.index"))

@@ -39,8 +39,8 @@ def disk_errors() -> Iterator[None]:
         else:
             raise
         raise UserError(
-            f"expected to read and write on; {what}{f': {where}' if where else ''}; what was saved "
-            "before is kept, and the same command goes on from it"
+            f"cannot write: {what}{f': {where}' if where else ''}; what was saved before is kept: mend "
+            "this, and run the same command to continue"
         ) from error
 
 

@@ -1,14 +1,19 @@
 """What every program here shares: --help, --version, plain log lines, one sentence for a mistake."""
 
+import igam_tf.common.quiet  # noqa: F401 (before tqdm is imported)
+
+# isort: split
 import difflib
 import importlib.metadata
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +26,6 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-import igam_tf.common.quiet  # noqa: F401 (for what it does)
 from igam_tf.common.errors import UserError, disk_errors
 
 INTERRUPTED_STATUS = 128 + signal.SIGINT
@@ -32,7 +36,8 @@ general: of every program
   --flagfile=<file>
       Reads flags from a file, one a line.{flagfiles}
   --verbosity=<debug|info|warning|error>
-      How much is said on the way; debug shows TensorFlow's own lines too. (default: info)
+      How much is said on the way; debug shows TensorFlow's own lines as well, and the traceback of an
+      error. (default: info)
   --version
       Prints the versions of igam_tf, TensorFlow and Keras, and exits.
   --help
@@ -43,6 +48,16 @@ _VALUES = {
     "string": "<text>",
     "comma separated list of strings": "<text>,<text>,...",
 }
+# What programs call the same thing, for the suggestion where one is asked for by another's name.
+_ALIKE = (
+    ("output", "workdir", "json", "dest"),
+    ("model", "run", "runs", "reference", "checkpoint"),
+    ("num_examples", "eval_examples", "num_images"),
+    ("attacks", "eval_attacks"),
+    ("dataset", "target"),
+    ("lines", "checks"),
+    ("eps", "epsilon", "radius"),
+)
 _headings: dict[str, str] = {}  # name of a flag -> heading below which --help shows it
 
 
@@ -70,12 +85,21 @@ def value_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _flag_text(flag: flags.Flag, width: int) -> str:
+def _written(flag: flags.Flag) -> str:
+    """How a flag is written: --seed=<whole number>."""
     choices = getattr(flag.parser, "enum_values", None)
     value = f"<{'|'.join(choices)}>" if choices else _VALUES.get(flag.flag_type(), "<text>")
-    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
+    return f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
+
+
+def _range(flag: flags.Flag, default: object = None) -> str:
     bounds = (getattr(flag.parser, end, None) for end in ("lower_bound", "upper_bound"))
-    text = flag.help.removeprefix(f"{value}: ") + default_and_range(flag.default, *bounds)
+    return default_and_range(default, *bounds)
+
+
+def _flag_text(flag: flags.Flag, width: int) -> str:
+    name = _written(flag)
+    text = flag.help.removeprefix(f"{name.partition('=')[2]}: ") + _range(flag, flag.default)
     lines = textwrap.wrap(
         name.replace("|", "| "), width - 2, break_long_words=False, break_on_hyphens=False
     )
@@ -135,6 +159,7 @@ class _Verbosity(flags.IntegerParser):
     """A level of absl by name, or by its number."""
 
     levels: ClassVar = {"debug": 1, "info": 0, "warning": -1, "error": -2}
+    enum_values = tuple(levels)
 
     def parse(self, argument: str | int) -> int:
         return super().parse(self.levels.get(str(argument), argument))
@@ -143,6 +168,25 @@ class _Verbosity(flags.IntegerParser):
 def _error(sentence: object) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return 1
+
+
+def _unknown_flag(name: str) -> str:
+    """The sentence for a flag that there is not, with what another program calls the same thing."""
+    alike = [other for names in _ALIKE if name in names for other in names if other in flags.FLAGS]
+    near = [*alike, *difflib.get_close_matches(name, flags.FLAGS, 1)]
+    meant = f"did you mean --{near[0]}? " if near else ""
+    return f"expected a flag of {called_as()}; received --{name}: {meant}--help lists all of them"
+
+
+def _wrong_value(error: flags.Error) -> str:
+    """The sentence for a flag with a value that it does not take."""
+    text = str(error).replace("\n", " ")
+    found = re.match(r"flag --(\w+)=(.*?): |Missing value for flag --?(\w+)", text)
+    if not found or (found[1] or found[3]) not in flags.FLAGS:
+        return text
+    flag = flags.FLAGS[found[1] or found[3]]
+    value = "none" if found[2] in (None, "None") else repr(found[2])
+    return f"expected {_written(flag)}{_range(flag)}; received {value}"
 
 
 def _names(flagfiles: Path | None) -> list[str]:
@@ -188,17 +232,11 @@ def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[
     try:
         rest = flags.FLAGS(found)
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, flags.FLAGS, 1)
-        meant = f"; did you mean --{near[0]}?" if near else ""
-        sys.exit(
-            _error(
-                f"expected a flag that {called_as()} --help lists; received --{error.flagname}{meant}"
-            )
-        )
+        sys.exit(_error(_unknown_flag(error.flagname)))
     except flags.CantOpenFlagFileError as error:
         sys.exit(_error(_flagfile_text(cast(OSError, error.__context__), flagfiles)))
     except flags.Error as error:
-        sys.exit(_error(str(error).replace("\n", " ")))
+        sys.exit(_error(_wrong_value(error)))
     _talk_plainly()
     for path in set(found) - set(argv):
         absl_logging.info("flags from %s", path.removeprefix("--flagfile="))
@@ -206,10 +244,11 @@ def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[
 
 
 class _AboveBars(logging.Handler):
-    """Writes to standard error, above progress bars."""
+    """Writes to standard error, on a terminal above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        write = tqdm.write if sys.stderr.isatty() else print
+        write(self.format(record), file=sys.stderr)
 
 
 class _Sentences(logging.Formatter):
@@ -262,6 +301,8 @@ def run_entry_point(
             with disk_errors():
                 return main(argv)
         except UserError as error:
+            if absl_logging.get_verbosity() >= absl_logging.DEBUG:
+                traceback.print_exc()
             return _error(error)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C", file=sys.stderr)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from igam_tf.common.lazy import around_import
 
@@ -43,6 +44,11 @@ def _quietly(execute: Callable[[], None]) -> None:
     execute()
 
 
+def _in_lines(file: IO[str]) -> Callable[[str], None]:
+    """Prints each state of a progress bar on a line of its own, not in place of the one before."""
+    return lambda text: text and print(text, file=file, flush=True)
+
+
 def _stop_in_one_line(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -57,6 +63,9 @@ if is_program():
     if not sys.stderr.isatty():  # a log: a bar writes a line a minute
         for name in ("DELAY", "MININTERVAL"):
             os.environ.setdefault(f"TQDM_{name}", "60")
+        from tqdm import tqdm
+
+        tqdm.status_printer = staticmethod(_in_lines)
     _debug = re.search(r"^--?v(erbosity)?[=\n](debug|[1-9]\d*)$", "\n".join(sys.argv), re.M)
     # Some lines come before TensorFlow looks at the environment, others as long as the process lives.
     if not _debug and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":

@@ -6,6 +6,7 @@ Each row is one `python -m igam_tf.train` in a run folder of its own: what is fi
 again, what was interrupted goes on.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import IO
@@ -50,6 +51,10 @@ def define_flags() -> None:
             "Rows that are trained at once, each on its share of the cores; what each prints goes to "
             "<output>/<row>.log. A small network uses little more than one core.",
             lower_bound=1,
+        )  # fmt: skip
+        flags.DEFINE_bool(
+            "print_config", False,
+            "Print every setting of each row and where it comes from, and exit.",
         )  # fmt: skip
         flags.DEFINE_bool("collect", False, "Run nothing, and write the table of what is finished.")
         flags.DEFINE_string(
@@ -272,10 +277,24 @@ def main(argv: list[str]) -> int:
     name = f"table{FLAGS.table}" if FLAGS.table.isdigit() else FLAGS.table
     name += f"-{FLAGS.target}" if FLAGS.target else ""
     root, outputs = folders(name)
+    if FLAGS.print_config:
+        return print_config(rows, whole, root, outputs)
     if FLAGS.collect and (absent := [str(o) for o in outputs.values() if not o.is_dir()]):
         raise UserError(f"expected finished rows in --output; absent: {', '.join(absent)}")
     with alone_in(root):
         return make(rows, whole, root, outputs, name)
+
+
+def print_config(rows: list[TableRow], whole: Table, root: Path, outputs: dict[int, Path]) -> int:
+    """Prints the settings of every row, as igam_tf.train does; returns the exit status."""
+    teachers, checkpoints = FLAGS.teachers or str(root.parent / "teachers"), teacher_checkpoints()
+    failed = False
+    for seed, output in outputs.items():
+        for row in rows:
+            print(f"\n{output / row.name}", flush=True)
+            asked = command(row, whole, output, seed, teachers, checkpoints)
+            failed |= subprocess.run([*asked, "--print_config"], check=False).returncode != 0
+    return int(failed)
 
 
 def make(

@@ -159,6 +159,8 @@ def train(
                     f"stage {stage}, step {step}: {term} is not finite (NaN or infinite); "
                     f"training stopped, last good checkpoint: {kept}"
                 ) from error
+            if step == done + 1:
+                bar.unpause()  # the time left is told by steps, not by how long the graph took
             bar.update()
             if step % log_every == 0 or step == steps:
                 means = {m.name: float(m.result()) for m in trainer.means}
@@ -179,7 +181,7 @@ def train(
                     checkpoints.save(step)
             if stop.signal:
                 logging.warning(
-                    "%s: %s saved at step %d of %d; the same command goes on",
+                    "Stopped by %s. %s is saved at step %d of %d: run the same command to continue",
                     STOPPING[stop.signal], stage, step, steps,
                 )  # fmt: skip
                 raise SystemExit(128 + stop.signal)
