@@ -182,7 +182,9 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     folder = tmp_path / "terminated"
-    assert "warning: Stopped by SIGTERM. student is saved at step" in stopped(folder, signal.SIGTERM)
+    assert "warning: Stopped by SIGTERM. student is saved at step" in stopped(
+        folder, signal.SIGTERM
+    )
     assert train(*SMOKE, f"--workdir={folder}").returncode == 0
     for key, value in weights(finished / "student.keras").items():
         np.testing.assert_array_equal(weights(folder / "student.keras")[key], value)
