@@ -21,6 +21,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import keras
 import numpy as np
@@ -142,13 +143,9 @@ class Step:
         if not isinstance(trainer, PGDTraining):
             return plain
         # The attack is a loop in the graph, of which one turn is an input gradient.
-        network, y = trainer.network, self.y
-
-        def values(x):
-            logits = network(x, training=False)
-            return losses.xent(logits, y), logits
-
-        return plain + trainer.steps * flops_of(lambda: gradients.input_gradient(values, self.x))
+        logits_fn = partial(trainer.network, training=False)
+        turn = partial(gradients.input_gradient, logits_fn, self.x, self.y, losses.xent)
+        return plain + trainer.steps * flops_of(turn)
 
 
 def flops_of(function: Callable) -> int:

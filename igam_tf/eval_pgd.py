@@ -94,11 +94,12 @@ def _evaluate(
     attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
 ) -> int:
     from igam_tf.evaluation.evaluate import model_report, plan, table
-    from igam_tf.evaluation.model_flags import find_model, model_and_images, pixel_range
+    from igam_tf.evaluation.model_flags import find_model, model_and_images
+    from igam_tf.method.networks import pixel_max_of
 
     load, path, run = find_model(FLAGS.model)
     model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
-    pixel_max = pixel_range(model, split.spec, FLAGS.pixel_max)
+    pixel_max = pixel_max_of(model, FLAGS.pixel_max, split.spec.pixel_max)
     settings = dict(
         attacks=attacks, eps=eps, step_size=step_size, pixel_max=pixel_max,
         restarts=FLAGS.restarts, loss=FLAGS.loss, norm=FLAGS.norm, num_examples=FLAGS.num_examples,

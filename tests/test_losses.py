@@ -86,7 +86,8 @@ def test_input_gradient_of_a_quadratic_eagerly_and_compiled():
     x = tf.constant([[1.0, 2.0], [3.0, -4.0]])
 
     def run(x):
-        return gradients.input_gradient(lambda x: (tf.reduce_sum(x * x, 1), x), x)
+        of = lambda z, y: tf.reduce_sum(y * z * z, 1)  # noqa: E731
+        return gradients.input_gradient(tf.identity, x, 1.0, of)
 
     for f in (run, tf.function(run)):
         j, values, _ = f(x)
@@ -163,12 +164,12 @@ def test_a_schedule_of_no_steps_before_another(name):
 def test_scaled_back_propagation_keeps_what_float16_would_lose():
     x = tf.constant([[1.0], [2.0]])
 
-    def values(x):
-        y = 1e-8 * tf.cast(tf.cast(x, tf.float16), tf.float32)  # 6e-8 is float16's smallest
-        return y[:, 0], y
+    def logits_fn(x):
+        return 1e-8 * tf.cast(tf.cast(x, tf.float16), tf.float32)  # 6e-8 is float16's smallest
 
-    lost, _, _ = gradients.input_gradient(values, x)
-    kept, _, _ = gradients.input_gradient(values, x, 1e5)
+    first = lambda z, _: z[:, 0]  # noqa: E731
+    lost, _, _ = gradients.input_gradient(logits_fn, x, None, first)
+    kept, _, _ = gradients.input_gradient(logits_fn, x, None, first, 1e5)
     assert not lost.numpy().any()
     np.testing.assert_allclose(kept, [[1e-8], [1e-8]], rtol=1e-3)
     w = tf.constant([3.0])

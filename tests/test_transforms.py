@@ -104,8 +104,8 @@ def test_forward_and_gradient_are_the_matrix_and_its_transpose(name):
     expected = np.einsum("bij,bj->bi", a, x.reshape(B, -1)) + b
     np.testing.assert_allclose(ours.reshape(B, -1), expected, rtol=1e-12, atol=1e-13)
     g = rng.normal(size=ours.shape)
-    values = lambda x: (tf.reduce_sum(layer(x) * g, (1, 2, 3)), x)  # noqa: E731
-    j, _, _ = input_gradient(values, tf.constant(x))
+    weighted = lambda z, g: tf.reduce_sum(z * g, (1, 2, 3))  # noqa: E731
+    j, _, _ = input_gradient(layer, tf.constant(x), g, weighted)
     expected = np.einsum("bij,bi->bj", a, g.reshape(B, -1))
     np.testing.assert_allclose(j.numpy().reshape(B, -1), expected, rtol=1e-12, atol=1e-13)
 

@@ -121,7 +121,8 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     from igam_tf.audit.audit import audit
     from igam_tf.audit.page import check_text, html, markdown, summary
     from igam_tf.common.checks import logits_of
-    from igam_tf.evaluation.model_flags import find_model, model_and_images, pixel_range
+    from igam_tf.evaluation.model_flags import find_model, model_and_images
+    from igam_tf.method.networks import pixel_max_of
 
     load, path, run = find_model(FLAGS.model)
     transfers = {}
@@ -143,7 +144,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     split = everything.take(slice(n), FLAGS.split)
     sources = {name: load() for name, load in transfers.items()}
     for other in sources.values():
-        x = in_pixel_range(split.images[:1], pixel_range(other, split.spec))
+        x = in_pixel_range(split.images[:1], pixel_max_of(other, default=split.spec.pixel_max))
         logits_of(other, x, "model to transfer from", split.spec.num_classes)
     settings = AuditSettings(
         model=FLAGS.model,

@@ -143,13 +143,13 @@ class AuditedModel:
         progress: bool = True,
     ):
         from igam_tf.evaluation.evaluate import logits_function, look_at
-        from igam_tf.evaluation.model_flags import pixel_range
+        from igam_tf.method.networks import pixel_max_of
 
         spec = split.spec
         self.model, self.split, self.budget = model, split, budget
         self.seed, self.batch_size, self.progress = seed, batch_size, progress
         self.sources, self.journal = sources or {}, journal
-        self.pixel_max = pixel_range(model, spec, pixel_max)
+        self.pixel_max = pixel_max_of(model, pixel_max, spec.pixel_max)
         self.eps = spec.eps if eps is None else eps
         ratio = max(spec.step_size / spec.eps, TRAVEL / budget.steps[0])
         self.step_size = ratio * self.eps if step_size is None else step_size

@@ -102,11 +102,7 @@ def finite_difference(s: AuditedModel) -> Finding:
 
     @tf.function(reduce_retracing=True)
     def gradient_of(x, y):
-        def per_example(x):
-            z = logits_fn(x)
-            return cw_margin(z, y), z
-
-        return input_gradient(per_example, x)
+        return input_gradient(logits_fn, x, y, cw_margin)
 
     first = next(s.batches())
     eps = _epsilon(gradient_of.get_concrete_function(s.images[first], s.labels[first]).graph)

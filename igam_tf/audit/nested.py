@@ -16,10 +16,9 @@ import tensorflow as tf
 from igam_tf.audit.audited import AuditedModel
 from igam_tf.common.private_api import calls_of, functional_of, layers_of
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.evaluation.robust import LogitsFn
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.networks import LogProbabilities
+from igam_tf.method.networks import LogProbabilities, pixel_max_of
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import model_identity
 
@@ -41,7 +40,7 @@ class Source(NamedTuple):
 
 def whole_network(s: AuditedModel, model: keras.Model) -> Source:
     """A whole other network as a source, in its own pixel range."""
-    ratio = pixel_range(model, s.split.spec) / s.pixel_max
+    ratio = pixel_max_of(model, default=s.split.spec.pixel_max) / s.pixel_max
     theirs = logits_function(model, "inference")
     return Source(lambda x: theirs(x * ratio), model_identity(model))
 

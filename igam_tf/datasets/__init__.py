@@ -18,5 +18,4 @@ from igam_tf.datasets.named import hold_out as hold_out
 from igam_tf.datasets.named import in_pixel_range as in_pixel_range
 from igam_tf.datasets.named import parse_fraction as parse_fraction
 from igam_tf.datasets.pipeline import steps_per_epoch as steps_per_epoch
-from igam_tf.datasets.pipeline import to_pixels as to_pixels
 from igam_tf.datasets.pipeline import train_batches as train_batches

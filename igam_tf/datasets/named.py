@@ -173,10 +173,15 @@ def data_text(source: str) -> str:
     return "builtin (synthetic)" if source == "builtin" else source
 
 
+def to_pixels(images, pixel_max: float):
+    """float32 images in 0..255, an array or tensor -> in 0..pixel_max; exact for 255."""
+    return images / np.float32(255 / pixel_max)
+
+
 def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
     """uint8 images -> float32 in 0..pixel_max; floats stay as they are, at least float32."""
     if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255 / pixel_max)  # exact for 0..255
+        return to_pixels(images.astype(np.float32), pixel_max)
     return images.astype(np.result_type(images.dtype, np.float32), copy=False)
 
 

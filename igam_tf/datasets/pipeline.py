@@ -10,12 +10,7 @@ import numpy as np
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import tf
-from igam_tf.datasets.named import Augment, DatasetSpec, Split
-
-
-def to_pixels(images, spec: DatasetSpec) -> tf.Tensor:
-    """uint8 (or float of 0..255) images as float32 in [0, spec.pixel_max]; exact for 255."""
-    return tf.cast(images, tf.float32) / (255.0 / spec.pixel_max)
+from igam_tf.datasets.named import Augment, Split, to_pixels
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -60,7 +55,7 @@ def train_batches(
             )
             x = tf.clip_by_value(tf.cast(x, tf.float32) + noise, 0.0, 255.0)
         x = tf.ensure_shape(x, [None, height, width, split.spec.image_shape[2]])
-        return to_pixels(x, split.spec), y
+        return to_pixels(tf.cast(x, tf.float32), split.spec.pixel_max), y
 
     return _batches(split, batch, range(start_step, start_step + num_steps))
 

@@ -1,6 +1,7 @@
 """How alike the input gradients of a student and its teacher are, on images it was not trained on."""
 
 import math
+from functools import partial
 
 import keras
 import numpy as np
@@ -20,12 +21,11 @@ def linearised(model: keras.Model, x: tf.Tensor, pixel_max: float) -> tuple[tf.T
     x is scaled, so that <x, g> = 0 (Euler).
     """
 
-    def margin(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = losses.at_least_float32(model(x, training=False))
-        top = tf.math.top_k(logits, 2).values
-        return top[:, 0] - top[:, 1], logits
+    def margin(logits: tf.Tensor, _) -> tf.Tensor:
+        top = tf.math.top_k(losses.at_least_float32(logits), 2).values
+        return top[:, 0] - top[:, 1]
 
-    g, m, _ = gradients.input_gradient(margin, x)
+    g, m, _ = gradients.input_gradient(partial(model, training=False), x, None, margin)
     norm = gradients.l2_norm(g)
     along = tf.abs(tf.reduce_sum(gradients.flatten(x * g), axis=1))
     return tuple(tf.math.divide_no_nan(value, norm) / pixel_max for value in (along, m))
@@ -60,14 +60,10 @@ def alignment(
 
     @tf.function
     def measure(x, y):
-        def values(model):
-            def per_example(x):
-                logits = model(x, training=False)
-                return of(logits, y), logits
-
-            return per_example
-
-        j_s, j_t = (gradients.input_gradient(values(model), x)[0] for model in (student, teacher))
+        j_s, j_t = (
+            gradients.input_gradient(partial(model, training=False), x, y, of)[0]
+            for model in (student, teacher)
+        )
         return (
             gradients.cosine(j_s, j_t),
             gradients.norm_ratio(j_s, j_t),

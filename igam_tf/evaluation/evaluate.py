@@ -31,7 +31,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.tables import Table, interval_text
 from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
-from igam_tf.evaluation.model_flags import as_called, pixel_range
+from igam_tf.evaluation.model_flags import as_called
 from igam_tf.evaluation.robust import LogitsFn, check_attackable, robust_flags, scale_for_attacks
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import (
@@ -42,7 +42,7 @@ from igam_tf.method.look import (
     look,
     refuse,
 )
-from igam_tf.method.networks import float16_layers, in_float32
+from igam_tf.method.networks import float16_layers, in_float32, pixel_max_of
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
 
@@ -232,7 +232,7 @@ def model_report(
     Raises:
         UserError: a model that is not for such images, or as `plan` and `evaluate`.
     """
-    pixel_max = pixel_range(model, split.spec, pixel_max)
+    pixel_max = pixel_max_of(model, pixel_max, split.spec.pixel_max)
     common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
     split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
     radii = [spec.eps for spec in specs if spec.loss and spec.kind != "square"]

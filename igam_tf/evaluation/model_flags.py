@@ -61,14 +61,6 @@ def find_model(
     )
 
 
-def pixel_range(model: keras.Model, spec: DatasetSpec, pixel_max: float | None = None) -> float:
-    """Highest pixel value of a model's input: as given, else the model's own, else the data set's."""
-    if pixel_max is not None:
-        return float(pixel_max)
-    own = getattr(model, "pixel_max", None)
-    return float(spec.pixel_max if own is None else own)
-
-
 def dataset_of(model: keras.Model) -> str:
     """The data set that a challenge's network with 10 classes was made for.
 

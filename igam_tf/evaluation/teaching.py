@@ -1,6 +1,7 @@
 """What a teacher's gradients can give, measured on a network that is robust already."""
 
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
@@ -33,11 +34,7 @@ def input_gradients(
 
     @tf.function(reduce_retracing=True)
     def measure(x, y):
-        def values(x):
-            logits = model(x, training=False)
-            return of(logits, y), logits
-
-        return gradients.input_gradient(values, x)[0]
+        return gradients.input_gradient(partial(model, training=False), x, y, of)[0]
 
     parts = []
     for start in range(0, len(split.labels), batch_size):

@@ -200,12 +200,12 @@ def main(argv: list[str]) -> None:
         as_called,
         find_model,
         model_and_images,
-        pixel_range,
     )
     from igam_tf.figures import drawing
     from igam_tf.figures.composing import Composer
     from igam_tf.figures.measuring import DrawnModel
     from igam_tf.method.look import as_json, doubtful_lines
+    from igam_tf.method.networks import pixel_max_of
 
     eps = parse_fraction("eps", FLAGS.eps)
     paths = labelled(FLAGS.runs)
@@ -221,7 +221,7 @@ def main(argv: list[str]) -> None:
         chosen = settings(split.spec, eps, len(split.labels))
         models = {first: model} | {
             label: as_called(
-                load(path), split.spec,
+                load(path), split.spec.pixel_max,
                 from_probabilities=FLAGS.from_probabilities, preprocess=FLAGS.preprocess,
             )
             for label, (load, path, _) in others
@@ -229,9 +229,8 @@ def main(argv: list[str]) -> None:
         models |= {label: load_model(file) for label, file in teacher.items()}
         drawn, doubts = {}, {}
         for label, model in models.items():
-            pixel_max = pixel_range(
-                model, split.spec, None if label in teacher else FLAGS.pixel_max
-            )
+            given = None if label in teacher else FLAGS.pixel_max
+            pixel_max = pixel_max_of(model, given, split.spec.pixel_max)
             drawn[label] = DrawnModel(label, model, pixel_max)
             doubts[label] = as_json(look_at(model, split, pixel_max=pixel_max, eps=chosen.eps))
         composer = Composer(

@@ -49,11 +49,7 @@ def sensitivity(
     of = losses.GRADIENT_OF[input_gradient]
 
     def measure(x, y):
-        def values(x):
-            logits = drawn.logits(x)
-            return of(logits, y), logits
-
-        j, _, _ = gradients.input_gradient(values, x)
+        j, _, _ = gradients.input_gradient(drawn.logits, x, y, of)
         return j * drawn.pixel_max, *linearised(drawn.model, x, drawn.pixel_max)
 
     x = in_pixel_range(split.images, drawn.pixel_max)

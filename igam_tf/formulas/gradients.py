@@ -38,18 +38,22 @@ def connected(j: tf.Tensor | None) -> tf.Tensor:
 
 
 def input_gradient(
-    per_example: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    logits_fn: Callable[[tf.Tensor], tf.Tensor],
     x: tf.Tensor,
+    y: tf.Tensor,
+    of: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     scale: float | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """J = d(sum over the batch of per_example(x)) / dx (paper eq. 8, 9 and 17).
+    """J = d(sum over the batch of of(logits_fn(x), y)) / dx (paper eq. 8, 9 and 17).
 
     Without batch statistics each image's J is the gradient of its own value alone. Under an outer
     tape the result can be differentiated again, which is how the student's update sees J_s.
 
     Args:
-        per_example: maps x to (values [B], logits [B,K]).
+        logits_fn: x -> logits [B,K].
         x: images [B,H,W,C], float32 or float64, in any pixel unit.
+        y: labels [B], which `of` is given.
+        of: (logits, y) -> values [B], such as `igam_tf.formulas.losses.xent`.
         scale: of back-propagation alone, see `scaled`.
 
     Returns:
@@ -60,7 +64,8 @@ def input_gradient(
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
-        values, logits = per_example(x)
+        logits = logits_fn(x)
+        values = of(logits, y)
     try:
         return connected(scaled(tape, values, x, scale)), values, logits
     except LookupError as error:

@@ -86,12 +86,8 @@ class PGDTraining(ClassifierTrainer):
         """Refuses a network that no attack has a gradient of, and another task's teacher."""
         if self.teacher is not None:
             check_teacher_outputs(self.teacher, x, z, self.pixel_max)
-
-        def values(x):
-            logits = self.network(x, training=False)
-            return losses.xent(logits, np.asarray(y, np.int64)), logits
-
-        input_gradient(values, tf.constant(x))
+        logits_fn = functools.partial(self.network, training=False)
+        input_gradient(logits_fn, tf.constant(x), tf.constant(y), losses.xent)
 
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """x_adv [B,H,W,C] of this step and replica."""

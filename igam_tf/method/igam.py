@@ -12,6 +12,7 @@ something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
@@ -338,12 +339,8 @@ class IGAM(ClassifierTrainer):
 
     def input_gradient(self, model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, training: bool):
         """(J, values [B], logits [B,K]) of `model` at x; J [B,H,W,C] in `gradient_pixel_max` unit."""
-
-        def values(x):
-            logits = model(x, training=training)
-            return self.differentiated(logits, y), logits
-
-        j, values, logits = gradients.input_gradient(values, x, float16_scale(model))
+        logits_fn, scale = partial(model, training=training), float16_scale(model)
+        j, values, logits = gradients.input_gradient(logits_fn, x, y, self.differentiated, scale)
         return j * self._unit, values, logits
 
     def target_gradient(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

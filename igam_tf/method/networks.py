@@ -49,13 +49,16 @@ def decayed_variables(model: keras.Model, pattern: str | None = None) -> list:
     return found
 
 
-def own_pixel_max(model: keras.Model, given: float | None) -> float:
-    """Highest pixel value of a model's input: as given, else what a challenge's network says.
+def pixel_max_of(
+    model: keras.Model, given: float | None = None, default: float | None = None
+) -> float:
+    """Highest pixel value of a model's input: as given, else as the model tells, else `default`.
 
     Raises:
-        UserError: neither, or a number that is not above 0.
+        UserError: none of them, or a number that is not above 0.
     """
-    value = getattr(model, "pixel_max", None) if given is None else given
+    found = (given, getattr(model, "pixel_max", None), default)
+    value = next((value for value in found if value is not None), None)
     if value is None:
         raise UserError(
             "expected pixel_max, the highest pixel value of the student's input, such as 1.0 or 255.0; "

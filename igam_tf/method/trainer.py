@@ -32,7 +32,7 @@ from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import (
     LogProbabilities,
     decayed_variables,
-    own_pixel_max,
+    pixel_max_of,
 )
 from igam_tf.method.objectives import Objective
 from igam_tf.method.optimizers import Momentum
@@ -164,7 +164,7 @@ class ClassifierTrainer(keras.Model):
         super().__init__(autocast=False, **kwargs)  # pixels keep their precision
         network = LogProbabilities(network) if from_probabilities else network
         if preprocess is not None:
-            network = Preprocessed(network, preprocess, own_pixel_max(network, pixel_max))
+            network = Preprocessed(network, preprocess, pixel_max_of(network, pixel_max))
         self.network, self.preprocess = network, preprocess
         self.weight_decay, self.decayed = weight_decay, decayed
         self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
@@ -191,7 +191,7 @@ class ClassifierTrainer(keras.Model):
         Raises:
             UserError: nobody said.
         """
-        return own_pixel_max(self.network, self._given_pixel_max)
+        return pixel_max_of(self.network, self._given_pixel_max)
 
     @property
     def kernels(self) -> list:

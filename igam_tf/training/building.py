@@ -8,13 +8,13 @@ import numpy as np
 from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec
-from igam_tf.evaluation.model_flags import pixel_range
 from igam_tf.experiments.config import Config
 from igam_tf.experiments.resolve import source_spec, target_spec, teacher_network
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
 from igam_tf.method.look import misplaced_range, refuse
+from igam_tf.method.networks import pixel_max_of
 from igam_tf.method.new_trainer import arguments_of, trainer
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
@@ -60,7 +60,7 @@ def new_source_network(config: Config, *, synchronized: bool = False) -> keras.M
     """
     spec, name = source_spec(config), teacher_network(config)
     network = build_network(name, spec.image_shape, spec.num_classes, synchronized=synchronized)
-    own = pixel_range(network, spec)
+    own = pixel_max_of(network, default=spec.pixel_max)
     if own != spec.pixel_max:
         raise UserError(
             f"expected a --teacher_network for {spec.name} images in 0..{spec.pixel_max:g}; {name} "

@@ -11,7 +11,7 @@ from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, refuse
-from igam_tf.method.networks import own_pixel_max
+from igam_tf.method.networks import pixel_max_of
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.trainer import ClassifierTrainer
 
@@ -80,7 +80,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         if isinstance(self.model, ClassifierTrainer):
             network = self.model.network
             given = self.model.pixel_max if given is None else given
-        self._range = own_pixel_max(network, given)
+        self._range = pixel_max_of(network, given)
         self._network = network = preprocessed(network, self._preprocess, self._range)
         self._split = split_of_arrays(
             network, self._images, self._labels, eps=self._eps, pixel_max=self._range

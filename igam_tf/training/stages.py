@@ -269,7 +269,7 @@ class Run:
         split = self.target[0]
         if self.method.matched_to:
             first = split.take(slice(IMAGES), split.name)
-            x = datasets.to_pixels(first.images, split.spec).numpy()
+            x = datasets.in_pixel_range(first.images, split.spec.pixel_max)
             trainer.check_derivatives(x, first.labels)
         with teacher.offsets_of(optimizers[0], c.seed) if teacher else nullcontext():
             self._fit(
