@@ -20,7 +20,7 @@ setup(
     package_data={
         "igam_tf": ["py.typed"],
         "igam_tf.audit": ["README.md"],
-        "igam_tf.flagfiles": ["*.flags"],
+        "igam_tf.flagfiles": ["*.flags", "*/*.flags", "*/*/*.flags"],
         "madry_models": ["py.typed"],
     },
     entry_points={

@@ -18,13 +18,13 @@ from igam_tf.attacks import attack_names
 from igam_tf.common import devices
 from igam_tf.common.errors import UserError, flags_alone, writable
 from igam_tf.common.files import write_json
+from igam_tf.common.flagfiles import FOLDER
 from igam_tf.common.lazy import keras
-from igam_tf.common.program import heading, run_entry_point
+from igam_tf.common.program import PLACES, heading, run_entry_point
 from igam_tf.common.tables import Table, with_interval
 from igam_tf.datasets import Split, data_text
 from igam_tf.evaluation.command_line import NAMES_OF_MODELS
 from igam_tf.experiments.command_line import (
-    FLAGFILES,
     chosen_settings,
     define_settings,
     process_flags,
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     from igam_tf.method.preprocess import preprocessed
     from igam_tf.training.open_run import opened_run
 
-    config = resolve(chosen_settings(FLAGS))
+    config = resolve(chosen_settings(FLAGS), PLACES)
     if not METHODS[config.method].teacher:
         raise UserError(f"expected a --method with a teacher; received {config.method}")
     attacks = attack_names(FLAGS.attacks)
@@ -168,7 +168,7 @@ def teaching_table(found: dict[str, dict]) -> str:
 def program() -> None:
     """The command line."""
     define_flags()
-    run_entry_point(main, flagfiles=FLAGFILES)
+    run_entry_point(main, flagfiles=FOLDER)
 
 
 if __name__ == "__main__":

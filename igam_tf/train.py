@@ -2,9 +2,9 @@
 
 python -m igam_tf.train --source=mnist --target=cifar10 --preset=cpu --workdir=runs/mnist-cifar10
 
-Killed at any moment, the same command goes on where it was. Defaults give way to the row of the
-paper, to --fidelity and to --preset, and these to flags: --print_config shows every setting of a
-command, and where it comes from.
+Killed at any moment, the same command goes on where it was. --source, --target, --transform, --fidelity,
+--preset and --method name files in flags/, which set the others; flags given by hand win over them.
+--print_config shows every setting of a command, and the file and line that it comes from.
 """
 
 import time
@@ -14,9 +14,9 @@ from absl import flags, logging
 
 from igam_tf.common import devices
 from igam_tf.common.errors import flags_alone
-from igam_tf.common.program import run_entry_point, value_text
+from igam_tf.common.flagfiles import FOLDER
+from igam_tf.common.program import PLACES, run_entry_point, value_text
 from igam_tf.experiments.command_line import (
-    FLAGFILES,
     chosen_settings,
     define_settings,
     fields_of,
@@ -29,7 +29,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """One flag for each setting; unset ones come from row, fidelity and preset."""
+    """One flag for each setting, see `igam_tf.experiments.command_line`."""
     define_settings()
     with of_group("run"):
         flags.DEFINE_bool(
@@ -45,7 +45,7 @@ def config_from_flags() -> Config:
     """
     from igam_tf.experiments.resolve import resolve
 
-    return resolve(chosen_settings(FLAGS))
+    return resolve(chosen_settings(FLAGS), PLACES)
 
 
 def config_text(chosen: dict[str, Any]) -> str:
@@ -56,8 +56,8 @@ def config_text(chosen: dict[str, Any]) -> str:
     """
     from igam_tf.experiments.resolve import explained, resolve
 
-    resolve(chosen)
-    found = explained(chosen)
+    resolve(chosen, PLACES)
+    found = explained(chosen, PLACES)
     names = {name: f"--{name}={value_text(value)}" for name, (value, _) in found.items()}
     width = max(map(len, names.values()))
     lines = []
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
 def program() -> None:
     """The command line."""
     define_flags()
-    run_entry_point(main, flagfiles=FLAGFILES)
+    run_entry_point(main, flagfiles=FOLDER)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,30 @@
 """Settings: who wins, what is refused, and flagfiles that agree with the table."""
 
 import ast
-import dataclasses
+import itertools
 import math
+import re
+import shutil
+import string
 from pathlib import Path
 
 import pytest
 from absl import flags
 
 from igam_tf import train
+from igam_tf.common import flagfiles
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import SPECS, DatasetSpec
-from igam_tf.experiments import presets
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.paper import RELEASE, TRANSFERS, without_a_row
-from igam_tf.experiments.presets import CPU_OBJECTIVE
-from igam_tf.experiments.resolve import explained, layers, resolve
+from igam_tf.experiments.recipes import FIELDS, recipe, transfers
+from igam_tf.experiments.resolve import ORDER, explained, resolve
 from igam_tf.method.new_trainer import arguments_of
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.settings import Settings
 from igam_tf.training.open_run import default_workdir
 
 ROOT = Path(__file__).parents[1]
-FLAGFILES = sorted((ROOT / "flags").glob("*.flags"))
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+RELEASE = {name: value for name, (value, _) in recipe("fidelity/release").items()}
 
 # The transfers as §5 and Appendix A of the paper publish them, read off a second time.
 LARGE, SMALL = (16, 32, 64, 128, 256), (8, 16, 32, 64)
@@ -40,25 +41,11 @@ PAPER = {  # epochs of fine-tuning, lambda_adv, lambda_diff, f_disc's channels, 
     ("cifar100", "tiny_imagenet", "resize"): (5, 0.1, 200, SMALL, 5),
     ("cifar100", "tiny_imagenet", "crop"): (5, 0.5, 200, SMALL, 5),
 }
-TABLES = {
-    ("mnist", "cifar10"): "Table 1",
-    ("tiny_imagenet", "cifar10"): "Table 2",
-    ("mnist", "cifar100"): "Table 3",
-    ("cifar10", "cifar100"): "Table 3",
-    ("cifar10", "tiny_imagenet"): "Figure 5",
-    ("cifar100", "tiny_imagenet"): "Figure 5",
-}
-SAME_TASK = ("cifar10", "cifar10", "identity")  # not in the paper
 EPOCH = {"cifar10": 391, "cifar100": 391, "tiny_imagenet": 782}  # ceil(50 000 or 100 000 / 128)
 
 
 def chosen_by(key: tuple[str, str, str]) -> dict[str, str]:
     return dict(zip(("source", "target", "transform"), key, strict=True))
-
-
-def flags_of(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
 
 
 def test_paper_is_the_default_and_lambda_diff_is_brought_to_its_unit():
@@ -114,7 +101,7 @@ def test_the_user_wins_over_every_preset():
     assert config.lambda_diff == 7.0
     assert config.batch_size == 5
     assert config.seed == Config().seed
-    assert config.train_steps == presets.PRESETS["smoke"]["train_steps"]
+    assert config.train_steps == 8
 
 
 def test_a_pair_without_a_row_takes_documented_defaults():
@@ -125,16 +112,20 @@ def test_a_pair_without_a_row_takes_documented_defaults():
         "num_validation": 1000, "eval_examples": 1000,
     }  # fmt: skip
     for name, value in expected.items():
-        assert found[name] == (value, "defaults without a row")
-        assert getattr(config, name) == value
+        assert found[name][0] == getattr(config, name) == value
+    assert found["disc_every"][1].startswith("flags/transfers/others.flags:")
+    assert found["train_steps"][1].startswith("computed: of flags/transfers/others.flags:")
 
 
 @pytest.mark.parametrize(("side", "count"), [(2, 1), (8, 3), (9, 4), (28, 5), (300, 5)])
-def test_no_convolution_of_the_discriminator_sees_one_pixel(side, count):
+def test_no_convolution_of_the_discriminator_sees_one_pixel(side, count, monkeypatch):
     """Each of stride 2 halves the side, rounded up, and begins with two pixels at least."""
-    small, large = (DatasetSpec("own", (n, n + 1, 3), 2) for n in (side, 400))
-    for pair in ((small, large), (large, small)):
-        assert without_a_row(*pair).disc_channels == (16, 32, 64, 128, 256)[:count]
+    for name, n in (("small", side), ("large", 400)):
+        spec = DatasetSpec(name, (n, n + 1, 3), 2, train_images=100, test_images=100)
+        monkeypatch.setitem(SPECS, name, spec)
+    for source, target in (("small", "large"), ("large", "small")):
+        found = explained({"source": source, "target": target})
+        assert found["disc_channels"][0] == (16, 32, 64, 128, 256)[:count]
 
 
 def test_igam_start_beyond_the_end():
@@ -213,18 +204,6 @@ def test_controls_that_contradict_the_method(chosen, message):
         resolve(chosen)
 
 
-def test_every_preset_names_settings():
-    rows = [row.as_published(SPECS[key[1]].train_images, "igam") for key, row in TRANSFERS.items()]
-    rows += [row.as_released("igam") for row in TRANSFERS.values()]
-    known = (*presets.PRESETS.values(), *CPU_OBJECTIVE.values(), presets.CPU_BEST_OF_OTHERS)
-    known += (*presets.CPU_BEST_OF_METHOD.values(), *presets.CPU_BEST_BUDGETS.values())
-    known += tuple(spec.teacher.settings for spec in SPECS.values())
-    known += (*presets.METHOD_SETTINGS.values(), *presets.CPU_BUDGETS.values())
-    known += (*SPECS["mnist"].teacher.plain.values(),)
-    for preset in (*rows, *known, RELEASE):
-        assert preset.keys() <= FIELDS.keys()
-
-
 def test_objective_takes_its_settings_from_the_config():
     objective = resolve({"fidelity": "release", "lambda_adv": 3.0})
     assert isinstance(objective, Settings)
@@ -232,27 +211,44 @@ def test_objective_takes_its_settings_from_the_config():
     assert objective.diff_reduction == "sum"
 
 
-def test_the_later_layer_wins_and_explained_says_which():
+def test_the_later_file_wins_and_explained_says_which():
     chosen = {"method": "jarn", "preset": "cpu", "batch_size": 64, "seed": None}
-    order = [place for place, _ in layers({k: v for k, v in chosen.items() if v is not None})]
-    assert order == [
-        "default", "teacher of mnist", "row mnist to cifar10", "fidelity paper", "preset cpu",
-        "method jarn", "control teacher", "flag",
-    ]  # fmt: skip
     found = explained(chosen)
     # The preset's 0.02 belongs to IGAM's L_adv; JARN's weight is its own.
-    assert found["lambda_adv"] == (1.0, "method jarn")
-    assert found["student"] == ("wrn-8-2", "preset cpu")
-    assert found["disc_channels"] == ((16, 32, 64, 128, 256), "row mnist to cifar10")
+    assert found["lambda_adv"] == (1.0, "flags/methods/jarn.flags:3")
     assert found["batch_size"] == (64, "flag")
     assert found["seed"] == (0, "default")
+    for name, file in (("student", "presets/cpu"), ("disc_channels", "transfers/mnist_to_cifar10")):
+        assert found[name] == recipe(file)[name]
+
+
+def test_a_place_is_the_line_that_says_it():
+    for chosen in ({}, {"preset": "cpu", "fidelity": "best"}, {"source": "tiny_imagenet"}):
+        for name, (_, place) in explained(chosen).items():
+            if place.startswith("flags/"):
+                path, number = place.rsplit(":", 1)
+                line = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+                assert line.startswith(f"--{name}=")
+
+
+def test_a_recipe_that_is_given_by_hand_keeps_its_place():
+    """Else a row's 200 epochs would win over the size that a flag names."""
+    row = recipe("transfers/tiny_imagenet_to_cifar10_pad")
+    chosen = {name: value for name, (value, _) in row.items()}
+    places = {name: place for name, (_, place) in row.items()}
+    named = {name: chosen[name] for name in ("source", "target", "transform")}
+    for more in ({"preset": "cpu"}, {"fidelity": "release"}, {"lambda_diff": 3.0}):
+        by_hand = {name: place for name, place in places.items() if name not in more}
+        assert resolve(chosen | more, by_hand) == resolve(named | more)
+    elsewhere = {name: place.replace("flags/", "own/") for name, place in places.items()}
+    assert resolve(chosen | {"preset": "cpu"}, elsewhere).train_steps == row["train_steps"][0]
 
 
 # --- the rows of the paper -------------------------------------------------------------------------
 
 
 def test_every_row_of_the_paper_is_there():
-    assert TRANSFERS.keys() == PAPER.keys() | {SAME_TASK}
+    assert transfers().keys() >= PAPER.keys()
 
 
 @pytest.mark.parametrize("key", PAPER, ids="-".join)
@@ -323,41 +319,74 @@ def test_a_transform_that_is_no_row_of_the_pair():
         resolve({"source": "mnist", "target": "cifar10", "transform": "resize"})
 
 
-def test_every_row_has_its_flagfile():
-    names = set()
-    for source, target, transform in TRANSFERS:
-        several = len([key for key in TRANSFERS if key[:2] == (source, target)]) > 1
-        names.add(f"{source}_to_{target}" + (f"_{transform}" if several else ""))
-    ours = {p.stem for p in FLAGFILES if flags_of(p).get("preset") == "paper"}
-    assert ours == names
-    on_two_cores = {p.stem for p in FLAGFILES if p.stem.endswith("_cpu")}
-    rows = {f"{name}_cpu" for name in names} - {"cifar10_to_cifar10_cpu"}
-    assert on_two_cores == rows | {"cifar10_best_cpu"}
+# --- the files in flags/ ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: p.stem)
-def test_flagfiles_name_settings_and_rows(path):
-    chosen = flags_of(path)
-    assert chosen.keys() <= FIELDS.keys()
-    text = path.read_text(encoding="utf-8")
-    assert "python -m igam_tf.train --flagfile=flags/" + path.name in text
-    config = resolve(
-        {k: v for k, v in chosen.items() if not isinstance(FIELDS[k].default, (int, float))}
-    )
-    if chosen["preset"] != "paper":
-        key = (config.source, config.target, config.transform)
-        assert key in TRANSFERS
-        no_row = path.stem in ("demo", "cifar10_best_cpu")
-        assert no_row or path.stem.startswith(f"{key[0]}_to_{key[1]}")
-        return
-    assert "Cost: estimated" in text
-    key = (config.source, config.target, config.transform)
-    assert path.stem in (f"{key[0]}_to_{key[1]}", "{}_to_{}_{}".format(*key))
-    if key == SAME_TASK:
-        assert "not in the paper" in text
-        return
-    for expected in (TABLES[key[:2]], f"lambda_diff = {PAPER[key][2]} "):
-        assert expected in text
+def every_file() -> set[str]:
+    return {name.removesuffix(".flags") for name in flagfiles.names(flagfiles.FOLDER)}
+
+
+@pytest.mark.parametrize("name", sorted(every_file()))
+def test_a_recipe_says_what_it_is_for_and_sets_settings(name):
+    text = (ROOT / "flags" / f"{name}.flags").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    values = {key: value for key, (value, _) in recipe(name).items()}
+    assert values
+    Config(**values)
+    folder, _, own = name.rpartition("/")
+    names_itself = {
+        "presets": "preset", "fidelity": "fidelity", "methods": "method",
+        "controls": "teacher_gradient",
+    }  # fmt: skip
+    if folder in names_itself:
+        assert values[names_itself[folder]] == own
+
+
+def test_every_recipe_is_named_by_a_choice_or_included():
+    """A file under a wrong name would change nothing, and nobody would see it."""
+    choices = {
+        name: FIELDS[name].metadata["choices"]
+        for name in ("preset", "fidelity", "method", "teacher_gradient")
+    }
+    choices |= {name: (*SPECS, "others") for name in ("source", "target")}
+    choices["transfer"] = (*transfers().values(), "others")
+    named = set()
+    for pattern in itertools.chain(*ORDER.values()):
+        fields = [field for _, field, _, _ in string.Formatter().parse(pattern) if field]
+        for values in itertools.product(*(choices[field] for field in fields)):
+            named.add(pattern.format(**dict(zip(fields, values, strict=True))))
+    included, whole = set(), set()
+    for name in every_file():
+        text = (ROOT / "flags" / f"{name}.flags").read_text(encoding="utf-8")
+        included |= set(re.findall(r"^--flagfile=(.+)\.flags$", text, re.MULTILINE))
+        whole |= {name} if "/" not in name else set()  # for --flagfile, a run of its own
+    assert every_file() == (named & every_file()) | included | whole
+
+
+def test_a_new_recipe_is_a_file(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "flags", tmp_path / "flags")
+    monkeypatch.setattr(flagfiles, "FOLDER", tmp_path / "flags")
+    row = "--source=mnist\n--target=mnist\n--transform=identity\n--lambda_adv=3\n"
+    (tmp_path / "flags" / "transfers" / "own.flags").write_text("# Own.\n" + row)
+    for cached in (recipe, transfers):
+        cached.cache_clear()
+    try:
+        found = explained({"target": "mnist", "preset": "cpu"})
+        assert found["transform"] == ("identity", "flags/transfers/own.flags:4")
+        assert found["lambda_adv"][1] == "flags/cpu/paper.flags:5"
+        assert explained({"target": "mnist"})["lambda_adv"][0] == 3
+    finally:
+        for cached in (recipe, transfers):
+            cached.cache_clear()
+
+
+@pytest.mark.parametrize("line", ["--lambda_adv=much", "--lambda=1", "--jit=auto", "--teacher"])
+def test_a_recipe_that_cannot_be_read_is_one_sentence(line, tmp_path, monkeypatch):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "wrong.flags").write_text(f"# Wrong.\n{line}\n")
+    monkeypatch.setattr(flagfiles, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=f"presets/wrong.flags:2; received {line}"):
+        recipe("presets/wrong")
 
 
 # --- flags, settings and who reads them ------------------------------------------------------------

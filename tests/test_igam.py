@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from igam_tf.common.devices import local_strategy, mirrored, sharded
 from igam_tf.common.errors import UserError
-from igam_tf.experiments.paper import RELEASE
+from igam_tf.experiments.recipes import recipe
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.discriminator import Discriminator, normalize
 from igam_tf.method.igam import IGAM
@@ -24,7 +24,11 @@ from madry_models import MnistCNN, WideResNet
 SHAPE = (12, 12, 3)
 PAPER = Settings(lambda_adv=0.5, lambda_diff=0.3, disc_every=2)
 RELEASE_SETTINGS = Settings(
-    **{k: v for k, v in RELEASE.items() if k in Settings.__dataclass_fields__ and k != "igam_start"}
+    **{
+        name: value
+        for name, (value, _) in recipe("fidelity/release").items()
+        if name in Settings.__dataclass_fields__ and name != "igam_start"
+    }
     | {"lambda_adv": 0.5, "lambda_diff": 0.3, "disc_every": 2}
 )
 DIFFERENCE = dataclasses.replace(PAPER, second_order="finite_difference")

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from conftest import GOLDEN
 
-from igam_tf.experiments.paper import RELEASE
+from igam_tf.experiments.recipes import recipe
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
 from igam_tf.method.optimizers import Momentum
@@ -62,7 +62,9 @@ class Recorded:
         teacher = Teacher(network, Identity(), num_classes=meta["num_classes"])
         teacher.build((None, 32, 32, 3))
         channels = [meta["disc_base_channels"] * 2**i for i in range(meta["disc_conv_layers"])]
-        disc = Discriminator(channels, outputs=RELEASE["disc_outputs"], dtype="float64")
+        disc = Discriminator(
+            channels, outputs=recipe("fidelity/release")["disc_outputs"][0], dtype="float64"
+        )
         disc.build((None, 32, 32, 3))
         self.trained = tf1_names(student, "classifier/", moving_averages=False)
         self.trained |= _discriminator_names(disc)
@@ -73,7 +75,8 @@ class Recorded:
         }
         for name, variable in self.names.items():
             variable.assign(golden[f"init/{name}"])
-        settings = {k: v for k, v in RELEASE.items() if k in Settings.__dataclass_fields__}
+        release = recipe("fidelity/release").items()
+        settings = {k: v for k, (v, _) in release if k in Settings.__dataclass_fields__}
         settings |= {
             "lambda_adv": meta["lambda_adv"],
             "lambda_diff": meta["lambda_diff"],

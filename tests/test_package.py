@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FLAGFILES = {
+    path.relative_to(ROOT / "flags").as_posix(): path for path in (ROOT / "flags").rglob("*.flags")
+}
 PACKAGES = ("igam_tf", "madry_models")
 pytestmark = pytest.mark.slow
 
@@ -40,13 +43,13 @@ def test_wheel_has_every_module_and_nothing_else(wheel):
         for path in (ROOT / package).rglob("*.py")
     }
     data = {"igam_tf/py.typed", "madry_models/py.typed", "igam_tf/audit/README.md"}
-    data |= {f"igam_tf/flagfiles/{path.name}" for path in (ROOT / "flags").iterdir()}
+    data |= {f"igam_tf/flagfiles/{name}" for name in FLAGFILES}
     assert names == modules | data
 
 
 def test_flagfiles_of_the_wheel_are_those_of_the_checkout(wheel):
-    for path in (ROOT / "flags").iterdir():
-        assert wheel.read(f"igam_tf/flagfiles/{path.name}") == path.read_bytes()
+    for name, path in FLAGFILES.items():
+        assert wheel.read(f"igam_tf/flagfiles/{name}") == path.read_bytes()
 
 
 def test_wheel_has_scripts_and_licence(wheel):

@@ -14,14 +14,13 @@ import pytest
 from igam_tf import __version__
 from igam_tf import train as program
 from igam_tf.common.errors import UserError
+from igam_tf.common.flagfiles import expanded
 from igam_tf.common.program import (
-    _find_flagfiles,
     _Sentences,
     _told,
     default_and_range,
     run_entry_point,
 )
-from igam_tf.experiments.command_line import FLAGFILES
 from igam_tf.experiments.config import GROUPS
 
 # Program -> flags that its help text must show, of those that another module defines among them.
@@ -137,33 +136,45 @@ def test_a_flagfile_of_the_package_is_found_by_its_name(written, tmp_path, monke
     package, here = tmp_path / "package", tmp_path / "here"
     for folder in (package, here):
         folder.mkdir()
-    (package / "own.flags").write_text("--seed=1")
+    (package / "own.flags").write_text("# Own.\n\n--seed=1\n--flagfile=another.flags\n")
+    (package / "another.flags").write_text("--wait")
     monkeypatch.chdir(here)
-    found = _find_flagfiles(["train", *written, "--seed=2"], package)
-    assert "=".join(found[1:-1]) == f"--flagfile={package / 'own.flags'}"
-    for same in (["train", "--workdir=own.flags"], ["train", "own.flags"], ["train", "--flagfile"]):
-        assert _find_flagfiles(same, package) == same
-    assert _find_flagfiles(["eval", *written], None) == ["eval", *written]
+    place = {"seed": f"{package / 'own.flags'}:3", "wait": f"{package / 'another.flags'}:1"}
+    assert expanded(["train", *written], package) == (["train", "--seed=1", "--wait"], place)
+    found, places = expanded(["train", *written, "--seed=2", "--", "--flagfile=x"], package)
+    assert found == ["train", "--seed=1", "--wait", "--seed=2", "--", "--flagfile=x"]
+    assert not places["seed"]  # given by hand
+    assert expanded(["train", "--workdir=own.flags", "own.flags"], package)[0] == [
+        "train", "--workdir=own.flags", "own.flags",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"received own\.flags"):
+        expanded(["eval", *written], None)
     (here / "own.flags").write_text("--seed=3")
-    assert _find_flagfiles(["train", *written], package) == ["train", *written]
+    assert expanded(["train", *written], package)[0] == ["train", "--seed=3"]
+    (package / "round.flags").write_text("--flagfile=round.flags")
+    with pytest.raises(UserError, match=r"does not include itself.*round\.flags"):
+        expanded(["train", "--flagfile=round.flags"], package)
 
 
 def test_flagfiles_through_the_program(tmp_path):
     train = ("-m", "igam_tf.train", "--print_config")
-    done = python(*train, "--flagfile=demo.flags", cwd=tmp_path)
-    assert done.returncode == 0
-    assert re.search("--train_steps=900 +flag", done.stdout)
-    assert done.stderr == f"flags from {FLAGFILES / 'demo.flags'}\n"
+    row = "--flagfile=transfers/tiny_imagenet_to_cifar10_pad.flags"
+    done = python(*train, row, "--preset=smoke", "--fidelity=best", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in (
+        "--transform=pad +flags/transfers/tiny_imagenet_to_cifar10_pad.flags:[0-9]+",
+        "--train_steps=8 +flags/presets/smoke.flags:[0-9]+",
+        "--lambda_diff=0.0313[0-9]+ +computed: eps",
+        "--preset=smoke +flag",
+        "--seed=0 +default",
+    ):
+        assert re.search(f"^ +{line}$", done.stdout, re.MULTILINE)
     done = python(*train, "--flagfile=demmo.flags", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: expected --flagfile=<file>, a file that can be read, or ")
-    assert "of the package: cifar100_to" in done.stderr
-    assert done.stderr.endswith("; received demmo.flags (No such file or directory)\n")
+    assert "; received demmo.flags: did you mean demo.flags?" in done.stderr
     done = python("-m", "igam_tf.eval_pgd", "--flagfile=demo.flags", cwd=tmp_path)
-    assert done.stderr == (
-        "error: expected --flagfile=<file>, a file that can be read; received demo.flags "
-        "(No such file or directory)\n"
-    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("; received demo.flags\n")
 
 
 def test_help_of_train_is_grouped_and_says_default_and_range():
@@ -322,9 +333,10 @@ def test_print_config_says_where_each_setting_comes_from(command_of, capsys, tmp
         line.split()[0]: line.split(maxsplit=1)[1] for line in text.splitlines() if " --" in line
     }
     assert origin["--seed=3"] == "flag"
-    assert origin["--student=wrn-8-2"] == "preset cpu"
-    assert origin["--transform=grey_crop"] == "row mnist to cifar10"
-    assert origin["--disc_channels=16,32,64,128,256"] == "row mnist to cifar10"
+    row = "flags/transfers/mnist_to_cifar10.flags:"
+    assert origin["--student=wrn-8-2"].startswith("flags/presets/cpu.flags:")
+    assert origin["--transform=grey_crop"].startswith(row)
+    assert origin["--disc_channels=16,32,64,128,256"].startswith(row)
     assert origin["--sync_batch_norm=true"] == "default"
     assert text.splitlines()[0] == "experiment"
     assert not (tmp_path / "run").exists()

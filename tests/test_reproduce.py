@@ -17,7 +17,7 @@ from igam_tf import reproduce
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import load
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.presets import PRESETS
+from igam_tf.experiments.recipes import FIELDS
 from igam_tf.experiments.resolve import resolve
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.reproduce import __main__ as program
@@ -298,7 +298,7 @@ def test_rows_without_a_teacher_are_compared_with_the_first_igam_rows(tmp_path):
 # --- the tables themselves -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FIELDS["preset"].metadata["choices"])
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_are_settings_and_have_their_own_folders(name, preset):
     whole = TABLES[name]

@@ -1,54 +1,50 @@
 """Thousands of commands have the settings that they had before the recipes became flagfiles."""
 
-import dataclasses
 import json
 import lzma
 from pathlib import Path
 from typing import Any
 
-from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import explained, source_spec, teacher_network
+from igam_tf.experiments.recipes import recipe, setting_of
+from igam_tf.experiments.resolve import explained
 from igam_tf.reproduce.tables import TABLES
 
-ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_name("resolved_settings.json.xz")
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # Settings that gained nothing and are no more.
 GONE = {"diff_view", "disc_label_smoothing", "disc_r1", "disc_norm", "averaging"}
 
 
-def value_of(name: str, text: str) -> Any:
-    """What a flag says, as the setting that it is."""
-    if name == "disc_channels":
-        return tuple(map(int, text.split(",")))
-    return FIELDS[name].type(text)
-
-
 def chosen_by(command: str) -> dict[str, Any]:
-    """Settings of a command line."""
+    """Settings of a command line; a transfer had two flagfiles, <transfer> and <transfer>_cpu."""
     found: dict[str, Any] = {}
     for argument in command.split():
         name, _, text = argument.removeprefix("--").partition("=")
-        if name == "flagfile":
-            lines = (ROOT / text).read_text(encoding="utf-8").splitlines()
-            found |= chosen_by(" ".join(line for line in lines if line.startswith("--")))
+        if name == "flagfile" and "_to_" in text:
+            stem = Path(text).stem
+            transfer, cpu = stem.removesuffix("_cpu"), stem.endswith("_cpu")
+            row = recipe(f"transfers/{transfer}", f"transfers/{transfer.removesuffix('_resize')}")
+            found |= {name: row[name][0] for name in ("source", "target", "transform")}
+            found["preset"] = "cpu" if cpu else "paper"
+            if cpu and found["source"] == "cifar10":
+                found["teacher"] = "train"
+        elif name == "flagfile":
+            found |= {name: value for name, (value, _) in recipe(Path(text).stem).items()}
         else:
-            found[name] = value_of(name, text)
+            found[name] = setting_of(name, text)
     return found
 
 
 def resolved(command: str) -> dict[str, Any]:
-    """Every setting of a command, and what its data set adds to the teacher's."""
+    """Every setting of a command, the teacher's as they were when its data set had some of them."""
     values = {name: value for name, (value, _) in explained(chosen_by(command)).items()}
-    config = Config(**values)
-    teacher = source_spec(config).teacher
-    values |= {
-        "teacher_network": teacher_network(config),
-        "teacher_optimizer": teacher.optimizer,
-        "teacher_weight_decay": config.weight_decay if teacher.weight_decay else 0.0,
-        "teacher_attacks": teacher.attacks,
+    return values | {
+        "disc_channels": list(values["disc_channels"]),
+        "teacher_network": values["teacher_network"] or values["student"],
+        "teacher_weight_decay": 0.0
+        if values["teacher_optimizer"] == "adam"
+        else values["weight_decay"],
+        "teacher_attacks": values.pop("teacher_eval_attacks"),
     }
-    return json.loads(json.dumps({k: v for k, v in values.items() if k not in GONE}))
 
 
 def table_rows() -> dict[str, Any]:
@@ -68,13 +64,9 @@ def table_rows() -> dict[str, Any]:
 def test_settings_are_to_the_digit_what_they_were():
     kept = json.loads(lzma.decompress(KEPT.read_bytes()))
     first = kept["settings"][0]
-    assert first.keys() - GONE <= FIELDS.keys() | {
-        "teacher_weight_decay",
-        "teacher_optimizer",
-        "teacher_attacks",
-    }
     for command, index in kept["commands"].items():
-        assert (command, resolved(command)) == (command, first | kept["settings"][index])
+        expected = {k: v for k, v in (first | kept["settings"][index]).items() if k not in GONE}
+        assert (command, resolved(command)) == (command, expected)
 
 
 def test_tables_are_what_they_were():

@@ -1,4 +1,4 @@
-"""Every flagfile of a row, through the real command line, for two steps of each stage.
+"""Every transfer of flags/, through the real command line, for two steps of each stage.
 
 The images are generated (random pixels of each data set's shape and number of classes), and every
 teacher is trained on the spot: nothing is learnt here, every stage and every map runs.
@@ -13,15 +13,18 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets, train
-from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.common.flagfiles import FOLDER
+from igam_tf.experiments.recipes import transfers
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.transforms import RandomPad
 from igam_tf.training.loop import Log
 
-ALL = sorted((Path(__file__).parents[1] / "flags").glob("*_to_*.flags"))
-FLAGFILES = [path for path in ALL if not path.stem.endswith("_cpu")]
-ON_TWO_CORES = [path for path in ALL if path.stem.endswith("_cpu")]
+# Name of a transfer in flags/transfers/ -> the flags that name it.
+TRANSFERS = {
+    name: [f"--{k}={v}" for k, v in zip(("source", "target", "transform"), key, strict=True)]
+    for key, name in transfers().items()
+}
 SMALL = {
     "teacher": "train",
     "teacher_steps": 2,
@@ -68,14 +71,14 @@ def teachers(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(command_of, teachers):
-    """Runs `main` on a flagfile, small, in a folder."""
+    """Runs `main` on a row, small, in a folder."""
     run = command_of(train)
 
-    def command(path: Path, folder: Path, *more: str) -> Path:
-        small = SMALL | (CPU if path in ON_TWO_CORES else {"preset": "smoke"})
+    def command(row: list[str], folder: Path, *more: str, preset: str = "smoke") -> Path:
+        small = SMALL | (CPU if preset == "cpu" else {}) | {"preset": preset}
         arguments = [f"--{name}={value}" for name, value in small.items()]
         places = (f"--workdir={folder}", f"--teachers={teachers}", "--replicas=1")
-        run(f"--flagfile={path}", *arguments, *places, *more)
+        run(*row, *arguments, *places, *more)
         return folder
 
     return command
@@ -83,7 +86,7 @@ def command(command_of, teachers):
 
 @pytest.fixture(scope="module")
 def finished() -> dict[str, Path]:
-    """The runs of this module that came to their end, by flagfile."""
+    """The runs of this module that came to their end, by row."""
     return {}
 
 
@@ -91,16 +94,19 @@ def weights(path: Path) -> list[np.ndarray]:
     return [v.numpy() for v in keras.saving.load_model(path, compile=False).variables]
 
 
-# One of each pair of data sets by default.
-QUICK = ("tiny_imagenet_to_cifar10_pad_cpu", "cifar10_to_tiny_imagenet_crop_cpu")
+# At the cpu preset, one of each pair of data sets by default.
+QUICK = ("tiny_imagenet_to_cifar10_pad", "cifar10_to_tiny_imagenet_crop")
 ROWS = [
-    *FLAGFILES,
-    *(p if p.stem in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in ON_TWO_CORES),
+    *((name, "smoke") for name in TRANSFERS),
+    *(
+        pytest.param(name, "cpu", marks=() if name in QUICK else pytest.mark.slow)
+        for name in TRANSFERS
+    ),
 ]
 
 
-@pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
-def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "preset"), ROWS)
+def test_two_steps_of_every_row(name, preset, command, finished, tmp_path, monkeypatch):
     drawn, offsets = [], RandomPad.offsets
 
     def counted(*arguments):
@@ -108,13 +114,13 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
         return offsets(*arguments)
 
     monkeypatch.setattr(RandomPad, "offsets", staticmethod(counted))
-    folder = command(path, tmp_path / "run")
+    folder = command(TRANSFERS[name], tmp_path / "run", preset=preset)
     config = json.loads((folder / "config.json").read_text())
     key = (config["source"], config["target"], config["transform"])
-    assert key in TRANSFERS
+    assert transfers()[key] == name
     results = json.loads((folder / "results.json").read_text())
     assert results.keys() == {"igam", "teacher"}
-    if path in ON_TWO_CORES:
+    if preset == "cpu":
         part = " (first 20 classes)"
         expected = [name + part * (name == "tiny_imagenet") for name in key[:2]]
         record = json.loads((folder / "teacher_source.json").read_text())
@@ -129,7 +135,8 @@ def test_two_steps_of_every_row(path, command, finished, tmp_path, monkeypatch):
     assert bool(drawn) == (key[2] == "random_pad")
     # In the graphs of steps alone: the monitor's picture and the evaluation are centred.
     assert all(tf.is_symbolic_tensor(key) for key, *_ in drawn)
-    finished[path.stem] = folder
+    if preset == "smoke":
+        finished[name] = folder
 
 
 @pytest.mark.parametrize(
@@ -145,8 +152,8 @@ def test_interrupted_and_resumed_ends_in_the_same_weights(
     name, moments, command, finished, tmp_path, monkeypatch
 ):
     """Ended at each moment, before that step is saved, it goes on from the first step."""
-    path = next(p for p in FLAGFILES if p.stem == name)
-    whole = finished.get(name) or command(path, tmp_path / "whole")
+    row = TRANSFERS[name]
+    whole = finished.get(name) or command(row, tmp_path / "whole")
     log = Log.__call__
     for moment in moments:
 
@@ -157,9 +164,9 @@ def test_interrupted_and_resumed_ends_in_the_same_weights(
 
         monkeypatch.setattr(Log, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
-            command(path, tmp_path / "run")
+            command(row, tmp_path / "run")
     monkeypatch.setattr(Log, "__call__", log)
-    command(path, tmp_path / "run")
+    command(row, tmp_path / "run")
     for file in ("teacher.keras", "student.keras"):
         for ours, expected in zip(
             weights(tmp_path / "run" / file), weights(whole / file), strict=True
@@ -167,11 +174,11 @@ def test_interrupted_and_resumed_ends_in_the_same_weights(
             np.testing.assert_array_equal(ours, expected)
 
 
-MNIST = next(p for p in FLAGFILES if p.stem == "mnist_to_cifar10")
+MNIST = TRANSFERS["mnist_to_cifar10"]
 
 
 def test_two_steps_of_the_best_recipe(command, tmp_path):
-    folder = command(MNIST.with_name("cifar10_best_cpu.flags"), tmp_path / "run")
+    folder = command([f"--flagfile={FOLDER / 'cifar10_best_cpu.flags'}"], tmp_path / "run")
     assert json.loads((folder / "results.json").read_text()).keys() == {"gradient_penalty"}
     assert not (folder / "teacher.keras").exists()
     config = json.loads((folder / "config.json").read_text())

@@ -14,7 +14,7 @@ import pytest
 from igam_tf import datasets, train
 from igam_tf.common.errors import UserError
 from igam_tf.evaluation.model_flags import data_spec, find_model
-from igam_tf.experiments.presets import CPU_TEACHERS
+from igam_tf.experiments.recipes import recipe
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
 from igam_tf.storage.run_folder import RunFolder
 from igam_tf.training.loop import Log
@@ -218,15 +218,16 @@ def test_a_trainer_of_each_kind():
 # --- budgets ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", CPU_TEACHERS)
+@pytest.mark.parametrize("source", ["mnist", "cifar10", "tiny_imagenet"])
 def test_the_cpu_preset_trains_its_own_teachers(source):
+    budget = recipe(f"cpu/teachers/{source}", "cpu/teachers/others")
     target = "cifar10" if source != "cifar10" else "tiny_imagenet"
     trained = resolve({"source": source, "target": target, "preset": "cpu", "teacher": "train"})
-    for name, value in CPU_TEACHERS[source].items():
+    for name, (value, _) in budget.items():
         assert getattr(trained, name) == value
     loaded = resolve({"source": source, "target": target, "preset": "cpu", "teacher": "load"})
     paper = resolve({"source": source, "target": target})
-    for name in CPU_TEACHERS[source]:
+    for name in budget:
         assert getattr(loaded, name) == getattr(paper, name)
     given = resolve(
         {

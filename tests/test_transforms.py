@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from igam_tf.common.devices import mirrored
 from igam_tf.common.errors import UserError
-from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.experiments.recipes import transfers
 from igam_tf.experiments.resolve import described_transform, resolve
 from igam_tf.formulas.gradients import input_gradient
 from igam_tf.method import transforms
@@ -353,7 +353,7 @@ def test_a_map_knows_the_shape_of_its_images(name):
 
 
 def test_every_map_has_a_row():
-    assert {key[2] for key in TRANSFERS} == set(MAPS)
+    assert {key[2] for key in transfers()} == set(MAPS)
 
 
 @pytest.mark.parametrize("name", ["identity", "pad", "random pad", "resize up", "resize down",

@@ -17,16 +17,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
 from igam_tf.common.errors import UserError, disk_errors
+from igam_tf.common.flagfiles import expanded, names
 
 INTERRUPTED_STATUS = 128 + signal.SIGINT
 
@@ -58,6 +59,8 @@ _ALIKE = (
     ("lines", "checks"),
     ("eps", "epsilon", "radius"),
 )
+# Name of a flag that a flagfile has -> "<file>:<number of the line>".
+PLACES: dict[str, str] = {}
 _headings: dict[str, str] = {}  # name of a flag -> heading below which --help shows it
 
 
@@ -138,9 +141,19 @@ def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
     parts = [about.replace(f"python -m {_dotted(module.__name__)} ", f"{called_as()} ")]
     for title, members in found.items():
         parts.append("\n".join([f"\n{title}", *(_flag_text(flag, width) for flag in members)]))
-    own = f"The package has these, whose names are enough: {', '.join(_names(flagfiles))}."
-    own = "".join(f"\n      {line}" for line in textwrap.wrap(own, width - 6)) if flagfiles else ""
+    own = _flagfiles_text(flagfiles, width - 6) if flagfiles else ""
     return "\n".join([*parts, _GENERAL.format(flagfiles=own)])
+
+
+def _flagfiles_text(folder: Path, width: int) -> str:
+    """The flagfiles of a folder, a paragraph for each of its folders."""
+    lines = ["The package has these, each named by its path:"]
+    for within, found in groupby(names(folder), lambda name: name.rpartition("/")[0]):
+        own = ", ".join(name.removeprefix(f"{within}/") for name in found)
+        lines += textwrap.wrap(
+            f"{within}/: {own}" if within else own, width, subsequent_indent="  "
+        )
+    return "".join(f"\n      {line}" for line in lines)
 
 
 def version_text() -> str:
@@ -189,35 +202,6 @@ def _wrong_value(error: flags.Error) -> str:
     return f"expected {_written(flag)}{_range(flag)}; received {value}"
 
 
-def _names(flagfiles: Path | None) -> list[str]:
-    return sorted(path.name for path in flagfiles.glob("*.flags")) if flagfiles else []
-
-
-def _find_flagfiles(argv: list[str], folder: Path | None) -> list[str]:
-    """The command line, with the path of the package's flagfile where only its name is given.
-
-    A file of that name in the current folder goes before.
-    """
-    found: list[str] = []
-    for argument in argv:
-        start, _, name = argument.rpartition("=")
-        is_flagfile = (start or "".join(found[-1:])) in ("--flagfile", "-flagfile")
-        if is_flagfile and name in _names(folder) and not Path(name).exists():
-            argument = f"{argument.removesuffix(name)}{folder / name}"
-        found.append(argument)
-    return found
-
-
-def _flagfile_text(error: OSError, folder: Path | None) -> str:
-    """The sentence for a flagfile that cannot be read."""
-    names = _names(folder)
-    others = f", or one of the package: {', '.join(names)}" if names else ""
-    return (
-        f"expected --flagfile=<file>, a file that can be read{others}; received {error.filename} "
-        f"({error.strerror})"
-    )
-
-
 def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[str]:
     """Parses the flags; answers --help, --version and a wrong flag, and exits."""
     asked = set(takewhile("--".__ne__, argv[1:]))
@@ -228,18 +212,17 @@ def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[
         print(version_text())
         sys.exit(0)
     flags.FLAGS["verbosity"].parser = _Verbosity()
-    found = _find_flagfiles(argv, flagfiles)
     try:
-        rest = flags.FLAGS(found)
+        whole, places = expanded(argv, flagfiles)
+        rest = flags.FLAGS(whole)
     except flags.UnrecognizedFlagError as error:
         sys.exit(_error(_unknown_flag(error.flagname)))
-    except flags.CantOpenFlagFileError as error:
-        sys.exit(_error(_flagfile_text(cast(OSError, error.__context__), flagfiles)))
+    except UserError as error:
+        sys.exit(_error(error))
     except flags.Error as error:
         sys.exit(_error(_wrong_value(error)))
     _talk_plainly()
-    for path in set(found) - set(argv):
-        absl_logging.info("flags from %s", path.removeprefix("--flagfile="))
+    PLACES.update({n if n in flags.FLAGS else n.removeprefix("no"): p for n, p in places.items()})
     return rest
 
 
@@ -293,7 +276,7 @@ def run_entry_point(
 
     Args:
         main: the program; the docstring of its module is what --help begins with.
-        flagfiles: folder whose files `--flagfile=<name>` finds as well as the current folder's.
+        flagfiles: folder whose files `--flagfile=<name>` finds, as well as the current folder's.
     """
 
     def guarded(argv: list[str]) -> int | None:

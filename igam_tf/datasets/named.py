@@ -2,10 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -28,42 +26,9 @@ class Augment:
     noise: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherRecipe:
-    """How a robust network of a data set is trained, with `--teacher=train`.
-
-    Attributes:
-        settings: name -> value of the settings of a run that belong to it.
-        network: name of its architecture, see `igam_tf.method.architectures`; "": that of --student.
-        optimizer: "adam" at a constant rate, or "momentum" with the steps of --lr_schedule=step.
-        weight_decay: whether --weight_decay applies to it.
-        attacks: under which it is tested on its own task.
-        plain: preset -> settings of the training without an attack (`--teacher_gradient=plain`),
-            where they are others.
-    """
-
-    settings: Mapping[str, Any]
-    network: str = ""
-    optimizer: str = "momentum"
-    weight_decay: bool = True
-    attacks: str = "clean,pgd20"
-    plain: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-# The CIFAR-10 challenge's recipe, which the paper takes for CIFAR-100 and Tiny-ImageNet as well
-# (§5.1.2, §5.3: "the same adversarial training hyperparameters"), of the student's size.
-_CIFAR = {
-    "teacher_steps": 80_000,
-    "teacher_batch_size": 128,
-    "teacher_learning_rate": 0.1,
-    "teacher_attack_steps": 7,
-}
-_CIFAR_RECIPE = TeacherRecipe(settings=_CIFAR | {"teacher": "train"})
-
-
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set, its threat model and how its teachers are trained.
+    """A data set and its threat model.
 
     The defaults are those of a data set of the user's own.
 
@@ -76,7 +41,6 @@ class DatasetSpec:
         step_size: step of the PGD that goes with it, as a fraction of the pixel range.
         train_images, test_images: images in the split; 0: not known.
         augment: random changes to training images.
-        teacher: the recipe of its teachers.
         class_names: in the order of the labels; empty: tensorflow-datasets or nobody has them.
         address: what `load` reads it from, where that is not `name`.
         image_size: height and width that its images are resized to; 0: as they are.
@@ -92,7 +56,6 @@ class DatasetSpec:
     train_images: int = 0
     test_images: int = 0
     augment: Augment = Augment()
-    teacher: TeacherRecipe = _CIFAR_RECIPE
     class_names: tuple[str, ...] = ()
     address: str = ""
     image_size: int = 0
@@ -136,32 +99,8 @@ SPECS = {
             "mnist", (28, 28, 1), 10, pixel_max=1.0, eps=0.3, step_size=0.01,
             train_images=60_000, test_images=10_000,
             augment=Augment(pad=0, flip=False),
-            teacher=TeacherRecipe(  # of the challenge
-                settings={
-                    "teacher": "load",
-                    "teacher_steps": 100_000,
-                    "teacher_batch_size": 50,
-                    "teacher_learning_rate": 1e-4,
-                    "teacher_attack_steps": 40,
-                },
-                network="mnist-cnn",
-                optimizer="adam",
-                weight_decay=False,
-                attacks="clean,pgd40",
-                plain={  # 25 000 steps in the challenge; on two cores a shorter recipe
-                    "paper": {"teacher_steps": 25_000},
-                    "cpu": {
-                        "teacher_steps": 1500,
-                        "teacher_batch_size": 128,
-                        "teacher_learning_rate": 1e-3,
-                    },
-                },
-            ),
         ),
-        DatasetSpec(
-            "cifar10", (32, 32, 3), 10, train_images=50_000, test_images=10_000,
-            teacher=TeacherRecipe(settings=_CIFAR | {"teacher": "load"}),
-        ),
+        DatasetSpec("cifar10", (32, 32, 3), 10, train_images=50_000, test_images=10_000),
         DatasetSpec("cifar100", (32, 32, 3), 100, train_images=50_000, test_images=10_000),
         DatasetSpec("tiny_imagenet", (64, 64, 3), 200, train_images=100_000, test_images=10_000),
     )

@@ -1,8 +1,7 @@
-"""One flag for each setting: unset ones come from row, fidelity and preset (`resolve`)."""
+"""One flag for each setting: unset ones come from the flagfiles that others name (`resolve`)."""
 
 import dataclasses
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -15,10 +14,6 @@ from igam_tf.experiments.config import GROUPS, Config
 # The flags belong to the programs that ask for them, and show in their --help.
 flags.disclaim_key_flags()
 
-# The experiments' flagfiles: in the package where it is installed, in flags/ of a checkout.
-FLAGFILES = Path(__file__).parents[1] / "flagfiles"
-if not FLAGFILES.is_dir():
-    FLAGFILES = Path(__file__).parents[2] / "flags"
 _DEFINE = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,

@@ -1,8 +1,10 @@
 """Every setting of a run in one place; `igam_tf.experiments.resolve` puts their values together."""
 
 import dataclasses
+from pathlib import PurePath
 from typing import Any, ClassVar
 
+from igam_tf.common import flagfiles
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import NAMES, checked_name, parse_fraction, short_name
 from igam_tf.method.conventions import FORMS, contradiction, parsed
@@ -21,6 +23,13 @@ GROUPS = {
     "evaluation": "stage 3: accuracy on test images, clean and under attack",
     "run": "data, seed, and how often a run reports and saves",
 }
+
+
+def _named(folder: str) -> tuple[str, ...]:
+    """The choices that have a file in this folder of flags/, "paper" first."""
+    found = [PurePath(name).stem for name in flagfiles.names(flagfiles.FOLDER, f"{folder}/*")]
+    return tuple(sorted(found, key="paper".__ne__))
+
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -49,14 +58,14 @@ class Config(Settings):
         "best is the most robust way here without adversarial examples. At --preset=cpu it also brings "
         "batch, rates, label smoothing and activation that a search found, to every method.",
         "experiment",
-        choices=("paper", "release", "best"),
+        choices=_named("fidelity"),
     )
     preset: str = setting(
         "paper",
         "Size and budget: paper, wrn-32-10 and 200 epochs; cpu, ten minutes on two cores; smoke, "
         "seconds, in which nothing is learnt.",
         "experiment",
-        choices=("paper", "cpu", "smoke"),
+        choices=_named("presets"),
     )
     data: str = setting(
         "tfds",
@@ -85,9 +94,14 @@ class Config(Settings):
     )
     teacher_network: str = setting(
         "",
-        "With --teacher=train: the teacher's network, as --student; empty: the challenge's for mnist, "
-        "else that of --student.",
+        "With --teacher=train: the teacher's network, as --student; empty: that of --student.",
         "teacher",
+    )
+    teacher_optimizer: str = setting(
+        "momentum",
+        "With --teacher=train: momentum, with --momentum and --weight_decay; adam, without.",
+        "teacher",
+        choices=("momentum", "adam"),
     )
     teacher_steps: int = setting(
         100_000, "With --teacher=train: training steps.", "teacher", within=ONE_OR_MORE
@@ -97,13 +111,13 @@ class Config(Settings):
     )
     teacher_learning_rate: float = setting(
         1e-4,
-        "With --teacher=train: learning rate, of Adam for mnist, else of momentum at its highest.",
+        "With --teacher=train: learning rate, at its highest.",
         "teacher",
     )
     teacher_lr_schedule: str = setting(
         "auto",
-        "With --teacher=train: learning rate over the steps, as --lr_schedule; auto: constant for "
-        "mnist, else step.",
+        "With --teacher=train: learning rate over the steps, as --lr_schedule; auto: step with "
+        "momentum, constant with adam.",
         "teacher",
         choices=("auto", "constant", "step", "cosine"),
     )
@@ -120,6 +134,11 @@ class Config(Settings):
         "With --teacher=train: share of the steps over which the attack's eps and step grow from 0.",
         "teacher",
         within=(0, 1),
+    )
+    teacher_eval_attacks: str = setting(
+        "clean,pgd20",
+        "With --teacher=train: attacks that the teacher itself is tested under, as --eval_attacks.",
+        "teacher",
     )
     teacher_eval_examples: int = setting(
         0,

@@ -1,32 +1,28 @@
 """Puts the settings of a run together: defaults, the paper, presets, and what the user says."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from igam_tf.common.errors import UserError
-from igam_tf.datasets import SPECS, DatasetSpec, checked_name, parse_fraction, spec_of
-from igam_tf.experiments.config import Config
-from igam_tf.experiments.paper import TRANSFERS, best_objective, few_images, without_a_row
-from igam_tf.experiments.presets import (
-    CPU_BEST_BUDGETS,
-    CPU_BEST_OF_METHOD,
-    CPU_BEST_OF_OTHERS,
-    CPU_BUDGETS,
-    CPU_OBJECTIVE,
-    CPU_SOURCES,
-    CPU_TARGETS,
-    CPU_TEACHERS,
-    METHOD_SETTINGS,
-    PRESETS,
+from igam_tf.datasets import (
+    SPECS,
+    DatasetSpec,
+    checked_name,
+    parse_fraction,
+    spec_of,
+    steps_per_epoch,
 )
+from igam_tf.experiments.config import Config
+from igam_tf.experiments.recipes import Found, recipe, transfers
 from igam_tf.method import transforms
 from igam_tf.method.maps import AUTO, MAPS
 from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import Preprocess
+from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 from igam_tf.method.transforms import Compose, Identity, Scale, map_between
 
-# (where settings come from, settings)
-Layer = tuple[str, dict[str, Any]]
+FINETUNE_EPOCHS = 100  # of the paper's FT-*
 
 
 def target_spec(config: Config) -> DatasetSpec:
@@ -67,7 +63,7 @@ def source_spec(config: Config) -> DatasetSpec:
 
 def teacher_network(config: Config) -> str:
     """Architecture of a teacher that is trained, as `--student` names them."""
-    return config.teacher_network or source_spec(config).teacher.network or config.student
+    return config.teacher_network or config.student
 
 
 def described_transform(
@@ -113,101 +109,140 @@ def described_transform(
     return words, Compose(maps)
 
 
-def layers(chosen: dict[str, Any]) -> list[Layer]:
-    """Where the settings of a run come from, in the order of precedence: the later layer wins.
-
-    Args:
-        chosen: what the user says.
-
-    Raises:
-        UserError: data that cannot be used.
-    """
-    base = Config(**chosen)
-    source, target, fidelity, preset = base.source, base.target, base.fidelity, base.preset
-    of_source, of_target, cpu = source_spec(base), target_spec(base), preset == "cpu"
-    key = _transfer(base, chosen)
-    if key is None:
-        place, transform = "defaults without a row", chosen.get("transform", AUTO)
-        row, sizes = without_a_row(of_source, of_target), few_images(of_target)
-    else:
-        place, transform = f"row {source} to {target}", key[2]
-        row, sizes = TRANSFERS[key], {}
-    published = row.as_published(of_target.train_images, base.method)
-    objective = {
-        "paper": {},
-        "release": row.as_released(base.method),
-        "best": best_objective(of_target.eps),
-    }[fidelity]
-    teacher = dict(of_source.teacher.settings)
-    if "teacher_checkpoint" in chosen:
-        teacher["teacher"] = "load"
-    elif base.data == "builtin":
-        teacher["teacher"] = "train"  # nothing is fetched for synthetic images
-    sized = PRESETS[preset]
-    own = METHOD_SETTINGS.get(base.method, {})
-    if cpu:
-        whole = sized | CPU_OBJECTIVE[fidelity]
-        steps = CPU_BUDGETS.get(base.method, {})
-        if fidelity == "best":
-            whole |= {} if METHODS[base.method].matched_to else CPU_BEST_OF_OTHERS
-            own = own | CPU_BEST_OF_METHOD.get(base.method, {})
-            steps = CPU_BEST_BUDGETS.get(base.method, steps)
-        smaller = sized["batch_size"] / whole["batch_size"]
-        source_sizes = {name: round(smaller * n) for name, n in CPU_SOURCES.get(source, {}).items()}
-        sized = whole | source_sizes | CPU_TARGETS.get(target, {})
-        own = own | {n: round(smaller * k * sized[n] / whole[n]) for n, k in steps.items()}
-        sized |= _cpu_teacher(base, of_source, (teacher | chosen)["teacher"])
-    control: dict[str, Any] = {}
-    if base.teacher_gradient == "plain":
-        control = {"teacher": "train"} | dict(of_source.teacher.plain.get(preset, {}))
-    return [
-        ("default", {f.name: f.default for f in dataclasses.fields(Config)}),
-        (f"teacher of {source}", teacher),
-        (place, {"transform": transform} | published | sizes),
-        (f"fidelity {fidelity}", objective),
-        (f"preset {preset}", sized),
-        (f"method {base.method}", own),
-        (f"control {base.teacher_gradient}", control),
-        ("flag", chosen),
-    ]
+# The files in flags/ that a run is put together from, in this order: of each line the first file that
+# is there, a later line wins over an earlier one, and flags given by hand win over all. {transfer} is
+# the file of source, target and transform in flags/transfers/, or `others`.
+ORDER = {
+    "teacher": ("teachers/{source}_{teacher_gradient}", "teachers/{source}", "teachers/others"),
+    "control": ("controls/{teacher_gradient}",),
+    "transfer": ("transfers/{transfer}",),
+    "fidelity": ("fidelity/{fidelity}/{transfer}", "fidelity/{fidelity}"),
+    "preset": ("presets/{preset}",),
+    "objective at this size": ("{preset}/{fidelity}/{method}", "{preset}/{fidelity}"),
+    "source at this size": ("{preset}/sources/{source}",),
+    "target at this size": ("{preset}/targets/{target}",),
+    "trained teacher at this size": (
+        "{preset}/teachers/{source}_{teacher_gradient}",
+        "{preset}/teachers/{source}",
+        "{preset}/teachers/others",
+    ),
+    "method": ("methods/{method}",),
+    "method at this size": ("{preset}/methods/{method}_{fidelity}", "{preset}/methods/{method}"),
+}
 
 
-def _cpu_teacher(base: Config, source: DatasetSpec, teacher: str) -> dict[str, Any]:
-    """The cpu preset's budget of a teacher that is trained by the recipe of robust ones."""
-    plain = base.teacher_gradient == "plain"
-    trained = plain or teacher == "train"
-    if not trained or (plain and "cpu" in source.teacher.plain):
-        return {}
-    return CPU_TEACHERS.get(base.source, CPU_TEACHERS["cifar10"])
-
-
-def _transfer(base: Config, chosen: dict[str, Any]) -> tuple[str, str, str] | None:
-    """Key of the paper's row; None where it has none of these data sets and this map."""
-    pair = {key[2]: key for key in TRANSFERS if key[:2] == (base.source, base.target)}
-    return pair.get(chosen.get("transform", next(iter(pair), None)))
-
-
-def explained(chosen: dict[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Name of each setting -> (its value, the layer that it comes from).
+def explained(
+    chosen: dict[str, Any], places: Mapping[str, str] | None = None
+) -> dict[str, tuple[Any, str]]:
+    """Name of each setting -> (its value, where it comes from).
 
     Args:
         chosen: what the user says (None: nothing).
+        places: "<file>:<line>" of what the user says with a flagfile; a file of `ORDER` keeps its place.
 
     Raises:
-        UserError: as `resolve`.
+        UserError: data that cannot be used, or a recipe that cannot be read.
     """
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    return {name: (v, place) for place, values in layers(chosen) for name, v in values.items()}
+    base = Config(**chosen)
+    of_target = target_spec(base)
+    row = _transfer(base, chosen)
+    choices = vars(base) | {"transfer": row or "others"}
+    found: Found = {f.name: (f.default, "default") for f in dataclasses.fields(Config)}
+    files = {
+        layer: recipe(*(name.format_map(choices) for name in names))
+        for layer, names in ORDER.items()
+    }
+    found |= files["teacher"]
+    if "teacher_checkpoint" in chosen:
+        found["teacher"] = "load", "computed: a --teacher_checkpoint is given"
+    elif base.data == "builtin":
+        found["teacher"] = "train", "computed: nothing is fetched for synthetic images"
+    found |= files["control"]
+    found |= files["transfer"]
+    found |= _of_images(found, base, of_target, row)
+    if base.fidelity == "release":
+        published, place = found["lambda_diff"]
+        unit = round(published / PUBLISHED_TO_MEAN_UNIT, 9)
+        found["lambda_diff"] = unit, f"computed: {place} in the unit of R1 and R2"
+    found |= files["fidelity"]
+    if base.fidelity == "best":
+        found["lambda_diff"] = of_target.eps, "computed: eps"
+    if base.method == "finetune":
+        steps = FINETUNE_EPOCHS * steps_per_epoch(of_target.train_images, 128)
+        found["finetune_steps"] = steps, f"computed: {FINETUNE_EPOCHS} epochs"
+    found |= files["preset"]
+    (batch, _) = found["batch_size"]
+    found |= files["objective at this size"]
+    whole = {name: value for name, (value, _) in found.items()}
+    smaller = batch / whole["batch_size"]
+    found |= _in_proportion(files["source at this size"], smaller, whole, whole)
+    found |= files["target at this size"]
+    if chosen.get("teacher", found["teacher"][0]) != "train":
+        files["trained teacher at this size"] = {}
+    found |= files["trained teacher at this size"]
+    found |= files["method"]
+    sized = {name: value for name, (value, _) in found.items()}
+    found |= _in_proportion(files["method at this size"], smaller, sized, whole)
+    used = {place.rpartition(":")[0] for layer in files.values() for _, place in layer.values()}
+    for name, value in chosen.items():
+        place = (places or {}).get(name) or "flag"
+        if place.rpartition(":")[0] not in used:
+            found[name] = value, place
+    return found
 
 
-def resolve(chosen: dict[str, Any]) -> Config:
-    """All settings of a run from those the user chose (None: not chosen); paths of data are absolute.
+def _transfer(base: Config, chosen: dict[str, Any]) -> str | None:
+    """Name of the transfer's file; None where no file has these data sets and this map."""
+    pair = {
+        key[2]: name for key, name in transfers().items() if key[:2] == (base.source, base.target)
+    }
+    return pair.get(chosen.get("transform", next(iter(pair), None)))
+
+
+def _of_images(found: Found, base: Config, target: DatasetSpec, row: str | None) -> Found:
+    """What a transfer's file cannot say of these images: steps of their epochs, and where there is no
+    file what fits their number and their size."""
+    all_images = SPECS[base.target].train_images if row else 50_000
+    of_file, epoch = (steps_per_epoch(n, 128) for n in (all_images, target.train_images))
+    computed = {}
+    if epoch != of_file:
+        for name in ("finetune_steps", "train_steps"):
+            computed[name] = found[name][0] // of_file * epoch
+    if not row:
+        computed["num_validation"] = min(1000, target.train_images // 10)
+        computed["eval_examples"] = min(1000, target.test_images)
+        side = min(*source_spec(base).image_shape[:2], *target.image_shape[:2])
+        channels = found["disc_channels"][0]
+        computed["disc_channels"] = channels[: max(1, (side - 1).bit_length())]
+    return {
+        name: (value, f"computed: of {found[name][1]}")
+        for name, value in computed.items()
+        if value != found[name][0]
+    }
+
+
+def _in_proportion(
+    layer: Found, smaller: float, sized: dict[str, Any], whole: dict[str, Any]
+) -> Found:
+    """Steps that a file counts in the preset's batches, beside those of IGAM at this size, `whole`."""
+    computed = {}
+    for name, (steps, place) in layer.items():
+        value = round(smaller * steps * sized[name] / whole[name])
+        computed[name] = value, place if value == steps else f"computed: in proportion, of {place}"
+    return computed
+
+
+def resolve(chosen: dict[str, Any], places: Mapping[str, str] | None = None) -> Config:
+    """All settings of a run from those the user chose, see `explained`; paths of data are absolute.
 
     Raises:
         UserError: data that cannot be used, or settings that contradict each other.
     """
     names = {n: checked_name(chosen[n], n) for n in ("source", "target") if chosen.get(n)}
-    config = Config(**{name: value for name, (value, _) in explained(chosen | names).items()})
+    config = Config(
+        **{name: value for name, (value, _) in explained(chosen | names, places).items()}
+    )
     _check(config)
     if config.teacher == "train" and chosen.get("teacher_checkpoint"):
         raise UserError(

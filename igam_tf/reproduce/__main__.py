@@ -20,7 +20,7 @@ from igam_tf.common.locks import take_lock
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import SPECS
 from igam_tf.experiments.config import PRECISIONS
-from igam_tf.experiments.presets import PRESETS
+from igam_tf.experiments.recipes import FIELDS
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.running import run_all
 from igam_tf.reproduce.tables import TABLES, Table, TableRow
@@ -39,7 +39,7 @@ def define_flags() -> None:
             "best, which has every method with --fidelity=best.",
         )
         flags.DEFINE_enum(
-            "preset", "paper", tuple(PRESETS),
+            "preset", "paper", FIELDS["preset"].metadata["choices"],
             "Size and budget of each row: paper, wrn-32-10 and 200 epochs; cpu, ten minutes on two "
             "cores; smoke, seconds.",
         )  # fmt: skip

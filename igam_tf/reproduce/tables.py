@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from igam_tf.experiments.presets import CPU_OBJECTIVE
+from igam_tf.experiments.recipes import recipe
 from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
@@ -108,6 +108,7 @@ def _transfer(source: str, target: str, **flags: str) -> dict[str, str]:
     return {"source": source, "target": target} | flags
 
 
+CPU_OBJECTIVE = {"paper": {name: value for name, (value, _) in recipe("cpu/paper").items()}}
 _MNIST = _transfer("mnist", "cifar10")
 _ABLATION = "Ablation, lambda_adv x lambda_diff"
 _CONTROLS = "Controls, what stands for J_t"

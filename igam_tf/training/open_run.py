@@ -13,7 +13,7 @@ from igam_tf import datasets
 from igam_tf.attacks import attack_names
 from igam_tf.common import devices
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.paper import TRANSFERS
+from igam_tf.experiments.recipes import transfers
 from igam_tf.experiments.resolve import source_spec, target_spec
 from igam_tf.method.architectures import builder_of, import_classes
 from igam_tf.method.objectives import METHODS
@@ -27,7 +27,7 @@ def default_workdir(config: Config) -> str:
     names = map(datasets.short_name, (config.source, config.target))
     parts = [re.sub(r"[^\w.]+", "-", name) for name in names]
     pair = (config.source, config.target)
-    parts += [config.transform] if sum(key[:2] == pair for key in TRANSFERS) > 1 else []
+    parts += [config.transform] if sum(key[:2] == pair for key in transfers()) > 1 else []
     parts += [config.method, config.preset]
     parts += [config.teacher_gradient] if config.teacher_gradient != "teacher" else []
     parts += [config.fidelity] if config.fidelity != "paper" else []
@@ -79,6 +79,7 @@ def opened_run(
     if config.teacher_network:
         import_classes(config.teacher_network)
     attack_names(config.eval_attacks)
+    attack_names(config.teacher_eval_attacks)
     checkpoint = teacher_checkpoint(config)
     trained = METHODS[config.method].teacher and config.teacher == "train"
     for spec in (target_spec(config), *([source_spec(config)] if trained else [])):

@@ -211,7 +211,7 @@ class Run:
         return model_report(
             load_model(self.folder / f"{STAGE}.keras"),
             test,
-            attacks=attack_names(spec.teacher.attacks),
+            attacks=attack_names(c.teacher_eval_attacks),
             num_examples=min(c.teacher_eval_examples or c.eval_examples, len(test.labels)),
             seed=c.seed,
         )

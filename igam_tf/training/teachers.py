@@ -80,7 +80,7 @@ def teacher_settings(c: Config, split: Split, *, own_statistics: bool) -> Teache
         split: training images of the source.
         own_statistics: each of several devices has batch norm statistics of its own.
     """
-    spec, adam = source_spec(c), source_spec(c).teacher.optimizer == "adam"
+    spec, adam = source_spec(c), c.teacher_optimizer == "adam"
     attacked = c.teacher_gradient != "plain" and c.teacher_attack_steps > 0
     eps = spec.eps * spec.pixel_max
     step_size = c.teacher_step_size * eps or spec.step_size * spec.pixel_max
@@ -92,11 +92,11 @@ def teacher_settings(c: Config, split: Split, *, own_statistics: bool) -> Teache
         images=split.fingerprint(),
         classes=spec.num_classes,
         network=teacher_network(c),
-        optimizer=spec.teacher.optimizer,
+        optimizer=c.teacher_optimizer,
         learning_rate=c.teacher_learning_rate,
         lr_schedule=lr_schedule,
         momentum=0.0 if adam else c.momentum,
-        weight_decay=c.weight_decay if spec.teacher.weight_decay else 0.0,
+        weight_decay=0.0 if adam else c.weight_decay,
         steps=c.teacher_steps,
         batch_size=c.teacher_batch_size,
         seed=c.seed,

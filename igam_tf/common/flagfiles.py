@@ -1,0 +1,94 @@
+"""Flagfiles: a flag a line, comments behind #, and `--flagfile=<another>` where another belongs.
+
+A file is named by its path, or by its path within the folder of flagfiles that the package brings.
+"""
+
+import difflib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from igam_tf.common.errors import UserError
+
+# In the package where it is installed, in flags/ of a checkout.
+FOLDER = Path(__file__).parents[1] / "flagfiles"
+if not FOLDER.is_dir():
+    FOLDER = Path(__file__).parents[2] / "flags"
+
+Line = tuple[str, str]  # (flag, "<file>:<number of the line>")
+
+
+def names(folder: Path, pattern: str = "**/*") -> list[str]:
+    """The flagfiles of a folder, by their paths within it, folder by folder."""
+    found = (path.relative_to(folder) for path in folder.glob(f"{pattern}.flags"))
+    return [path.as_posix() for path in sorted(found, key=lambda p: (p.parent.parts, p.name))]
+
+
+def find(name: str, folder: Path | None, *, here: Path = Path()) -> Path:
+    """The file of a name, in `here` or in the folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (here / name, *([folder / name] if folder else [])):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, names(folder), 1) if folder else []
+    meant = f": did you mean {near[0]}? --help lists those of the package" if near else ""
+    raise UserError(f"expected --flagfile=<file>, a file that is there; received {name}{meant}")
+
+
+@lru_cache
+def read(path: Path, folder: Path | None) -> tuple[Line, ...]:
+    """The flags of a file, those of files that it includes in their places.
+
+    Raises:
+        UserError: a file that is absent, cannot be read, or includes itself.
+    """
+    return tuple(_lines(path, folder, ()))
+
+
+def _lines(path: Path, folder: Path | None, within: tuple[Path, ...]) -> Iterator[Line]:
+    if path in within:
+        raise UserError(f"expected a flagfile that does not include itself; received {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"expected --flagfile=<file>, a text that can be read; received {path} ({error})"
+        ) from error
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if name := _included(line):
+            yield from _lines(find(name, folder, here=path.parent), folder, (*within, path))
+        elif line.startswith("-"):
+            yield line, f"{shown(path)}:{number}"
+
+
+def _included(argument: str) -> str:
+    start, _, name = argument.partition("=")
+    return name if start in ("--flagfile", "-flagfile") else ""
+
+
+def shown(path: Path) -> str:
+    """A file for people: those of the package as in a checkout, flags/<path within it>."""
+    return f"flags/{path.relative_to(FOLDER).as_posix()}" if FOLDER in path.parents else str(path)
+
+
+def expanded(argv: list[str], folder: Path | None) -> tuple[list[str], dict[str, str]]:
+    """(a command line with the flags of its flagfiles in their place, flag -> place of those).
+
+    Raises:
+        UserError: as `read`.
+    """
+    found, places = argv[:1], dict[str, str]()
+    rest = iter(argv[1:])
+    for argument in rest:
+        if argument == "--":
+            return [*found, argument, *rest], places
+        if argument in ("--flagfile", "-flagfile"):
+            argument = f"{argument}={next(rest, '')}"
+        name = _included(argument)
+        lines = read(find(name, folder), folder) if name else ((argument, ""),)
+        found += [flag for flag, _ in lines]
+        places |= {flag.lstrip("-").partition("=")[0]: place for flag, place in lines}
+    return found, places
