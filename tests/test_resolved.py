@@ -61,13 +61,34 @@ def table_rows() -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
+def keep() -> None:
+    """Keeps what the commands have now, after a change that is meant."""
+    texts = {c: json.dumps(resolved(c), sort_keys=True) for c in kept()["commands"]}
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts.values()))}
+    first, *others = map(json.loads, number)
+    content = {
+        "settings": [first, *({k: v for k, v in o.items() if v != first[k]} for o in others)],
+        "commands": {command: number[text] for command, text in texts.items()},
+        "tables": table_rows(),
+    }
+    KEPT.write_bytes(lzma.compress(json.dumps(content, indent=0).encode(), preset=9))
+
+
+def kept() -> dict[str, Any]:
+    return json.loads(lzma.decompress(KEPT.read_bytes()))
+
+
 def test_settings_are_to_the_digit_what_they_were():
-    kept = json.loads(lzma.decompress(KEPT.read_bytes()))
-    first = kept["settings"][0]
-    for command, index in kept["commands"].items():
-        expected = {k: v for k, v in (first | kept["settings"][index]).items() if k not in GONE}
+    content = kept()
+    first = content["settings"][0]
+    for command, index in content["commands"].items():
+        expected = {k: v for k, v in (first | content["settings"][index]).items() if k not in GONE}
         assert (command, resolved(command)) == (command, expected)
 
 
 def test_tables_are_what_they_were():
-    assert table_rows() == json.loads(lzma.decompress(KEPT.read_bytes()))["tables"]
+    assert table_rows() == kept()["tables"]
+
+
+if __name__ == "__main__":
+    keep()

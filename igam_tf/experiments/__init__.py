@@ -1,1 +1,1 @@
-"""What is run: the settings, their defaults, the paper's rows and the presets."""
+"""What is run: the settings, their defaults, and the flagfiles that they come from."""

@@ -10,6 +10,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.experiments.config import Config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+KEY = ("source", "target", "transform")  # of a transfer
 Found = dict[str, tuple[Any, str]]  # name of a setting -> (its value, where it comes from)
 
 
@@ -64,6 +65,6 @@ def transfers() -> dict[tuple[str, str, str], str]:
     for path in flagfiles.names(flagfiles.FOLDER, "transfers/*"):
         name = PurePath(path).stem
         row = recipe(f"transfers/{name}")
-        if "source" in row:
-            found[tuple(row[key][0] for key in ("source", "target", "transform"))] = name
+        if {*KEY} <= row.keys():
+            found[tuple(row[key][0] for key in KEY)] = name
     return found
