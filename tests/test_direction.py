@@ -11,6 +11,7 @@ from igam_tf.attacks import apgd, dlr_targeted, fab, pgd
 from igam_tf.attacks.attack_losses import LOSSES, cw_margin, dlr, log_odds_against, xent
 from igam_tf.attacks.direction import direction
 from igam_tf.attacks.norms import length, steepest, unit
+from igam_tf.common.private_api import layers_of
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.method.networks import LogProbabilities
 
@@ -242,7 +243,7 @@ def test_float16_is_attacked_in_float32(dtype, wrap):
                 return self.inner[0](tf.cast(x, self.compute_dtype))
 
         model = Outer(model)
-    types = lambda: [part.compute_dtype for part in model._flatten_layers()]  # noqa: E731
+    types = lambda: [part.compute_dtype for part in layers_of(model)]  # noqa: E731
     before, types_before = model(X).numpy(), types()
     logits_fn = logits_function(model, "inference")
     expected = (NETWORK if dtype == "mixed_float16" else reference)(X).numpy()

@@ -7,10 +7,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import igam_tf
+from igam_tf.method import objectives
 from igam_tf.method.new_trainer import arguments_of
-from igam_tf.method.objectives import METHODS
+from igam_tf.method.objectives import METHODS, Method
 
 DOCS = Path(__file__).parents[1] / "docs"
 SETUP, *EXAMPLES = re.findall(
@@ -35,9 +37,11 @@ def test_the_examples_of_the_api_page_train_save_and_load_every_method(tmp_path,
     assert sorted(seen) == sorted(METHODS)
 
 
-def test_the_page_of_methods_knows_them_all():
+def test_pages_and_docstrings_know_every_method():
     rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "methods.md").read_text(encoding="utf-8"), re.M)
     assert METHODS.keys() <= {*rows}
+    for text in (igam_tf.trainer.__doc__, objectives.__doc__):
+        assert METHODS.keys() <= {*re.findall(r"\w+", text)}
 
 
 def network() -> keras.Model:
@@ -89,3 +93,21 @@ def test_every_hyperparameter_is_read_by_a_method():
     read = {field for method in METHODS for field in arguments_of(method).values()}
     fields = {field.name for field in dataclasses.fields(igam_tf.Settings)}
     assert fields - read - {"method"} == set()
+
+
+def test_a_random_term_is_a_function_of_seed_step_and_gradients(monkeypatch):
+    def drawn(j_s, j_t, key):
+        return tf.random.stateless_uniform([len(j_s)], key)
+
+    monkeypatch.setitem(METHODS, "drawn", Method(matched_to="zero", difference=drawn))
+    j = tf.ones((3, 2, 2, 1))
+
+    def terms(seed: int, step: int) -> list[float]:
+        training = igam_tf.trainer("drawn", network(), seed=seed, pixel_max=1.0)
+        training.compile("sgd")
+        training.optimizer.iterations.assign(step)
+        return training.matching(j, j)[1]["L_diff"].numpy().tolist()
+
+    first = terms(0, 0)
+    assert first == terms(0, 0)
+    assert len({*first, *terms(0, 1), *terms(1, 0)}) == 9

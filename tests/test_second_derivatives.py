@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.private_api import layers_of
 from igam_tf.formulas import losses, second_derivatives
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 from igam_tf.method.adversarial import PGDTraining
@@ -300,7 +301,7 @@ def test_looking_changes_nothing():
         before = [v.numpy() for v in network.variables]
         for _ in range(looks):
             igam.check_derivatives(x, y)
-        policies = {layer.dtype_policy.name for layer in network._flatten_layers()}
+        policies = {layer.dtype_policy.name for layer in layers_of(network)}
         assert policies == {"float32"}
         assert network.input_dtype == network.inputs[0].dtype == "float32"
         for v, old in zip(network.variables, before, strict=True):
