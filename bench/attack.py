@@ -21,7 +21,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import keras
 import numpy as np
@@ -34,9 +33,9 @@ from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import in_pixel_range
-from igam_tf.evaluation.command_line import data_settings, define_data_flags
+from igam_tf.evaluation.command_line import define_data_flags
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.model_flags import find_model, model_and_images
+from igam_tf.evaluation.model_flags import chosen_model
 from igam_tf.evaluation.robust import robust_flags
 
 FLAGS = flags.FLAGS
@@ -241,8 +240,7 @@ class Bench:
 def main(argv: list[str]) -> None:
     """Prints a table and one line of JSON."""
     flags_alone(argv)
-    load, path, run = find_model(FLAGS.model)
-    model, split, _ = model_and_images(partial(load, path), run, **data_settings(FLAGS))
+    model, split, *_ = chosen_model(FLAGS)
     n = FLAGS.num_images
     if n > len(split.labels):
         raise UserError(f"expected at most {len(split.labels)} images; received {n}")

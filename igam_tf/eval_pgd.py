@@ -10,7 +10,6 @@ Exit status: 0, or 3 where a figure is doubtful (0 with --allow_doubts); 1 is wr
 
 import math
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -23,9 +22,8 @@ from igam_tf.common.files import read_json, write_json
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import parse_fraction
 from igam_tf.evaluation.command_line import (
-    NAMES_OF_MODELS,
-    data_settings,
     define_data_flags,
+    define_model_flag,
     define_run_flags,
     doubtful_status,
 )
@@ -39,7 +37,7 @@ def define_flags() -> None:
     """The flags of this command."""
     of_range = "as a fraction of the pixel range, such as 8/255 or 0.3"
     with heading("model and images"):
-        flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
+        define_model_flag()
         define_data_flags()
         flags.DEFINE_integer(
             "num_examples", None, "Images, from the beginning of the split; all by default.",
@@ -94,11 +92,10 @@ def _evaluate(
     attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
 ) -> int:
     from igam_tf.evaluation.evaluate import model_report, plan, table
-    from igam_tf.evaluation.model_flags import find_model, model_and_images
+    from igam_tf.evaluation.model_flags import chosen_model
     from igam_tf.method.networks import pixel_max_of
 
-    load, path, run = find_model(FLAGS.model)
-    model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))
+    model, split, data_seed, _ = chosen_model(FLAGS)
     pixel_max = pixel_max_of(model, FLAGS.pixel_max, split.spec.pixel_max)
     settings = dict(
         attacks=attacks, eps=eps, step_size=step_size, pixel_max=pixel_max,

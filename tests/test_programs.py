@@ -218,7 +218,7 @@ def test_versions():
         ("madry_models.fetch", "--output=here", "did you mean --dest?", "--output"),
         ("igam_tf.audit", "--output=here", "did you mean --workdir?", "--output"),
         ("igam_tf.eval_pgd", "--workdir=here", "did you mean --json?", "--workdir"),
-        ("igam_tf.audit", "--checks=logits", "did you mean --lines?", "--checks"),
+        ("igam_tf.audit", "--lines=logits", "did you mean --checks?", "--lines"),
         ("madry_models.fetch", "--xyzxyz", "a flag of python -m madry_models.fetch", "--xyzxyz"),
         ("madry_models.fetch", "--model=svhn", "--model=<mnist|cifar10>", "'svhn'"),
         ("madry_models.fetch", "--model", "--model=<mnist|cifar10>", "none"),

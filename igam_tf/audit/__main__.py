@@ -23,9 +23,8 @@ from igam_tf.common.files import write_json, write_text
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import in_pixel_range, parse_fraction
 from igam_tf.evaluation.command_line import (
-    NAMES_OF_MODELS,
-    data_settings,
     define_data_flags,
+    define_model_flag,
     define_run_flags,
     doubtful_status,
 )
@@ -67,7 +66,7 @@ def define_flags() -> None:
     """The flags of this command."""
     of_range = "as a fraction of the pixel range, such as 8/255 or 0.3"
     with heading("model and images"):
-        flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
+        define_model_flag()
         define_data_flags()
         flags.DEFINE_integer(
             "num_examples", None,
@@ -121,18 +120,17 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     from igam_tf.audit.audit import audit
     from igam_tf.audit.page import check_text, html, markdown, summary
     from igam_tf.common.checks import logits_of
-    from igam_tf.evaluation.model_flags import find_model, model_and_images
+    from igam_tf.evaluation.model_flags import chosen_model, find_model
     from igam_tf.method.networks import pixel_max_of
 
-    load, path, run = find_model(FLAGS.model)
     transfers = {}
     for name in FLAGS.transfer_from:
         load_other, other_path, _ = find_model(name, "transfer_from")
         transfers[name] = partial(load_other, other_path)
+    model, everything, _, run = chosen_model(FLAGS)
     teacher = Path(FLAGS.model).expanduser() / "teacher.keras"
     if run and teacher.is_file():
         transfers["teacher.keras"] = partial(load_model, teacher)
-    model, everything, _ = model_and_images(partial(load, path), run, **data_settings(FLAGS))
     budget, dataset = BUDGETS[FLAGS.budget], everything.spec.name
     available = len(everything.labels)
     n = FLAGS.num_examples or min(budget.num_examples, available)

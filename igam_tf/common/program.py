@@ -56,7 +56,7 @@ _ALIKE = (
     ("num_examples", "eval_examples", "num_images"),
     ("attacks", "eval_attacks"),
     ("dataset", "target"),
-    ("lines", "checks"),
+    ("checks", "lines"),
     ("eps", "epsilon", "radius"),
 )
 # Name of a flag that a flagfile has -> "<file>:<number of the line>".

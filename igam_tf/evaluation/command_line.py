@@ -20,6 +20,11 @@ DATA_FLAGS = (
 )  # fmt: skip
 
 
+def define_model_flag() -> None:
+    """The flag that names the one model of a program; see `igam_tf.evaluation.model_flags`."""
+    flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
+
+
 def define_data_flags() -> None:
     """The flags that say on which images a model is judged; see `model_and_images`."""
     flags.DEFINE_string(

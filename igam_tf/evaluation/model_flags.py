@@ -1,6 +1,7 @@
 """Loads the models, images and numbers that command-line arguments name."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
 from igam_tf.datasets import DatasetSpec, Split
 from igam_tf.datasets import parse_fraction as parse_fraction
-from igam_tf.evaluation.command_line import NAMES_OF_MODELS
+from igam_tf.evaluation.command_line import NAMES_OF_MODELS, data_settings
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
 from igam_tf.method.preprocess import preprocessed
@@ -120,6 +121,16 @@ def model_and_images(
     datasets.check_available(spec, source=source, data_dir=folder)
     model = as_called(model or load(), spec.pixel_max, **called)
     return model, datasets.load(spec, split, source=source, data_dir=folder, seed=seed), seed
+
+
+def chosen_model(values: Any) -> tuple[keras.Model, Split, int, dict]:
+    """(model, images, seed of builtin images, settings of its run), by --model and the data's flags.
+
+    Raises:
+        UserError: as `find_model`, `data_settings` and `model_and_images`.
+    """
+    load, path, run = find_model(values.model)
+    return *model_and_images(partial(load, path), run, **data_settings(values)), run
 
 
 def data_spec(
