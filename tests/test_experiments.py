@@ -375,6 +375,11 @@ def test_a_new_recipe_is_a_file(tmp_path, monkeypatch):
         assert found["transform"] == ("identity", "flags/transfers/own.flags:4")
         assert found["lambda_adv"][1] == "flags/cpu/paper.flags:5"
         assert explained({"target": "mnist"})["lambda_adv"][0] == 3
+        budget = "# Own.\n--learning_rate=0.05\n--train_steps=3400\n"
+        (tmp_path / "flags" / "cpu" / "methods" / "igam.flags").write_text(budget)
+        recipe.cache_clear()
+        found = explained({"preset": "cpu", "fidelity": "best"})  # half the preset's batch
+        assert (found["learning_rate"][0], found["train_steps"][0]) == (0.05, 6800)
     finally:
         for cached in (recipe, transfers):
             cached.cache_clear()

@@ -225,11 +225,13 @@ def _of_images(found: Found, base: Config, target: DatasetSpec, row: str | None)
 def _in_proportion(
     layer: Found, smaller: float, sized: dict[str, Any], whole: dict[str, Any]
 ) -> Found:
-    """Steps that a file counts in the preset's batches, beside those of IGAM at this size, `whole`."""
-    computed = {}
-    for name, (steps, place) in layer.items():
-        value = round(smaller * steps * sized[name] / whole[name])
-        computed[name] = value, place if value == steps else f"computed: in proportion, of {place}"
+    """A file that counts steps in the preset's batches, beside those of IGAM at this size, `whole`."""
+    computed = dict(layer)
+    for name in {"finetune_steps", "igam_start", "train_steps"} & layer.keys():
+        steps, place = layer[name]
+        share = sized[name] / whole[name] if whole[name] else 1
+        if (value := round(smaller * steps * share)) != steps:
+            computed[name] = value, f"computed: in proportion, of {place}"
     return computed
 
 

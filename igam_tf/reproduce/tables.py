@@ -104,52 +104,52 @@ class Table:
         return next(row for row in self.rows if row.method == "igam")
 
 
-def _transfer(source: str, target: str, **flags: str) -> dict[str, str]:
-    return {"source": source, "target": target} | flags
+def _row(
+    name: str, label: str, flags: str, *paper: float, part: str = "", cpu: str = ""
+) -> TableRow:
+    """A row by its flags as on a command line, without --; `paper`: its published accuracies."""
+    of_row, of_cpu = (dict(flag.split("=") for flag in text.split()) for text in (flags, cpu))
+    return TableRow(name=name, label=label, flags=of_row, paper=paper, part=part, cpu=of_cpu)
 
 
-CPU_OBJECTIVE = {"paper": {name: value for name, (value, _) in recipe("cpu/paper").items()}}
-_MNIST = _transfer("mnist", "cifar10")
-_ABLATION = "Ablation, lambda_adv x lambda_diff"
+def _with_controls(*rows: TableRow) -> dict[str, Any]:
+    """`rows` and `gains` of a table: each IGAM row also with J_t = 0 and with another image's."""
+    controls, gains = [], []
+    others = [row.name for row in rows if row.method != "igam"]
+    for row in rows:
+        if row.method != "igam":
+            continue
+        own = [
+            dataclasses.replace(
+                row, name=f"{row.name}-{kind}", label=f"{row.label}, {text}", part=_CONTROLS,
+                flags={**row.flags, "teacher_gradient": kind}, paper=(),
+            )
+            for kind, text in (("zero", "J_t = 0"), ("shuffled", "J_t of another image"))
+        ]  # fmt: skip
+        gains += [(row.name, other) for other in (*others, *(control.name for control in own))]
+        controls += own
+    return {"rows": (*rows, *controls), "gains": tuple(gains)}
+
+
+def _over_each(name: str, rows: tuple[TableRow, ...]) -> dict[str, Any]:
+    """`rows` and `gains` of a table: the gain of one row over each of the others."""
+    others = (row.name for row in rows if row.name != name)
+    return {"rows": rows, "gains": tuple((name, other) for other in others)}
+
+
 _CONTROLS = "Controls, what stands for J_t"
+_ABLATION = "Ablation, lambda_adv x lambda_diff"
 _BEYOND = "Beyond the paper"
 
+_UP = "source=mnist target=cifar10"
+_DOWN = "source=tiny_imagenet target=cifar10"
 _MAIN = (
-    TableRow(
-        name="standard", label="Standard", flags=_MNIST | {"method": "standard"},
-        paper=(95.0, 13.4, 0.0, 0.0, 0.0),
-    ),
-    TableRow(
-        name="ft-mnist", label="FT-MNIST", flags=_MNIST | {"method": "finetune"},
-        paper=(33.4, 1.51, 0.44, 0.15, 0.12),
-    ),
-    TableRow(name="igam-mnist", label="IGAM-MNIST", flags=_MNIST, paper=(93.6, 67.8, 63.6, 56.9, 43.5)),
-    TableRow(
-        name="pgd7", label="PGD7-trained", flags=_MNIST | {"method": "pgd"},
-        paper=(87.3, 56.2, 55.5, 47.3, 45.9),
-    ),
-)  # fmt: skip
-
-
-def _mnist(name: str, label: str, part: str, **flags: str) -> TableRow:
-    return TableRow(name=name, label=label, part=part, flags=_MNIST | flags)
-
-
-def _gains(name: str, rows: tuple[TableRow, ...]) -> tuple[tuple[str, str], ...]:
-    """The row against each of the others."""
-    return tuple((name, row.name) for row in rows if row.name != name)
-
-
-_ZERO = _mnist("zero", "J_t = 0", _CONTROLS, teacher_gradient="zero")
-_TABLE_1 = (
-    *_MAIN,
-    _mnist("no-adv", "lambda_adv = 0", _ABLATION, lambda_adv="0"),
-    _mnist("no-diff", "lambda_diff = 0", _ABLATION, lambda_diff="0"),
-    _ZERO,
-    _mnist("shuffled", "J_t of another image", _CONTROLS, teacher_gradient="shuffled"),
-    _mnist("plain", "J_t of a plain teacher", _CONTROLS, teacher_gradient="plain"),
+    _row("standard", "Standard", f"{_UP} method=standard", 95.0, 13.4, 0.0, 0.0, 0.0),
+    _row("ft-mnist", "FT-MNIST", f"{_UP} method=finetune", 33.4, 1.51, 0.44, 0.15, 0.12),
+    _row("igam-mnist", "IGAM-MNIST", _UP, 93.6, 67.8, 63.6, 56.9, 43.5),
+    _row("pgd7", "PGD7-trained", f"{_UP} method=pgd", 87.3, 56.2, 55.5, 47.3, 45.9),
 )
-
+_ZERO = _row("zero", "J_t = 0", f"{_UP} teacher_gradient=zero", part=_CONTROLS)
 _OTHER_METHODS = {
     "l2": "l2 matching (L_diff alone)",
     "cosine": "cosine matching",
@@ -160,81 +160,24 @@ _OTHER_METHODS = {
     "n_fgsm": "N-FGSM",
     "trades": "TRADES",
 }
-_BASELINES = (
-    *_MAIN,
-    *(_mnist(method, label, _BEYOND, method=method) for method, label in _OTHER_METHODS.items()),
-    TableRow(
-        name="l1_penalty",
-        label="gradient penalty, l1",
-        part=_BEYOND,
-        flags=_MNIST
-        | {"method": "gradient_penalty", "diff_norm": "l1", "lambda_diff": repr(8 / 255)},
-        cpu={"igam_learning_rate": "0.06"},
-    ),
-    _ZERO,
-)
-
-
-def _best(name: str, label: str, **flags: str) -> TableRow:
-    return _mnist(name, label, "", fidelity="best", **flags)
-
-
+_L1 = f"{_UP} method=gradient_penalty diff_norm=l1 lambda_diff={8 / 255!r}"
+_B = f"{_UP} fidelity=best"
 _BEST = (
-    _best("standard", "Standard", method="standard"),
-    _best("ft-mnist", "FT-MNIST", method="finetune"),
-    _mnist("igam-paper", "IGAM-MNIST, as in the paper", ""),
-    _mnist("gradient_penalty", "gradient penalty, squared l2", "", method="gradient_penalty"),
-    _best("l1-penalty", "gradient penalty, l1", method="gradient_penalty"),
-    _best("igam-mnist", "IGAM-MNIST, l1"),
-    _best("zero", "IGAM, l1, J_t = 0", teacher_gradient="zero"),
-    _best("shuffled", "IGAM, l1, J_t of another image", teacher_gradient="shuffled"),
-    *(
-        _best(method, _OTHER_METHODS.get(method, "PGD7-trained"), method=method)
-        for method in ("fast", "n_fgsm", "trades", "pgd")
-    ),
+    _row("standard", "Standard", f"{_B} method=standard"),
+    _row("ft-mnist", "FT-MNIST", f"{_B} method=finetune"),
+    _row("igam-paper", "IGAM-MNIST, as in the paper", _UP),
+    _row("gradient_penalty", "gradient penalty, squared l2", f"{_UP} method=gradient_penalty"),
+    _row("l1-penalty", "gradient penalty, l1", f"{_B} method=gradient_penalty"),
+    _row("igam-mnist", "IGAM-MNIST, l1", _B),
+    _row("zero", "IGAM, l1, J_t = 0", f"{_B} teacher_gradient=zero"),
+    _row("shuffled", "IGAM, l1, J_t of another image", f"{_B} teacher_gradient=shuffled"),
+    _row("fast", _OTHER_METHODS["fast"], f"{_B} method=fast"),
+    _row("n_fgsm", _OTHER_METHODS["n_fgsm"], f"{_B} method=n_fgsm"),
+    _row("trades", _OTHER_METHODS["trades"], f"{_B} method=trades"),
+    _row("pgd", "PGD7-trained", f"{_B} method=pgd"),
 )
 
-
-def _downwards(name: str, label: str, paper: tuple[float, ...], **flags: str) -> TableRow:
-    flags = _transfer("tiny_imagenet", "cifar10", **flags)
-    return TableRow(name=name, label=label, flags=flags, paper=paper)
-
-
-def _cifar100(
-    name: str, label: str, source: str, paper: tuple[float, ...], **flags: str
-) -> TableRow:
-    return TableRow(
-        name=name, label=label, flags=_transfer(source, "cifar100", **flags), paper=paper
-    )
-
-
-def _tiny_imagenet(name: str, label: str, source: str, **flags: str) -> TableRow:
-    """Figure 5 has bars without numbers."""
-    return TableRow(name=name, label=label, flags=_transfer(source, "tiny_imagenet", **flags))
-
-
-def _with_controls(*rows: TableRow) -> dict[str, Any]:
-    """`rows` and `gains` of a table: each IGAM row also with J_t = 0 and with another image's."""
-    controls, gains = [], []
-    for row in rows:
-        if row.method != "igam":
-            continue
-        own = [
-            TableRow(
-                name=f"{row.name}-{kind}", label=f"{row.label}, {text}", part=_CONTROLS,
-                flags=row.flags | {"teacher_gradient": kind}, cpu=row.cpu,
-            )
-            for kind, text in (("zero", "J_t = 0"), ("shuffled", "J_t of another image"))
-        ]  # fmt: skip
-        others = [other for other in rows if other.method != "igam"]
-        gains += [(row.name, other.name) for other in (*others, *own)]
-        controls += own
-    return {"rows": (*rows, *controls), "gains": tuple(gains)}
-
-
-_SCALED = (
-    "the preset's lambda_adv {lambda_adv:g} and lambda_diff {lambda_diff:g} are the row (2, 10)"
-)
+_CPU = {name: value for name, (value, _) in recipe("cpu/paper").items()}
 
 
 def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> TableRow:
@@ -242,73 +185,71 @@ def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) 
 
     At the cpu preset they are in proportion to its own, which stand for the table's (2, 10).
     """
-    own = CPU_OBJECTIVE["paper"]
-    cpu = {
-        "lambda_adv": repr(lambda_adv / 2 * own["lambda_adv"]),
-        "lambda_diff": repr(lambda_diff / 10 * own["lambda_diff"]),
-    }
-    flags = {
-        "lambda_adv": f"{lambda_adv:g}",
-        "lambda_diff": repr(lambda_diff * PUBLISHED_TO_MEAN_UNIT),
-    }
-    name, label = (
-        text.format(lambda_adv, lambda_diff)
-        for text in ("adv{:g}-diff{:g}", "lambda_adv {:g}, lambda_diff {:g}")
-    )
-    return dataclasses.replace(_cifar100(name, label, "cifar10", (clean, pgd20), **flags), cpu=cpu)
+    own = (lambda_adv / 2 * _CPU["lambda_adv"], lambda_diff / 10 * _CPU["lambda_diff"])
+    weights = f"lambda_adv={lambda_adv:g} lambda_diff={lambda_diff * PUBLISHED_TO_MEAN_UNIT!r}"
+    return _row(
+        f"adv{lambda_adv:g}-diff{lambda_diff:g}",
+        f"lambda_adv {lambda_adv:g}, lambda_diff {lambda_diff:g}",
+        f"source=cifar10 target=cifar100 {weights}", clean, pgd20,
+        cpu="lambda_adv={!r} lambda_diff={!r}".format(*own),
+    )  # fmt: skip
 
+
+_SCALED = (
+    "the preset's lambda_adv {lambda_adv:g} and lambda_diff {lambda_diff:g} are the row (2, 10)"
+).format(**_CPU)
 
 TABLES: dict[str, Table] = {
     "1": Table(
         title="Table 1: CIFAR-10, upwards transfer",
         attacks=PGD_20,
-        rows=_TABLE_1,
-        gains=_gains("igam-mnist", _TABLE_1),
+        **_over_each("igam-mnist", (
+            *_MAIN,
+            _row("no-adv", "lambda_adv = 0", f"{_UP} lambda_adv=0", part=_ABLATION),
+            _row("no-diff", "lambda_diff = 0", f"{_UP} lambda_diff=0", part=_ABLATION),
+            _ZERO,
+            _row("shuffled", "J_t of another image", f"{_UP} teacher_gradient=shuffled", part=_CONTROLS),
+            _row("plain", "J_t of a plain teacher", f"{_UP} teacher_gradient=plain", part=_CONTROLS),
+        )),
     ),
     "2": Table(
         title="Table 2: CIFAR-10, downwards transfer",
         attacks=PGD_100,
         **_with_controls(
-            _downwards("standard", "Standard", (95.0, 13.4, 0, 0, 0, 0, 0), method="standard"),
-            _downwards(
-                "ft-tiny-imagenet", "FT-TinyImagenet", (77.2, 37.7, 33.9, 28.0, 24.9, 23.0, 22.5),
-                transform="resize", method="finetune",
-            ),
-            _downwards(
-                "transpose-conv", "IGAM-TransposeConv", (93.2, 65.0, 58.8, 44.5, 32.4, 22.4, 18.7),
-                transform="transpose_conv",
-            ),
-            _downwards(
-                "random-pad", "IGAM-RandomPad", (88.3, 35.8, 43.9, 40.1, 38.6, 37.8, 37.6),
-                transform="random_pad",
-            ),
-            _downwards(
-                "pad", "IGAM-Pad", (87.9, 51.6, 52.2, 46.6, 44.0, 43.0, 42.5), transform="pad"
-            ),
-            _downwards(
-                "upsize", "IGAM-Upsize", (88.7, 54.0, 52.5, 47.6, 45.1, 43.5, 43.0), transform="resize"
-            ),
-            _downwards(
-                "pgd7", "PGD7-trained", (87.25, 56.22, 55.5, 47.3, 45.9, 45.4, 45.3), method="pgd"
-            ),
+            _row("standard", "Standard", f"{_DOWN} method=standard", 95.0, 13.4, 0, 0, 0, 0, 0),
+            _row("ft-tiny-imagenet", "FT-TinyImagenet", f"{_DOWN} transform=resize method=finetune",
+                 77.2, 37.7, 33.9, 28.0, 24.9, 23.0, 22.5),
+            _row("transpose-conv", "IGAM-TransposeConv", f"{_DOWN} transform=transpose_conv",
+                 93.2, 65.0, 58.8, 44.5, 32.4, 22.4, 18.7),
+            _row("random-pad", "IGAM-RandomPad", f"{_DOWN} transform=random_pad",
+                 88.3, 35.8, 43.9, 40.1, 38.6, 37.8, 37.6),
+            _row("pad", "IGAM-Pad", f"{_DOWN} transform=pad",
+                 87.9, 51.6, 52.2, 46.6, 44.0, 43.0, 42.5),
+            _row("upsize", "IGAM-Upsize", f"{_DOWN} transform=resize",
+                 88.7, 54.0, 52.5, 47.6, 45.1, 43.5, 43.0),
+            _row("pgd7", "PGD7-trained", f"{_DOWN} method=pgd",
+                 87.25, 56.22, 55.5, 47.3, 45.9, 45.4, 45.3),
         ),
     ),
     "3": Table(
         title="Table 3: CIFAR-100",
         attacks=PGD_20,
         **_with_controls(
-            _cifar100("standard", "Standard", "mnist", (78.7, 7.95, 0.13, 0.03, 0), method="standard"),
-            _cifar100(
-                "ft-cifar10", "FT-CIFAR10", "cifar10", (49.3, 17.2, 15.3, 11.7, 10.5), method="finetune"
-            ),
-            _cifar100("igam-mnist", "IGAM-MNIST", "mnist", (73.16, 41.41, 33.09, 23.35, 17.67)),
-            _cifar100("igam-cifar10", "IGAM-CIFAR10", "cifar10", (62.39, 34.31, 29.59, 24.05, 21.74)),
-            _cifar100("pgd7", "PGD7-trained", "mnist", (60.4, 29.1, 29.3, 24.3, 23.5), method="pgd"),
+            _row("standard", "Standard", "source=mnist target=cifar100 method=standard",
+                 78.7, 7.95, 0.13, 0.03, 0),
+            _row("ft-cifar10", "FT-CIFAR10", "source=cifar10 target=cifar100 method=finetune",
+                 49.3, 17.2, 15.3, 11.7, 10.5),
+            _row("igam-mnist", "IGAM-MNIST", "source=mnist target=cifar100",
+                 73.16, 41.41, 33.09, 23.35, 17.67),
+            _row("igam-cifar10", "IGAM-CIFAR10", "source=cifar10 target=cifar100",
+                 62.39, 34.31, 29.59, 24.05, 21.74),
+            _row("pgd7", "PGD7-trained", "source=mnist target=cifar100 method=pgd",
+                 60.4, 29.1, 29.3, 24.3, 23.5),
         ),
     ),
     "4": Table(
         title="Table 4: IGAM-CIFAR10 with varying lambda_diff",
-        cpu=_SCALED.format(**CPU_OBJECTIVE["paper"]),
+        cpu=_SCALED,
         attacks=("clean", "pgd20"),
         **_with_controls(
             _weights(2, 0, 58.9, 16.0),
@@ -319,7 +260,7 @@ TABLES: dict[str, Table] = {
     ),
     "5": Table(
         title="Table 5: IGAM-CIFAR10 with varying lambda_adv",
-        cpu=_SCALED.format(**CPU_OBJECTIVE["paper"]),
+        cpu=_SCALED,
         attacks=("clean", "pgd20"),
         **_with_controls(
             _weights(0, 10, 78.4, 3.9),
@@ -332,21 +273,33 @@ TABLES: dict[str, Table] = {
         title="Figure 5: Tiny-ImageNet (the figure gives no numbers)",
         attacks=PGD_20,
         **_with_controls(
-            _tiny_imagenet("standard", "Standard", "cifar10", method="standard"),
-            _tiny_imagenet("ft-cifar10", "FT-CIFAR10", "cifar10", method="finetune"),
-            _tiny_imagenet("ft-cifar100", "FT-CIFAR100", "cifar100", method="finetune"),
-            _tiny_imagenet("cifar10-resize", "IGAM-CIFAR10-Resize", "cifar10", transform="resize"),
-            _tiny_imagenet("cifar10-crop", "IGAM-CIFAR10-Crop", "cifar10", transform="crop"),
-            _tiny_imagenet("cifar100-resize", "IGAM-CIFAR100-Resize", "cifar100", transform="resize"),
-            _tiny_imagenet("cifar100-crop", "IGAM-CIFAR100-Crop", "cifar100", transform="crop"),
-            _tiny_imagenet("pgd7", "PGD7-trained", "cifar10", method="pgd"),
+            *(
+                _row(name, label, f"source={source} target=tiny_imagenet {flag}")
+                for name, label, source, flag in (
+                    ("standard", "Standard", "cifar10", "method=standard"),
+                    ("ft-cifar10", "FT-CIFAR10", "cifar10", "method=finetune"),
+                    ("ft-cifar100", "FT-CIFAR100", "cifar100", "method=finetune"),
+                    ("cifar10-resize", "IGAM-CIFAR10-Resize", "cifar10", "transform=resize"),
+                    ("cifar10-crop", "IGAM-CIFAR10-Crop", "cifar10", "transform=crop"),
+                    ("cifar100-resize", "IGAM-CIFAR100-Resize", "cifar100", "transform=resize"),
+                    ("cifar100-crop", "IGAM-CIFAR100-Crop", "cifar100", "transform=crop"),
+                    ("pgd7", "PGD7-trained", "cifar10", "method=pgd"),
+                )
+            ),
         ),
     ),
     "baselines": Table(
         title="Baselines: CIFAR-10, the methods of the paper and others",
         attacks=PGD_20,
-        rows=_BASELINES,
-        gains=_gains("igam-mnist", _BASELINES),
+        **_over_each("igam-mnist", (
+            *_MAIN,
+            *(
+                _row(method, label, f"{_UP} method={method}", part=_BEYOND)
+                for method, label in _OTHER_METHODS.items()
+            ),
+            _row("l1_penalty", "gradient penalty, l1", _L1, part=_BEYOND, cpu="igam_learning_rate=0.06"),
+            _ZERO,
+        )),
     ),
     "best": Table(
         title="Best recipes: CIFAR-10, --fidelity=best beside the squared l2 norm of the paper",
