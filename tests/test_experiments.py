@@ -342,6 +342,12 @@ def test_a_recipe_says_what_it_is_for_and_sets_settings(name):
         assert values[names_itself[folder]] == own
 
 
+def test_the_readme_of_the_recipes_has_the_order_of_the_files():
+    text = (ROOT / "flags" / "README.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert rows == [", ".join(f"`{name}`" for name in names) for names in ORDER.values()]
+
+
 def test_every_recipe_is_named_by_a_choice_or_included():
     """A file under a wrong name would change nothing, and nobody would see it."""
     choices = {
