@@ -1,6 +1,8 @@
 """Private parts of Keras and TensorFlow: each is where `igam_tf.common.private_api` looks for it."""
 
 import ast
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -229,6 +231,12 @@ def test_texts_of_errors(tmp_path):
     assert private_api.label_outside(error.value) == ("7", "[0, 3)")
     assert private_api.not_finite(error.value) is None
     assert private_api.aborted_by(error.value) is None
+    absent = str(tmp_path / "absent" / "file")
+    with pytest.raises(tf.errors.NotFoundError) as error:
+        tf.io.read_file(absent)
+    reason = os.strerror(errno.ENOENT)
+    assert private_api.file_and_reason(error.value, [reason]) == (absent, reason)
+    assert private_api.file_and_reason(error.value, [os.strerror(errno.ENOSPC)]) is None
     x = tf.constant(X)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -246,3 +254,15 @@ def test_texts_of_errors(tmp_path):
         keras.saving.load_model(path, safe_mode=True)
     assert "Lambda" in private_api.reason_of_loading(error.value)
     assert len(private_api.reason_of_loading(error.value)) < 300
+
+
+def test_names_that_are_no_promise():
+    """Public, but not documented, or experimental."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert model.distribute_strategy is tf.distribute.get_strategy()
+    assert model.make_train_function() is None
+    assert callable(model.train_function)
+    assert int(tf.random.experimental.index_shuffle(0, [1, 2], max_index=4)) in range(5)
+    tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    assert hasattr(tf.distribute.Strategy, "experimental_local_results")
+    assert hasattr(tf.distribute.Strategy, "experimental_distribute_values_from_function")

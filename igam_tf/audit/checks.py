@@ -24,7 +24,7 @@ class Finding:
         status: one of STATUSES.
         figure: what was measured, in words; where the check is not applicable, why.
         rows: names of the attacks whose results it compares.
-        data: figures for the plots and for other programs, as JSON values.
+        data: figures for the plots and for other programs, as JSON values; accuracies are shares, 0..1.
     """
 
     status: str

@@ -2,11 +2,12 @@
 
 import errno
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from igam_tf.common.private_api import file_and_reason
 
 # A full or failing disk, and one that may not be written to.
 _DISK = (
@@ -34,8 +35,8 @@ def disk_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             where, what = error.filename, os.strerror(error.errno)
-        elif found := re.search(rf"(\S+); ({'|'.join(map(os.strerror, _DISK))})", str(error)):
-            where, what = found.groups()
+        elif found := file_and_reason(error, map(os.strerror, _DISK)):
+            where, what = found
         else:
             raise
         raise UserError(

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -247,6 +247,12 @@ def label_outside(error: tf.errors.OpError) -> tuple[str, str] | None:
     found = re.search(
         r"label value of (-?\d+) which is outside the valid range of (\[.*?\))", error.message
     )
+    return (found[1], found[2]) if found else None
+
+
+def file_and_reason(error: Exception, reasons: Iterable[str]) -> tuple[str, str] | None:
+    """(file, reason) of an error of TensorFlow's file system for one of these reasons; else None."""
+    found = re.search(rf"(\S+); ({'|'.join(reasons)})", str(error))
     return (found[1], found[2]) if found else None
 
 

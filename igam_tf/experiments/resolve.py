@@ -168,7 +168,7 @@ def explained(
     found |= files["fidelity"]
     if base.fidelity == "best":
         found["lambda_diff"] = of_target.eps, "computed: eps"
-    if base.method == "finetune":
+    if METHODS[base.method].trains_teacher:
         steps = FINETUNE_EPOCHS * steps_per_epoch(of_target.train_images, 128)
         found["finetune_steps"] = steps, f"computed: {FINETUNE_EPOCHS} epochs"
     found |= files["preset"]
@@ -274,7 +274,7 @@ def _check(config: Config) -> None:
         )
     control = config.teacher_gradient
     if control != "teacher" and method.matched_to != "teacher":
-        names = ", ".join(name for name, m in METHODS.items() if m.matched_to == "teacher")
+        names = ", ".join(name for name, m in METHODS.items() if m.matches_teacher)
         raise UserError(
             f"expected a method that matches J_t ({names}) with --teacher_gradient={control}; "
             f"received --method={config.method}"

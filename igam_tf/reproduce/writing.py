@@ -8,6 +8,7 @@ from igam_tf.common.files import write_json, write_text
 from igam_tf.common.tables import Table, with_interval
 from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from igam_tf.method.look import doubtful_lines
+from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.tables import PAPER_SECONDS
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _cosine(run: dict) -> str:
     """Mean cosine with its interval, and a star where J_t is the teacher's of another row."""
     found = run["alignment"]
     if not found:
-        return "is the teacher" if run["method"] == "finetune" else ""
+        return "is the teacher" if METHODS[run["method"]].trains_teacher else ""
     star = " *" if "teacher_of" in found else ""
     return with_interval(found["cosine"], found["cosine_ci95"], ".3f") + star
 
