@@ -722,6 +722,14 @@ def test_a_crash_is_the_finding_of_its_line(standard, digits, monkeypatch):
     assert "by zero" in report["checks"]["eps"]["error"]
 
 
+def test_the_expected_minutes_grow_with_the_budget_and_the_images(standard, digits):
+    """Counted on a network of these: 887 gradients and 669 other passes an image, with `quick`."""
+    assert 887 + 669 / 3 < BUDGETS["quick"].passes < 2 * 887
+    assert BUDGETS["quick"].passes < BUDGETS["standard"].passes < BUDGETS["full"].passes
+    audited = _audited(standard, digits, budget=SMALL)
+    assert 0 < audited.expected_minutes() < 10
+
+
 def test_arrays_are_audited_as_a_data_set_is(standard, digits):
     names = "logits,deterministic,gradients"
     ours = audit_model(

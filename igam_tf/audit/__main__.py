@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from igam_tf.audit.audited import BUDGETS, AuditedModel
 from igam_tf.audit.catalogue import CHECKS, check_names
@@ -168,6 +168,12 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
             journal=Journal(folder / "journal.jsonl", settings.identity),
             progress=sys.stderr.isatty(),
         )  # fmt: skip
+        if names == list(CHECKS):
+            logging.info(
+                "budget %s, %d images: at most %.1f minutes of attacks here, by the time of one gradient; "
+                "TensorFlow's tracing of each attack comes on top",
+                FLAGS.budget, n, audited.expected_minutes(),
+            )  # fmt: skip
         report = audit(
             audited,
             names=names,

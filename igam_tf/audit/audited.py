@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from igam_tf.attacks import AttackSpec, attack_specs
 from igam_tf.attacks.direction import Direction, direction
 from igam_tf.attacks.inputs import LogitsFn
+from igam_tf.attacks.spec import STEPS, TARGETS
+from igam_tf.attacks.square import QUERIES
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import keras, tf
 from igam_tf.datasets import Split, in_pixel_range
@@ -44,6 +47,16 @@ class Budget:
     inner_points: int
     planted_images: int
     ensemble: tuple[str, ...]
+
+    @property
+    def passes(self) -> float:
+        """Gradients that the attacks on an image take at most; a forward pass is a third of one."""
+        # 14: four step sizes, two losses, six radii, and two normalisations.
+        gradients = max(self.steps) + (self.restarts + 14) * self.steps[0] + (1 + TARGETS) * STEPS
+        forward = self.queries + self.random_points
+        if "autoattack" in self.ensemble:
+            gradients, forward = gradients + TARGETS * STEPS, forward + QUERIES
+        return gradients + forward / 3
 
 
 BUDGETS = {
@@ -234,6 +247,15 @@ class AuditedModel:
                 lambda x, y: direction(self.logits_fn, x, y, xent), reduce_retracing=True
             )
         return self.tools["gradient"](x, y)
+
+    def expected_minutes(self) -> float:
+        """Minutes that the attacks of the budget take at most, by the time of one batch's gradient."""
+        x, y = (values[next(self.batches())] for values in (self.images, self.labels))
+        self.gradient(x, y)  # which traces it
+        begin = time.monotonic()
+        self.gradient(x, y).gradient.numpy()
+        seconds = (time.monotonic() - begin) / len(x)
+        return self.n * self.budget.passes * seconds / 60
 
     @functools.cached_property
     def zero_gradients(self) -> np.ndarray:

@@ -44,7 +44,7 @@ def _quietly(execute: Callable[[], None]) -> None:
     execute()
 
 
-def _in_lines(file: IO[str]) -> Callable[[str], None]:
+def _in_lines(file: IO[str]) -> Callable[[str], object]:
     """Prints each state of a progress bar on a line of its own, not in place of the one before."""
     return lambda text: text and print(text, file=file, flush=True)
 
