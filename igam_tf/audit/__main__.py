@@ -170,8 +170,8 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         )  # fmt: skip
         if names == list(CHECKS):
             logging.info(
-                "budget %s, %d images: at most %.1f minutes of attacks here, by the time of one gradient; "
-                "TensorFlow's tracing of each attack comes on top",
+                "budget %s, %d images: at most %.1f minutes of attacks here, by the time of one "
+                "gradient; the tracing of each attack comes on top",
                 FLAGS.budget, n, audited.expected_minutes(),
             )  # fmt: skip
         report = audit(
