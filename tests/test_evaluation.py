@@ -507,6 +507,40 @@ def test_arrays_give_the_data_sets_report():
     assert ours["dataset"] == "arrays"
 
 
+class Counted(keras.Model):
+    """Counts how often it is run, in Python and in graphs."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = keras.Sequential(
+            [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+        )
+        self.network.set_weights([np.full((16, 2), [-1.0, 1.0]), np.array([8.0, -8.0])])
+        self.runs = tf.Variable(0)
+
+    def call(self, x, training=False):
+        self.runs.assign_add(1)
+        return self.network(x)
+
+
+@pytest.mark.parametrize(("n", "batches"), [(8, 1), (12, 2), (400, 20)])
+def test_nothing_is_computed_twice_before_the_first_attack(monkeypatch, n, batches):
+    """Each batch that is looked at once, the first once more, and its gradient at four points."""
+    y = np.arange(n) % 2
+    x = np.broadcast_to(y.reshape(-1, 1, 1, 1), (n, 4, 4, 1)) * np.float32(0.9)
+    model, before = Counted(), []
+    model.build((None, 4, 4, 1))
+    attacks = evaluate_module.robust_flags
+    monkeypatch.setattr(
+        evaluate_module, "robust_flags",
+        lambda *args, **kwargs: before.append(int(model.runs)) or attacks(*args, **kwargs),
+    )  # fmt: skip
+    model.runs.assign(0)
+    report = evaluate_model(model, x, y, "clean,pgd2", eps=0.1, pixel_max=1.0, batch_size=10)
+    assert report["doubts"] == []
+    assert before[0] == batches + 1 + 4 * batches
+
+
 _X, _Y = SPLIT.images, SPLIT.labels
 
 

@@ -156,8 +156,11 @@ def audit_model(
     model = as_called(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )
+    split, logits = split_of_arrays(
+        model, images, labels, eps=eps, pixel_max=pixel_max, batch_size=batch_size
+    )
     audited = AuditedModel(
-        model, split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max),
+        model, split, logits=logits,
         pixel_max=pixel_max, eps=eps, step_size=step_size, seed=seed, batch_size=batch_size,
         budget=BUDGETS[budget], sources=transfer_from, progress=progress,
     )  # fmt: skip

@@ -130,6 +130,7 @@ class AuditedModel:
         sources: name -> model whose adversarial examples are tried on this one.
         journal: where finished batches are kept; None: nowhere.
         progress: whether progress bars are shown.
+        logits: what `split_of_arrays` returned with the split; None: they are computed.
 
     Attributes:
         results: name of each attack that has run -> its AttackResult.
@@ -154,6 +155,7 @@ class AuditedModel:
         sources: dict[str, keras.Model] | None = None,
         journal: Journal | None = None,
         progress: bool = True,
+        logits: np.ndarray | None = None,
     ):
         from igam_tf.evaluation.evaluate import logits_function, look_at
         from igam_tf.method.networks import pixel_max_of
@@ -172,8 +174,9 @@ class AuditedModel:
         self.tools: dict[str, Callable] = {}
         self._compiled: dict[str, dict] = {}
         self.doubts = look_at(
-            model, split, pixel_max=self.pixel_max, eps=self.eps, seed=seed, batch_size=batch_size
-        )
+            model, split, logits=logits,
+            pixel_max=self.pixel_max, eps=self.eps, seed=seed, batch_size=batch_size,
+        )  # fmt: skip
         self.logits_fn = differentiable(logits_function(model, "inference"))
         self.logits = tf.function(self.logits_fn, reduce_retracing=True)
 

@@ -178,8 +178,9 @@ def logits_of(
         x = tf.convert_to_tensor(x)
         z = model(x, training=False) if isinstance(model, keras.Model) else model(x)
     except Exception as error:  # a model may fail in any way on images it was not made for
+        kind = getattr(model, "__name__", type(model).__name__)
         raise UserError(
-            f"expected a {what} for images {list(x.shape[1:])}; received a {type(model).__name__} that "
+            f"expected a {what} for images {list(x.shape[1:])}; received a {kind} that "
             f"fails on them: {reason_of(error)}"
         ) from error
     check_logits(z, f"the {what}", n=len(x), classes=classes)

@@ -32,10 +32,16 @@ from igam_tf.common.tables import Table, interval_text
 from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.model_flags import as_called
-from igam_tf.evaluation.robust import LogitsFn, check_attackable, robust_flags, scale_for_attacks
+from igam_tf.evaluation.robust import (
+    LogitsFn,
+    check_attackable,
+    clean_logits,
+    logits_scale,
+    looked_at,
+    robust_flags,
+)
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import (
-    LOOKED_AT,
     Doubt,
     as_json,
     doubtful_lines,
@@ -72,6 +78,7 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
             with keras.StatelessScope():  # the new moving averages are dropped
                 return model(x, training=True)
 
+    logits.__name__ = type(model).__name__  # in errors
     return logits
 
 
@@ -98,6 +105,7 @@ def evaluate(
     batch_norm: str = "inference",
     progress: bool = True,
     journal: Journal | None = None,
+    scale: float | None = None,
 ) -> dict[str, dict]:
     """Every attack on every example that the model gets right, and the worst of them all.
 
@@ -116,6 +124,7 @@ def evaluate(
         batch_norm: how `logits_fn` normalises, as in `logits_function`.
         progress: whether progress bars with rate and time left are shown.
         journal: finished batches are kept in it, and not computed again.
+        scale: of the logits, see `igam_tf.evaluation.robust.logits_scale`; None: its.
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
@@ -127,7 +136,9 @@ def evaluate(
     """
     common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     check_attackable(images, labels, attacks, pixel_max, batch_norm)
-    scale = scale_for_attacks(logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size)
+    if scale is None:
+        z = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
+        scale = logits_scale(z, labels[looked_at(len(labels))])
     robust = robust_flags(
         logits_fn, images, labels, attacks=attacks, pixel_max=pixel_max, progress=progress,
         journal=journal, scale=scale, **common,
@@ -217,6 +228,7 @@ def model_report(
     batch_norm: str = "inference",
     progress: bool = True,
     journal: Journal | None = None,
+    logits: np.ndarray | None = None,
     **settings: Any,
 ) -> dict:
     """`evaluate` for a model on a data set, with what `table` needs beside the results.
@@ -227,6 +239,7 @@ def model_report(
         pixel_max: highest pixel value of the model's input; None: the model's own, else the data
             set's.
         seed, batch_size, batch_norm, progress, journal: see `evaluate`.
+        logits: what `split_of_arrays` returned with the split; None: they are computed.
         **settings: attacks, eps, step_size, restarts, loss, norm, num_examples: see `plan`.
 
     Raises:
@@ -236,8 +249,14 @@ def model_report(
     common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
     split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
     radii = [spec.eps for spec in specs if spec.loss and spec.kind != "square"]
+    logits_fn = logits_function(model, batch_norm)
+    if logits is None:
+        logits = clean_logits(
+            logits_fn, split.images,
+            pixel_max=pixel_max, batch_size=batch_size, classes=split.spec.num_classes,
+        )  # fmt: skip
     doubts = look_at(
-        model, split,
+        model, split, logits=logits,
         pixel_max=pixel_max, eps=max(radii, default=None), norm=specs[0].norm, **common
     )  # fmt: skip
     refuse(doubts, "probabilities")
@@ -245,18 +264,15 @@ def model_report(
         about["computed_in"] = "float32"
     if isinstance(model, Preprocessed):
         about["preprocess"] = model.preprocess.convention
-    logits_fn = logits_function(model, batch_norm)
-    how: dict = {"pixel_max": pixel_max, "journal": journal}
+    scale = logits_scale(logits, split.labels[looked_at(len(split.labels))])
+    how: dict = {"pixel_max": pixel_max, "journal": journal, "scale": scale}
     results = evaluate(
         logits_fn, split.images, split.labels, attacks=specs, progress=progress, **how, **common
     )
-    scale = results[WORST_CASE].get("logits_scale", 1.0)
 
     def further(spec: AttackSpec, chosen: np.ndarray) -> np.ndarray:
         x, y = split.images[chosen], split.labels[chosen]
-        masks = robust_flags(
-            logits_fn, x, y, attacks=[spec], progress=False, scale=scale, **how, **common
-        )
+        masks = robust_flags(logits_fn, x, y, attacks=[spec], progress=False, **how, **common)
         return masks[spec.name]
 
     masks = [mask_of_text(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
@@ -279,13 +295,12 @@ def look_at(
         split: images and labels.
         pixel_max: highest pixel value of the model's input.
         batch_norm: see `evaluate`.
-        **settings: eps, norm, seed and batch_size, see `look`.
+        **settings: eps, norm, seed, batch_size and logits, see `look`.
 
     Raises:
         UserError: a model that is not for such images.
     """
-    n = len(split.labels)
-    chosen = np.unique(np.linspace(0, n - 1, min(LOOKED_AT, n)).astype(int))
+    chosen = looked_at(len(split.labels))
     x, y = in_pixel_range(split.images[chosen], pixel_max), split.labels[chosen].astype(np.int64)
     function = partial(logits_function, batch_norm=batch_norm)
     return look(
@@ -373,9 +388,12 @@ def evaluate_model(
     model = as_called(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )
-    split = split_of_arrays(model, images, labels, eps=eps, pixel_max=pixel_max, norm=norm)
+    split, logits = split_of_arrays(
+        model, images, labels,
+        eps=eps, pixel_max=pixel_max, norm=norm, batch_norm=batch_norm, batch_size=batch_size,
+    )  # fmt: skip
     return model_report(
-        model, split,
+        model, split, logits=logits,
         attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
         batch_size=batch_size, batch_norm=batch_norm, pixel_max=pixel_max, progress=progress,
     )  # fmt: skip
@@ -389,8 +407,10 @@ def split_of_arrays(
     eps: float,
     pixel_max: float,
     norm: str = "linf",
-) -> Split:
-    """Images and labels as a data set, checked against each other and against the model.
+    batch_norm: str = "inference",
+    batch_size: int = 100,
+) -> tuple[Split, np.ndarray]:
+    """(images and labels as a data set, checked against each other and the model; `clean_logits`).
 
     Args:
         model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
@@ -399,6 +419,7 @@ def split_of_arrays(
         eps: radius, as a fraction of the pixel range.
         pixel_max: highest pixel value of the model's input.
         norm: of eps.
+        batch_norm, batch_size: see `evaluate`.
 
     Raises:
         UserError: they do not go together.
@@ -408,13 +429,16 @@ def split_of_arrays(
     check_images(images, pixel_max, uint8=True)
     check_labels(labels, n=len(images))
     check_eps(eps, norm, images.shape[1:])
-    classes = logits_of(model, in_pixel_range(images[:1], pixel_max), "model").shape[1]
-    check_labels(labels, classes=classes)
+    if batch_norm == "batch" or not model.built:  # within its scope no variable can be made
+        logits_of(model, in_pixel_range(images[:1], pixel_max), "model")
+    logits_fn = logits_function(model, batch_norm)
+    logits = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
+    check_labels(labels, classes=logits.shape[1])
     spec = DatasetSpec(
-        "arrays", images.shape[1:], classes,
+        "arrays", images.shape[1:], logits.shape[1],
         pixel_max=float(pixel_max), eps=float(eps), step_size=float(eps) / 4,
     )  # fmt: skip
-    return Split(images, labels.astype(np.int64), spec, "arrays", "test")
+    return Split(images, labels.astype(np.int64), spec, "arrays", "test"), logits
 
 
 def attack_texts(row: dict) -> tuple[str, str, str]:

@@ -12,11 +12,12 @@ from tqdm import tqdm
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
 from igam_tf.attacks.attack_losses import class_of_rank
 from igam_tf.common import devices
-from igam_tf.common.checks import check_labels, check_pixels, expect
+from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
 from igam_tf.formulas.losses import at_least_float32
 from igam_tf.formulas.statistics import wilson_interval
+from igam_tf.method.look import LOOKED_AT
 from igam_tf.storage.journal import Journal, journaled, settings_of
 
 REVISION = 3  # of what the attacks compute: another one finds nothing in older journals
@@ -53,9 +54,8 @@ def robust_flags(
     """
     check_attackable(images, labels, attacks, pixel_max, batch_norm)
     if scale is None:
-        scale = scale_for_attacks(
-            logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size
-        )
+        z = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
+        scale = logits_scale(z, labels[looked_at(len(labels))])
     dtype = in_pixel_range(images[:1], pixel_max).dtype.type
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
@@ -118,22 +118,30 @@ def robust_flags(
     return {spec.name: robust[spec.name] for spec in attacks}
 
 
-_LOOKED_AT, _SURE, _FAR = 200, 0.9, 3.0
+_SURE, _FAR = 0.9, 3.0
 
 
-def scale_for_attacks(
+def looked_at(n: int) -> np.ndarray:
+    """Indices of LOOKED_AT of n images, evenly spread; of all where there are fewer."""
+    return np.unique(np.linspace(0, n - 1, min(LOOKED_AT, n)).astype(int))
+
+
+def clean_logits(
     logits_fn: LogitsFn,
     images: np.ndarray,
-    labels: np.ndarray,
     *,
     pixel_max: float,
     batch_size: int,
-) -> float:
-    """`logits_scale` on the first images."""
-    parts = [slice(i, i + batch_size) for i in range(0, min(len(labels), _LOOKED_AT), batch_size)]
-    x = [tf.constant(in_pixel_range(images[part], pixel_max)) for part in parts]
-    z = np.concatenate([tf.cast(logits_fn(part), tf.float64) for part in x])
-    return logits_scale(z, labels[: len(z)])
+    classes: int | None = None,
+) -> np.ndarray:
+    """Logits [m,K] of the images that are `looked_at`; classes: K that is expected.
+
+    Raises:
+        UserError: the model fails on such images, or does not return [B,K].
+    """
+    x = in_pixel_range(images[looked_at(len(images))], pixel_max)
+    parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
+    return np.concatenate([logits_of(logits_fn, part, "model", classes) for part in parts])
 
 
 def logits_scale(logits: np.ndarray, y: np.ndarray) -> float:
@@ -157,6 +165,7 @@ def logits_scale(logits: np.ndarray, y: np.ndarray) -> float:
         >>> logits_scale(z, y), logits_scale(z / 1000, y)
         (1.0, 2048.0)
     """
+    logits = logits.astype(np.float64)
     right = int((logits.argmax(1) == y).sum())
     enough = min(wilson_interval(right, len(y))[0], _SURE)
     below = logits - logits.max(1, keepdims=True)

@@ -96,6 +96,7 @@ def look(
     seed: int = 0,
     batch_size: int = 100,
     function: Callable[[keras.Model], LogitsFn] = lambda model: lambda x: model(x, training=False),
+    logits: np.ndarray | None = None,
 ) -> list[Doubt]:
     """What makes the figures of a model on these images doubtful; nothing, where they can be trusted.
 
@@ -110,6 +111,7 @@ def look(
         seed: of the random points.
         batch_size: images at once.
         function: the logits of a model, in the mode that the figures are measured in.
+        logits: of x, [n,K], where they are known already.
 
     Raises:
         UserError: the model fails on such images, or does not return [B,K].
@@ -120,7 +122,7 @@ def look(
         parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
         return np.concatenate([logits_of(fn, part, "model", classes) for part in parts])
 
-    z = outputs(logits_fn, x)
+    z = outputs(logits_fn, x) if logits is None else logits
     if wrong := doubtful_outputs(z):
         return wrong
     found = misplaced_range(model, pixel_max)

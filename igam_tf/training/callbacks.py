@@ -5,12 +5,11 @@ import numpy as np
 from absl import logging
 
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.common.checks import expect, logits_of
+from igam_tf.common.checks import expect
 from igam_tf.common.private_api import directions, metrics_of
-from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
-from igam_tf.method.look import LOOKED_AT, doubtful_outputs, misplaced_range, refuse
+from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import pixel_max_of
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.trainer import ClassifierTrainer
@@ -82,11 +81,11 @@ class RobustAccuracy(keras.callbacks.Callback):
             given = self.model.pixel_max if given is None else given
         self._range = pixel_max_of(network, given)
         self._network = network = preprocessed(network, self._preprocess, self._range)
-        self._split = split_of_arrays(
-            network, self._images, self._labels, eps=self._eps, pixel_max=self._range
-        )
-        x = in_pixel_range(self._split.images[:LOOKED_AT], self._range)
-        refuse(doubtful_outputs(logits_of(network, x, "model")), "probabilities")
+        self._split, logits = split_of_arrays(
+            network, self._images, self._labels,
+            eps=self._eps, pixel_max=self._range, batch_size=self._batch_size,
+        )  # fmt: skip
+        refuse(doubtful_outputs(logits), "probabilities")
         refuse(misplaced_range(network, self._range))
         self._logits_fn = logits_function(network, "inference")
         self._compiled: dict = {}
