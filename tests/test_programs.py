@@ -151,6 +151,9 @@ def test_a_flagfile_of_the_package_is_found_by_its_name(written, tmp_path, monke
         expanded(["eval", *written], None)
     (here / "own.flags").write_text("--seed=3")
     assert expanded(["train", *written], package)[0] == ["train", "--seed=3"]
+    (package / "wrong.flags").write_text("--seed=1\nwait")
+    with pytest.raises(UserError, match=r"wrong\.flags:2; received wait"):
+        expanded(["train", "--flagfile=wrong.flags"], package)
     (package / "round.flags").write_text("--flagfile=round.flags")
     with pytest.raises(UserError, match=r"does not include itself.*round\.flags"):
         expanded(["train", "--flagfile=round.flags"], package)

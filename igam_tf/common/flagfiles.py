@@ -43,7 +43,7 @@ def read(path: Path, folder: Path | None) -> tuple[Line, ...]:
     """The flags of a file, those of files that it includes in their places.
 
     Raises:
-        UserError: a file that is absent, cannot be read, or includes itself.
+        UserError: a file that is absent, cannot be read, or includes itself; a line that is no flag.
     """
     return tuple(_lines(path, folder, ()))
 
@@ -62,6 +62,10 @@ def _lines(path: Path, folder: Path | None, within: tuple[Path, ...]) -> Iterato
             yield from _lines(find(name, folder, here=path.parent), folder, (*within, path))
         elif line.startswith("-"):
             yield line, f"{shown(path)}:{number}"
+        elif line and not line.startswith(("#", "//")):
+            raise UserError(
+                f"expected --<flag>=<value> or a # comment in {shown(path)}:{number}; received {line}"
+            )
 
 
 def _included(argument: str) -> str:
@@ -70,8 +74,9 @@ def _included(argument: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """A file for people: those of the package as in a checkout, flags/<path within it>."""
-    return f"flags/{path.relative_to(FOLDER).as_posix()}" if FOLDER in path.parents else str(path)
+    """A file for people: one of the package as flags/<path within it>, any other by its whole path."""
+    path, folder = path.resolve(), FOLDER.resolve()
+    return f"flags/{path.relative_to(folder).as_posix()}" if folder in path.parents else str(path)
 
 
 def expanded(argv: list[str], folder: Path | None) -> tuple[list[str], dict[str, str]]:
