@@ -1,6 +1,7 @@
 """What all programs share: a quiet start, --help, --version, wrong flags, Ctrl-C, plain log lines."""
 
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from igam_tf.common.program import (
     run_entry_point,
 )
 from igam_tf.experiments.config import GROUPS
+from igam_tf.report import report
 
 # Program -> flags that its help text must show, of those that another module defines among them.
 PROGRAMS = {
@@ -248,6 +250,22 @@ def test_debug_shows_where_a_user_s_error_comes_from():
     assert done.returncode == 1
     assert "in parse_fraction" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: expected --eps")
+
+
+def test_unlike_runs_are_told_by_what_differs(tmp_path, monkeypatch):
+    row = {"n": 4, "accuracy": 50.0, "ci95": [15.0, 85.0], "robust_mask": "1100", "eps": 8 / 255}
+    row |= {"batch_norm": "inference", "seed": 0}
+    for name, seed in (("a", 0), ("b", 1)):
+        results = {"clean": row, "worst_case": row | {"seed": seed}}
+        about = {"dataset": "cifar10", "split": "test", "data": "tfds", "doubts": []}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(
+            json.dumps({"m": about | {"results": results}})
+        )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        report([Path("a"), Path("b")])
+    assert str(error.value).endswith("; received a: seed 0; b: seed 1")
 
 
 def test_tensorflow_talks_when_asked_to():

@@ -388,6 +388,15 @@ def recorded(ran: list, failing: int = 0):
     return run_all
 
 
+def test_print_config_shows_every_row_and_runs_none(command, tmp_path, capfd):
+    arguments = ("--table=1", "--preset=smoke", "--data=builtin", f"--output={tmp_path / 'new'}")
+    assert command(*arguments, "--print_config", "--rows=standard") == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[1:3] == [str(tmp_path / "new" / "standard"), "experiment"]
+    assert "  --method=standard " in out
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_row_through_the_real_program_and_again(command, tmp_path, capsys):
     arguments = ("--table=1", "--preset=smoke", "--data=builtin", f"--output={tmp_path}")
     assert command(*arguments, "--rows=standard") == 0

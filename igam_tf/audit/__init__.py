@@ -8,6 +8,7 @@ differences  whether the gradient is the function's own
 attacking  checks that compare attacks
 nested     networks inside the audited one, on which attacks are crafted
 planted    the planted-boundary test
+catalogue  all checks by name
 audit      all checks in order, resumed where a killed audit stopped; the headline
 report     the report for terminal, Markdown and HTML, with `plots`
 controls   networks with masked gradients, on which the checks must fail
