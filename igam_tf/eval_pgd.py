@@ -40,23 +40,25 @@ def define_flags() -> None:
         define_model_flag()
         define_data_flags()
         flags.DEFINE_integer(
-            "num_examples", None, "Images, from the beginning of the split; all by default.",
+            "num_examples", None, "Number of images, from the first of the split on; by default "
+            "all.",
             lower_bound=1,
         )  # fmt: skip
     with heading("attacks"):
         flags.DEFINE_string(
             "attacks",
             "clean,fgsm,pgd5,pgd10,pgd20",
-            f"Attacks with commas between: {SHOWN}. apgd is apgd-ce, then apgd-t on what it leaves.",
+            f"Attacks to run, with commas between: {SHOWN}. apgd is apgd-ce, and apgd-t on the "
+            "images that are robust to it.",
         )
         flags.DEFINE_enum("norm", "linf", NORMS, "Norm of eps and of the step size.")
         flags.DEFINE_string(
             "eps", None,
-            f"Radius of every attack, {of_range}; in linf the data set's own by default.",
+            f"Radius of every attack, {of_range}; in linf by default the data set's own.",
         )  # fmt: skip
         flags.DEFINE_string(
             "step_size", None,
-            f"Step size of PGD, {of_range}; by default in the data set's own ratio to eps.",
+            f"Step size of PGD, {of_range}; by default eps times the data set's own ratio.",
         )  # fmt: skip
         flags.DEFINE_enum("loss", "xent", tuple(LOSSES), "Loss that FGSM and PGD maximise.")
         flags.DEFINE_integer("restarts", 1, "Random starts of each PGD.", lower_bound=1)
@@ -69,7 +71,8 @@ def define_flags() -> None:
             "batch_norm",
             "inference",
             BATCH_NORMS,
-            "Batch norm of the model: inference, by moving averages; batch, by each batch's statistics.",
+            "Batch norm of the model: inference, by moving averages; batch, by each batch's "
+            "statistics.",
         )
         define_run_flags()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
+from html import escape
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from igam_tf.audit import controls, outputs
 from igam_tf.audit.attacking import normalisations
 from igam_tf.audit.audit import CHECKS, _verdict, audit, audit_model, check_names
 from igam_tf.audit.audited import BUDGETS, AttackResult, AuditedModel, joint
+from igam_tf.audit.catalogue import documentation
 from igam_tf.audit.checks import FAIL, NOT_APPLICABLE, PASS, WARN, judge_excess
 from igam_tf.audit.differences import relative_error
 from igam_tf.audit.nested import nested_sources
@@ -92,7 +94,7 @@ def test_control_standard_fails_nothing(standard, digits):
     assert report["headline"]["accuracy"] == 0
     for name in ("square", "noise"):
         assert report["checks"][name]["status"] == NOT_APPLICABLE
-        assert "no example is right under" in report["checks"][name]["figure"]
+        assert "no image is robust" in report["checks"][name]["figure"]
 
 
 @pytest.mark.parametrize(
@@ -281,8 +283,9 @@ def test_too_few_images_that_are_right_are_no_pass(standard, digits):
     report = audit(_audited(standard, few, eps=1e-6, budget=SMALL), names=names)
     assert set(_statuses(report).values()) == {NOT_APPLICABLE}, report["checks"]
     found = report["checks"]["iterative"]["figure"]
-    assert found == "2 of 40 images left by pgd3, nothing can be told"
-    assert report["verdict"].startswith("Nothing can be told of robustness: clean accuracy is not")
+    assert "only 2 of 40 images" in found
+    assert report["verdict_status"] == NOT_APPLICABLE
+    assert "clean accuracy is not above chance" in report["verdict"]
 
 
 def test_a_weak_attack_misses_planted_boundaries(pgd_trained, digits):
@@ -416,10 +419,11 @@ def test_every_row_states_its_settings(honest_report):
 
 def test_html_is_one_page_that_fetches_nothing(honest_report):
     page = html(honest_report)
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 4
     assert not re.search(r"<(script|link|img|iframe)\b|@import|src=|url\((?!#)", page)
     for check in honest_report["checks"].values():
-        assert check["title"] in page
+        assert f"<code>{check['name']}</code><br>{check['title']}" in page
+        assert all(escape(check[text]) in page for text in ("meaning", "threshold", "reason"))
     assert "builtin (synthetic)" in page
     assert "l-inf eps (fraction of the pixel range)" in page
     assert html(honest_report) == page
@@ -431,6 +435,8 @@ def test_plots_are_well_formed(honest_report):
         "Accuracy against eps", "Accuracy against PGD steps", "Do gradients agree in the neighbourhood?",
         "Batch-norm modes side by side", "Every attack at the headline eps",
     ]  # fmt: skip
+    sentence = drawn.pop("Accuracy against PGD steps")  # of two points
+    assert all(f"after {n} steps" in sentence for n in BUDGETS["quick"].steps)
     for svg in drawn.values():
         root = xml.etree.ElementTree.fromstring(svg)
         assert root.tag.endswith("svg")
@@ -567,7 +573,7 @@ def test_command_on_a_keras_file(command, standard, tmp_path, capsys):
     ]  # fmt: skip
     assert command(*arguments) == 0
     printed = capsys.readouterr().out
-    assert "PASS  Outputs are logits" in printed
+    assert "PASS  logits: Outputs are logits" in printed
     assert "robust accuracy" in printed
     report = json.loads((tmp_path / "audit" / "report.json").read_text())
     assert report["subject"]["data"] == "builtin (synthetic)"
@@ -593,7 +599,7 @@ def test_command_on_a_function(command, tmp_path, capsys):
         "--checks=deterministic,adaptive,planted",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "N/A   The input normalisation" in printed
+    assert "N/A   adaptive: " in printed
     assert "accuracy is not above chance" in printed
 
 
@@ -615,7 +621,7 @@ def test_all_at_once_has_a_limit(standard, digits, monkeypatch):
     check = report["checks"]["batch_norm"]
     modes = ["inference", "batch statistics of 1", "batch statistics of 15"]
     assert list(check["data"]["modes"]) == modes
-    assert "(of all 40 at most 15 at once)" in check["figure"]
+    assert "at most 15 of the 40 images" in check["figure"]
 
 
 def test_a_run_brings_its_teacher(command, standard, tmp_path):
@@ -670,21 +676,21 @@ def _statuses_of(**statuses):
 @pytest.mark.parametrize(
     ("statuses", "figures", "said"),
     [
-        ({"logits": PASS, "eps": PASS}, {}, "None of 2 checks found a sign of masked gradients."),
+        ({"logits": PASS, "eps": PASS}, {}, "None of 2 checks found a sign of masked gradients;"),
         (
             {"eps": PASS, "adaptive": NOT_APPLICABLE},
             {},
             "None of 1 .* Not tested: adaptive .did not",
         ),
-        ({"eps": PASS}, {"robust": 0.0}, "Not robust: no image is right under every attack"),
+        ({"eps": PASS}, {"robust": 0.0}, "Not robust: no image is robust to every attack"),
         (
             {"eps": FAIL, "square": FAIL},
             {"robust": 0.0},
-            "Not robust: .* though 2 of 2 checks FAIL",
+            "Not robust: .*; 2 of 2 checks FAIL",
         ),
         ({"deterministic": FAIL}, {"robust": 0.0, "random": True}, "Not to be trusted: 1 of 1"),
         ({"logits": PASS}, {"clean_low": 0.05}, r"clean accuracy is not above chance \(10 %\)"),
-        ({"logits": PASS, "square": WARN}, {}, "No check fails; 1 of 2 checks WARN"),
+        ({"logits": PASS, "square": WARN}, {}, "No check fails: 1 of 2 checks WARN"),
         ({"eps": PASS, "finite_difference": FAIL}, {}, "Not to be trusted: 1 of 2 checks FAIL"),
         ({"planted": FAIL}, {}, "Doubtful: 1 of 1 checks FAIL"),
         ({"losses": FAIL, "ensemble": FAIL}, {}, "Doubtful: 2 of 2 checks FAIL"),
@@ -693,9 +699,54 @@ def _statuses_of(**statuses):
 )
 def test_verdict(statuses, figures, said):
     figures = {"robust": 40.0, "clean_low": 0.8, "chance": 0.1, "random": False} | figures
-    verdict = _verdict(_statuses_of(**statuses), **figures)
+    found, verdict = _verdict(_statuses_of(**statuses), **figures)
     assert re.match(f".*{said}", verdict)
-    assert f"{len(CHECKS) - len(statuses)} of {len(CHECKS)} checks (not run)" in verdict
+    assert f"; {len(CHECKS) - len(statuses)} of {len(CHECKS)} checks were not run." in verdict
+    start = verdict.partition(":")[0]
+    expected = {"Not to be trusted": FAIL, "Doubtful": WARN, "No check fails": WARN}
+    assert found == expected.get(start, NOT_APPLICABLE)
+
+
+def test_a_pass_is_one_of_all_checks():
+    figures = {"robust": 40.0, "clean_low": 0.8, "chance": 0.1, "random": False}
+    status, verdict = _verdict(_statuses_of(**dict.fromkeys(CHECKS, PASS)), **figures)
+    assert status == PASS
+    assert "not run" not in verdict
+
+
+def test_the_page_begins_with_the_verdict(honest_report):
+    """Large and in its colour; the figure is struck where it is not to be trusted; FAIL comes first."""
+    shown = html(honest_report)
+    assert (
+        shown.index('class="verdict PASS"')
+        < shown.index('class="headline"')
+        < shown.index("<table")
+    )
+    assert "<s>" not in shown
+    failed = dict(honest_report["checks"])
+    for name, status in (("planted", FAIL), ("square", FAIL), ("steps", WARN), ("logits", WARN)):
+        failed[name] = failed[name] | {"status": status}
+    report = honest_report | {"checks": failed, "verdict_status": FAIL, "verdict": "Not: a. B."}
+    shown = html(report)
+    assert 'class="verdict FAIL"' in shown
+    assert "<s>Robust accuracy" in shown
+    order = [
+        shown.index(f'id="{name}"') for name in ("square", "planted", "logits", "steps", "eps")
+    ]
+    assert order == sorted(order)
+
+
+def test_attacks_are_in_the_order_in_which_they_ran(honest_report):
+    names = list(honest_report["rows"])
+    order = [names.index(name) for name in ("pgd20", "pgd40", "apgd-t", "20 random points")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_page_on_checks_has_all_of_them(name):
+    """README.md of the audit has each check's section, as its entry says it."""
+    readme = (Path(command_line.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert documentation(name) in readme, f"add to igam_tf/audit/README.md:\n{documentation(name)}"
 
 
 def test_what_was_judged_of_a_random_network_stands(standard, digits):
@@ -785,4 +836,3 @@ def test_planted_check_of_a_functional_model():
     assert check["data"]["planted"] >= 3
     few = audit_model(model, images[:1], np.array([0]), **settings)["checks"]["planted"]
     assert few["status"] == NOT_APPLICABLE
-    assert few["figure"].startswith("nothing can be told")

@@ -23,6 +23,7 @@ PRINTED = {
     "A method": r"\{'L_xent': [\d.]+, 'L_diff': [\d.]+, 'cosine': -?[\d.]+\}"
     r"\n0 (\[.+\])\n0 (\1)\n1 (?!\1).+",
     "An attack": r"\{'clean': 100.0, 'corner20': 100.0, 'pgd5': 0.0, 'worst_case': 0.0\}",
+    "An audit check": r"PASS the gradient is the better one on 100 % of the images",
     "A data set": r"\(16, 16, 3\) 4 100",
     "A student": r"plain-8 \(None, 10\)\nown_nets:flower_net \(None, 10\)",
 }
@@ -144,6 +145,16 @@ def test_flags_that_are_named_exist(page):
     text = text.replace("--kill-on-bad-exit", "")
     named = set(re.findall(r"(?<![\w-])--(\w[\w-]*)", text))
     assert not {flag for flag in named if not {flag, flag.removeprefix("no")} & known}
+
+
+def test_every_attack_is_where_attacks_are_listed():
+    """What is lacking is named: of the kinds in `igam_tf.attacks`, of the names in judge.md."""
+    attacks = igam_tf.attacks
+    assert not attacks.KINDS.keys() - {*attacks.__all__}
+    assert not [kind for kind in attacks.KINDS if f"\n    {kind} " not in attacks.__doc__]
+    rows = _table(ROOT / "docs" / "judge.md", "| `clean` |")
+    listed = {name for row in rows for name in re.findall("`(.+?)`", row.split("|")[1])}
+    assert not {*attacks.SHOWN.split(", ")} - listed
 
 
 def test_every_public_name_is_on_an_api_page():

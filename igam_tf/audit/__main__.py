@@ -2,8 +2,8 @@
 
 python -m igam_tf.audit --model=runs/mnist-cifar10 --budget=quick
 
-Exit status: 0; 2 where a check FAILs; else 3 where the headline is doubtful (0 with --allow_doubts);
-1 is wrong input.
+Exit status: 2 if a check FAILs, else 3 if the headline is doubtful (0 with --allow_doubts), else 0;
+wrong input ends with 1.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def define_flags() -> None:
         define_data_flags()
         flags.DEFINE_integer(
             "num_examples", None,
-            "Images, from the beginning of the split; as many as --budget says by default.",
+            "Number of images, from the first of the split on; by default as --budget says.",
             lower_bound=1,
         )  # fmt: skip
     with heading("audit"):
@@ -78,31 +78,36 @@ def define_flags() -> None:
             "budget",
             "quick",
             tuple(BUDGETS),
-            "How many images, steps, restarts and queries it takes.",
+            "Number of images, and of the attacks' steps, restarts and queries.",
         )
         flags.DEFINE_string(
-            "checks", "all", f"Checks with commas between: all, or {', '.join(CHECKS)}."
+            "checks",
+            "all",
+            f"Checks to run: all, or some of {', '.join(CHECKS)}, with commas between.",
         )
         flags.DEFINE_list(
             "transfer_from",
             [],
-            "Models, as --model, whose adversarial examples are tried on this one.",
+            "Models, named as in --model, whose adversarial examples are tried on this one.",
         )
         flags.DEFINE_string(
-            "eps", None, f"Headline l-inf radius, {of_range}; the data set's own by default."
+            "eps",
+            None,
+            f"Radius of the headline in l-inf, {of_range}; by default the data set's own.",
         )
         flags.DEFINE_string(
             "step_size", None,
-            f"Step size of PGD, {of_range}; by default in the data set's own ratio to eps.",
+            f"Step size of PGD, {of_range}; by default eps times the data set's own ratio, "
+            "but at least 2.5 eps / steps.",
         )  # fmt: skip
         flags.DEFINE_integer(
-            "seed", 0, "Seed of everything random.", lower_bound=0, upper_bound=2**31 - 1
+            "seed", 0, "Seed of all random numbers.", lower_bound=0, upper_bound=2**31 - 1
         )
     with heading("run"):
         flags.DEFINE_string(
             "workdir", None,
-            "Folder of the audit, in which it resumes; by default audits/<model>-<budget>, and for a "
-            "run audit-<budget> in its folder.",
+            "Folder of the audit; the same command resumes it there. By default "
+            "audits/<model>-<budget>, or audit-<budget> in the folder of a run.",
         )  # fmt: skip
         define_run_flags()
 

@@ -15,7 +15,9 @@ from igam_tf.audit.checks import (
     DISTRUST,
     FAIL,
     NOT_APPLICABLE,
+    PASS,
     STATUSES,
+    TEXTS,
     WARN,
     Finding,
     not_applicable,
@@ -53,10 +55,12 @@ def audit(
         show: called with each finished check.
 
     Returns:
-        verdict: the report in a sentence; headline: the worst case per example over every attack at
-        the headline eps; doubts: what makes it doubtful, see `igam_tf.method.look`; subject: model,
-        data and settings; checks: name -> check with its finding; rows: name -> attack with accuracy,
-        settings, and its robust mask under MASK_KEY.
+        verdict: the report in a sentence or two; verdict_status: one of STATUSES, FAIL where the
+        headline is not to be trusted; not_run: names of the checks that were left out; headline: the
+        worst case per example over every attack at the headline eps; doubts: what makes it doubtful,
+        see `igam_tf.method.look`; subject: model, data and settings; checks: name -> check with its
+        finding; rows: name -> attack with accuracy, settings, and its robust mask under MASK_KEY, in
+        the order in which they ran.
     """
     checks = _resume(audited, progress_file)
 
@@ -80,19 +84,22 @@ def audit(
     clean = audited.results.get("clean")
     hits = 0 if clean is None else int(clean.robust.sum())
     checks = {name: checks[name] for name in names}
+    status, verdict = _verdict(
+        checks,
+        robust=headline.get("accuracy", float("nan")),
+        clean_low=wilson_interval(hits, audited.n)[0],
+        chance=1 / audited.split.spec.num_classes,
+        random=headline.get("random", False),
+    )
     return {
-        "verdict": _verdict(
-            checks,
-            robust=headline.get("accuracy", float("nan")),
-            clean_low=wilson_interval(hits, audited.n)[0],
-            chance=1 / audited.split.spec.num_classes,
-            random=headline.get("random", False),
-        ),
+        "verdict": verdict,
+        "verdict_status": status,
+        "not_run": [name for name in CHECKS if name not in checks],
         "headline": headline,
         "doubts": as_json(audited.doubts),
         "subject": _facts(audited),
         "checks": checks,
-        "rows": {name: result.to_json() for name, result in sorted(audited.results.items())},
+        "rows": {name: result.to_json() for name, result in audited.results.items()},
     }
 
 
@@ -199,24 +206,14 @@ def _run(audited: AuditedModel, name: str, unscored: Sequence[str]) -> dict[str,
         _ = audited.repeated_logits  # finite, or nothing can be judged
         found = check.judge(audited)
     except UserError as error:
-        found = not_applicable(f"{error}: see the check {', '.join(unscored)}")
+        found = not_applicable(f"{error} (see the check {', '.join(unscored)})")
         if not unscored:
             found, error_text = Finding(status=FAIL, figure=str(error)), str(error)
-    except Exception as error:  # no line's crash ends the audit
-        reason = f"could not be run: {type(error).__name__}: {reason_of(error)}"
+    except Exception as error:  # no check's crash ends the audit
+        reason = f"the check crashed: {type(error).__name__}: {reason_of(error)}"
         found, error_text = Finding(status=WARN, figure=reason), traceback.format_exc()
-    status, figure, rows, data = found.status, found.figure, found.rows, found.data
-    return {
-        "name": name,
-        "title": check.title,
-        "status": status,
-        "figure": figure,
-        "threshold": check.threshold,
-        "advice": check.advice,
-        "rows": list(rows),
-        "data": data,
-        "error": error_text,
-    }
+    texts = {key: getattr(check, key) for key in TEXTS}
+    return {"name": name} | texts | vars(found) | {"rows": list(found.rows), "error": error_text}
 
 
 def _headline(audited: AuditedModel) -> dict[str, Any]:
@@ -224,7 +221,7 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
     audited.ensemble()
     at_eps = {
         name: result
-        for name, result in sorted(audited.results.items())
+        for name, result in audited.results.items()
         if result.settings["eps"] in (0.0, audited.eps)
         and result.settings["batch_norm"] == "inference"
     }
@@ -235,13 +232,13 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
         f"robust accuracy {worst_case['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}), "
         f"clean {clean:.2f} %: n = {audited.n}, l-inf eps "
         f"{fraction_text(audited.eps)} of the pixel range, worst case per example over "
-        f"{len(at_eps)} attacks, each with its step size, steps, restarts and loss in the table, batch "
-        f"norm inference, seed {audited.seed}"
+        f"{len(at_eps)} attacks, each with its step size, steps, restarts and loss in the table, "
+        f"batch norm inference, seed {audited.seed}"
     )
     if audited.random:
         text += (
-            "; each attack on a single draw of this random network, so no upper bound of the accuracy "
-            "of its average over many draws"
+            "; each attack on a single draw of this random network, so no upper bound of the "
+            "accuracy of its average over many draws"
         )
     return {
         "text": text,
@@ -259,8 +256,8 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
 
 def _verdict(
     checks: dict[str, dict], *, robust: float, clean_low: float, chance: float, random: bool
-) -> str:
-    """The report in a sentence or two, by the weight of the checks that FAIL.
+) -> tuple[str, str]:
+    """(status, the report in a sentence or two), by the weight of the checks that FAIL.
 
     Args:
         checks: name -> finding.
@@ -277,34 +274,38 @@ def _verdict(
         f"{len(of[s])} of {len(checks)} checks {s} ({', '.join(of[s])})" for s in (FAIL, WARN)
     )
     weight = sum(CHECKS[name].weight for name in of[FAIL])
+    missing = len(CHECKS) - len(checks)
+    left_out = f"; {missing} of {len(CHECKS)} checks were not run" if missing else ""
+    status = NOT_APPLICABLE
     if clean_low <= chance:
         said = (
-            "Nothing can be told of robustness: clean accuracy is not above chance "
+            "Nothing can be said of robustness: clean accuracy is not above chance "
             f"({100 * chance:g} %)"
         )
         said += f"; {failing}" if of[FAIL] else ""
     elif robust == 0 and not random:
-        said = "Not robust: no image is right under every attack; there is nothing to mask"
-        said += f", though {failing}" if of[FAIL] else ""
+        said = "Not robust: no image is robust to every attack, so there is nothing to mask"
+        said += f"; {failing}" if of[FAIL] else ""
     elif weight >= DISTRUST:
-        said = f"Not to be trusted: {failing}. The headline is an upper bound at best"
+        said, status = f"Not to be trusted: {failing}", FAIL
     elif of[FAIL]:
-        said = (
-            f"Doubtful: {failing}, a hint of masked gradients and no proof. Read them before quoting "
-            "the headline"
+        said, status = (
+            f"Doubtful: {failing}, which is a hint of masked gradients and no proof",
+            WARN,
         )
     elif of[WARN]:
-        said = f"No check fails; {warning}. Read them before quoting the headline"
+        said, status = f"No check fails: {warning}", WARN
     else:
         ran = len(checks) - len(of[NOT_APPLICABLE])
         said = f"None of {ran} checks found a sign of masked gradients"
-    idle = []
-    if of[NOT_APPLICABLE]:
-        idle.append(f"{', '.join(of[NOT_APPLICABLE])} (did not apply)")
-    if missing := len(CHECKS) - len(checks):
-        idle.append(f"{missing} of {len(CHECKS)} checks (not run)")
+        status = NOT_APPLICABLE if missing else PASS
+    advice = {
+        FAIL: " The headline is an upper bound at best.",
+        WARN: " Read these checks before you quote the headline.",
+    }.get(status, "")
+    idle = [f"{', '.join(of[NOT_APPLICABLE])} (did not apply)"] if of[NOT_APPLICABLE] else []
     idle += ["other images, radii and norms", "attacks made for this very network"]
-    return f"{said}. Not tested: {'; '.join(idle)}."
+    return status, f"{said}{left_out}.{advice} Not tested: {'; '.join(idle)}."
 
 
 def _facts(audited: AuditedModel) -> dict[str, Any]:

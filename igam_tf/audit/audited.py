@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,6 +80,11 @@ BUDGETS = {
 TRAVEL = 2.5
 # A sum in another order changes float32 logits by some 1e-6 of their size, randomness by far more.
 REPEATS, REPEAT_TOLERANCE = 3, 1e-4
+# Streams of random numbers whose figures are published; any other has the checksum of its name.
+_STREAMS = {
+    "neighbours": 1, "random points": 2, "planted points": 3, "planted starts of pgd": 4,
+    "points of differences": 5, "directions of differences": 6, "planted starts of apgd": 8,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,13 +201,23 @@ class AuditedModel:
         for begin in range(0, self.n, self.batch_size):
             yield np.arange(begin, min(begin + self.batch_size, self.n))
 
-    def noise(self, indices: np.ndarray, *stream: int) -> np.ndarray:
+    def generator(self, stream: str, *numbers: int) -> np.random.Generator:
+        """Random numbers that depend on the seed, the name of their stream and these numbers alone."""
+        number = _STREAMS.get(stream, zlib.crc32(stream.encode()))
+        return np.random.default_rng([self.seed, number, *numbers])
+
+    def noise(self, indices: np.ndarray, stream: str, *draw: int) -> np.ndarray:
         """Perturbations uniform in the headline's eps-ball, [B,H,W,C], in the model's pixel unit.
 
-        They depend on the seed, the stream and each example's index alone.
+        They depend on the seed, the stream, the draw and each example's index alone.
+
+        Args:
+            indices: of the examples, [B].
+            stream: any name that no other check has.
+            draw: number of the draw, where there are several.
         """
         unit = [
-            np.random.default_rng([self.seed, *stream, int(i)]).uniform(-1, 1, self.images[0].shape)
+            self.generator(stream, *draw, int(i)).uniform(-1, 1, self.images[0].shape)
             for i in indices
         ]
         return (np.stack(unit) * self.eps_pixels).astype(np.float32)

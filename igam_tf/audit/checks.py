@@ -8,6 +8,7 @@ from igam_tf.formulas.statistics import Excess
 
 PASS, WARN, FAIL, NOT_APPLICABLE = "PASS", "WARN", "FAIL", "N/A"
 STATUSES = (FAIL, WARN, PASS, NOT_APPLICABLE)
+TEXTS = ("title", "meaning", "threshold", "reason", "advice")  # of a check
 
 PROOF, HINT, TUNING = 2.0, 1.0, 0.5
 DISTRUST = 2.0
@@ -35,12 +36,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """Definition of one check.
+    """Definition of one check: all that the command, the page and the documentation say of it.
 
     Attributes:
         title: what is expected of a network without masked gradients.
+        meaning: what a PASS means, in a sentence.
         threshold: what counts as a WARN and as a FAIL, in words.
-        advice: what to do after a WARN or a FAIL.
+        reason: why the threshold is there, in sentences.
+        advice: what to do after a WARN or a FAIL, in sentences.
         judge: AuditedModel -> Finding.
         weight: of a FAIL in the verdict, which distrusts the headline from DISTRUST on: PROOF of masked
             gradients or of a figure that is none; a HINT of them; TUNING, a sign that some attacks of
@@ -48,7 +51,9 @@ class Check:
     """
 
     title: str
+    meaning: str
     threshold: str
+    reason: str
     advice: str
     judge: Callable[[Any], Finding]
     weight: float

@@ -55,8 +55,9 @@ def logits(s: AuditedModel) -> Finding:
     floor = images >= max(LEAST_EXAMPLES, CUT_FAIL * s.n) and classes > 1
     return Finding(
         status=FAIL if floor else PASS,
-        figure=f"outputs in {z.min():.3g}..{z.max():.3g}, the lowest in {images} of {s.n} images and "
-        f"{classes} classes; median distance of the two highest {margin:.3g}",
+        figure=f"outputs are between {z.min():.3g} and {z.max():.3g}; the lowest value occurs in "
+        f"{images} of {s.n} images and {classes} of {z.shape[1]} classes; the median distance of "
+        f"the two highest outputs is {margin:.3g}",
         data={"median_margin": margin},
     )
 
@@ -67,8 +68,8 @@ def deterministic(s: AuditedModel) -> Finding:
     flips = int((classes != classes[0]).any(0).sum())
     return Finding(
         status=FAIL if s.random else PASS,
-        figure=f"largest change in {REPEATS} calls {s.repeat_change:.1e} of the logits' spread; "
-        f"{flips} of {s.n} predictions change",
+        figure=f"in {REPEATS} calls logits change by at most {s.repeat_change:.2g} of their "
+        f"spread, and {flips} of {s.n} predictions change",
         data={"relative_change": s.repeat_change},
     )
 
@@ -85,11 +86,11 @@ def gradients(s: AuditedModel) -> Finding:
         status = FAIL
     return Finding(
         status=status,
-        figure=f"{without} of {s.n} examples without a gradient ({100 * ALL_ZERO:g} % of it exactly "
-        f"0), {bad} with NaN or infinity"
+        figure=f"{without} of {s.n} images have no gradient (at least {100 * ALL_ZERO:g} % of its "
+        f"values are exactly 0); {bad} have NaN or infinity in it"
         + (
-            f"; share of exact zeros of the others: median {100 * np.median(finite):.1f} %, highest "
-            f"{100 * finite.max():.1f} %"
+            f"; of the finite gradients, {100 * np.median(finite):.1f} % of the values are exactly "
+            f"0 in the median image, and at most {100 * finite.max():.1f} %"
             if len(finite)
             else ""
         ),
@@ -102,23 +103,23 @@ def linearity(s: AuditedModel) -> Finding:
     cosines, dimensions = [], int(np.prod(s.images.shape[1:]))
     for batch in s.batches():
         x, y = s.images[batch], s.labels[batch]
-        here, there = (s.gradient(p, y) for p in (x, s.clip(x + s.noise(batch, 1))))
+        here, there = (s.gradient(p, y) for p in (x, s.clip(x + s.noise(batch, "neighbours"))))
         usable = ~(here.none | there.none | here.not_finite | there.not_finite).numpy()
         cosines.append(cosine(here.gradient, there.gradient).numpy()[usable])
     cosines = np.concatenate(cosines)
     if len(cosines) < LEAST_EXAMPLES:
-        return not_applicable("no gradients to compare: see the check on gradients")
+        return not_applicable("there are no gradients to compare: see the check gradients")
     agreement, unrelated = float(np.median(cosines)), UNRELATED / np.sqrt(dimensions)
     return Finding(
         status=FAIL if agreement < unrelated else WARN if agreement < COSINE_WARN else PASS,
-        figure=f"median cos(J(x), J(x + d)) {agreement:.3f} (unrelated directions: within "
-        f"+-{unrelated:.3f}); d uniform in the eps-ball, n = {len(cosines)}",
+        figure=f"the median cosine of J(x) and J(x + d) is {agreement:.3f}, with d uniform in the "
+        f"eps-ball, n = {len(cosines)} (unrelated directions: within +-{unrelated:.3f})",
         data={"cosine": [round(float(c), 4) for c in cosines]},
     )
 
 
 def batch_norm(s: AuditedModel) -> Finding:
-    """An image's logits do not depend on its batch, and both batch-norm modes are about as accurate."""
+    """An image's logits do not depend on its batch; both batch-norm modes are about as accurate."""
     together = s.repeated_logits[0]
     changes = np.abs(together - s.clean_logits(1)).max(1) / (np.abs(together).max(1) + s.spread)
     company = int((changes > BATCH_TOLERANCE).sum())
@@ -143,10 +144,10 @@ def batch_norm(s: AuditedModel) -> Finding:
         status = FAIL
     return Finding(
         status=status,
-        figure=f"logits in inference mode, alone against in company: those of {company} of {s.n} images "
-        f"change, by {np.median(changes):.1e} in the median; accuracy in %, clean / pgd{steps}: "
+        figure=f"in inference mode, {company} of {s.n} images have other logits alone than in a "
+        f"batch (the median change is {np.median(changes):.2g}); accuracy in %, clean / pgd{steps}: "
         + "; ".join(cells)
-        + (f" (of all {s.n} at most {largest} at once)" if largest < s.n else ""),
+        + (f" (at most {largest} of the {s.n} images at once)" if largest < s.n else ""),
         rows=tuple(rows),
         data={"modes": found, "company": company / s.n},
     )
@@ -155,47 +156,65 @@ def batch_norm(s: AuditedModel) -> Finding:
 CHECKS = {
     "logits": Check(
         title="Outputs are logits",
-        threshold="finite; neither probabilities nor values of a sigmoid; no floor at which "
-        f"{100 * CUT_FAIL:g} % of the images' outputs are cut off, in several classes",
-        advice="Attack what softmax is fed with: a second softmax, or a floor under logarithms, "
+        meaning="Outputs are finite logits, no probabilities, and not cut off at a floor.",
+        threshold="FAIL if an output is NaN or infinite, if the outputs are probabilities or look "
+        f"like a sigmoid's, or if {100 * CUT_FAIL:g} % of the images share one lowest value, in "
+        "several classes",
+        reason="The sums of probabilities are 1 within 0.001 even in float16; those of logits are "
+        "not. Many images have the same lowest output only where something cuts it off.",
+        advice="Attack the input of the softmax: a second softmax, or a floor below logarithms, "
         "flattens gradients.",
         judge=logits,
         weight=PROOF,
     ),
     "deterministic": Check(
         title="Outputs are deterministic",
-        threshold=f"change of repeated logits at most {REPEAT_TOLERANCE:g} of their spread",
-        advice="Turn the randomness off, or attack the expectation: average each gradient over many "
-        "draws (EOT; Athalye et al. 2018) and score the average prediction.",
+        meaning="The same image gives the same logits every time.",
+        threshold=f"FAIL if repeated logits differ by more than {REPEAT_TOLERANCE:g} of their "
+        "spread",
+        reason="Sums in another order move float32 logits by some 1e-6 of their spread.",
+        advice="Turn the randomness off, or attack the expectation: average each gradient over "
+        "many draws (EOT; Athalye et al. 2018) and score the average prediction.",
         judge=deterministic,
         weight=PROOF,
     ),
     "gradients": Check(
         title="Gradients are finite and not zero",
-        threshold=f"none with NaN or infinity; examples without a gradient: WARN from "
-        f"{100 * ZERO_EXAMPLES_WARN:g} %, FAIL from {100 * ZERO_EXAMPLES_FAIL:g} % (and "
-        f"{LEAST_EXAMPLES})",
-        advice="Find the operation that stops the gradient (rounding, argmax, saturation) and attack "
-        "through a differentiable stand-in (BPDA; Athalye et al. 2018) or on a margin loss.",
+        meaning="The loss has an input gradient at the images, which is finite and not exactly 0.",
+        threshold="FAIL if a gradient has NaN or infinity in it; images without a gradient: WARN "
+        f"from {100 * ZERO_EXAMPLES_WARN:g} %, FAIL from {100 * ZERO_EXAMPLES_FAIL:g} % (at "
+        f"least {LEAST_EXAMPLES} images)",
+        reason="The softmax of a confident network without masking sometimes underflows.",
+        advice="Find the operation that stops the gradient (rounding, argmax, saturation). Attack "
+        "through a differentiable stand-in for it (BPDA; Athalye et al. 2018), or on a margin "
+        "loss. ",
         judge=gradients,
         weight=PROOF,
     ),
     "linearity": Check(
         title="Gradients hold in the neighbourhood",
-        threshold=f"median cosine: WARN below {COSINE_WARN:g}, FAIL below {UNRELATED:g} / "
-        "sqrt(dimensions)",
-        advice="One gradient tells little here: use many small steps, many restarts, gradients "
-        "averaged over the neighbourhood, and believe the black-box checks.",
+        meaning="The input gradient near an image points the same way as the one at the image (Qin "
+        "et al. 2019).",
+        threshold=f"WARN if the median cosine is below {COSINE_WARN:g}, FAIL if it is below "
+        f"{UNRELATED:g} / sqrt(dimensions)",
+        reason="Unrelated directions have a cosine of 0 +- 1 / sqrt(dimensions).",
+        advice="One gradient says little here: use many small steps, many restarts and gradients "
+        "averaged over the neighbourhood, and trust the black-box checks.",
         judge=linearity,
         weight=HINT,
     ),
     "batch_norm": Check(
-        title="Inference mode, image by image",
-        threshold=f"logits alone and in company within {BATCH_TOLERANCE:g} of their size, but for "
-        f"{100 * BATCH_SHARE:g} % of the images (and {LEAST_EXAMPLES}); WARN where accuracies of the "
-        f"modes are more than {100 * MODES_WARN:g} points apart, batches of 1 aside",
-        advice="Evaluate with moving averages (training=False). Figures on batch statistics belong "
-        "to a batch, not to an image: do not quote them as robust accuracy.",
+        title="Logits do not depend on the batch",
+        meaning="An image has the same logits alone and in a full batch, and moving averages are "
+        "about as accurate as the statistics of a large batch.",
+        threshold=f"FAIL if the logits of {100 * BATCH_SHARE:g} % of the images (at "
+        f"least {LEAST_EXAMPLES}) change by over {100 * BATCH_TOLERANCE:g} % of their size between "
+        f"a batch of 1 and a full batch; WARN if the accuracies of the modes are over "
+        f"{100 * MODES_WARN:g} points apart (batches of 1 are shown and not judged)",
+        reason="This tells an influence of the batch from rounding. Good moving averages are near "
+        "the statistics of a large batch, never of a single image.",
+        advice="Evaluate with moving averages (training=False). A figure on batch statistics "
+        "belongs to a batch, not to an image: do not quote it as robust accuracy.",
         judge=batch_norm,
         weight=PROOF,
     ),

@@ -1,5 +1,6 @@
 """An audit's report for people: a terminal, a Markdown file and one HTML page with its plots."""
 
+import re
 from html import escape
 from typing import Any
 
@@ -18,7 +19,7 @@ _COLUMNS = (
 
 def check_text(check: dict[str, Any]) -> str:
     """A check for the terminal: status and figure; after a WARN or FAIL threshold and advice too."""
-    text = f"{check['status']:<4}  {check['title']}: {check['figure']}"
+    text = f"{check['status']:<4}  {check['name']}: {check['title']}. {_sentence(check['figure'])}"
     if check["status"] in (WARN, FAIL):
         text += f"\n      threshold: {check['threshold']}\n      what to do: {check['advice']}"
     return text
@@ -55,21 +56,24 @@ def facts(report: dict[str, Any]) -> str:
     behind = f", preprocess={s['preprocess']}" if "preprocess" in s else ""
     return (
         f"{report['name']} ({s['model']}) on {s['dataset']} {s['split']}, data {s['data']}, first "
-        f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}{behind}; budget {report['budget']}. Unless "
-        f"a name says otherwise: l-inf eps {fraction_text(s['eps'])} of the pixel range, PGD with step "
-        f"size {fraction_text(s['step_size'])}, 1 random start, loss xent, batch norm "
-        f"inference, seed {s['seed']}"
+        f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}{behind}; budget {report['budget']}. "
+        f"Unless a name says otherwise: l-inf eps {fraction_text(s['eps'])} of the pixel range, "
+        f"PGD with step size {fraction_text(s['step_size'])}, 1 random start, loss xent, batch "
+        f"norm inference, seed {s['seed']}"
     )
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown, without plots."""
     checks = _worst_first(report)
-    text = ["# Audit", "", facts(report), ""]
-    text += [line for said in _headline(report) for line in (f"**{said}**", "")]
-    text += [report["verdict"], "", "## Checks", ""]
-    rows = [(c["status"], c["title"], c["figure"], c["threshold"], _advice(c)) for c in checks]
-    text += [Table(("", "check", "figure", "threshold", "what to do"), rows).markdown()]
+    text = ["# Audit", "", f"**{report['verdict']}**", ""]
+    text += [line for said in (*_headline(report), facts(report)) for line in (said, "")]
+    rows = [
+        (c["status"], c["name"], c["title"], c["figure"], c["threshold"], _advice(c))
+        for c in checks
+    ]
+    head = ("", "check", "expected", "figure", "threshold", "what to do")
+    text += ["## Checks", "", Table(head, rows).markdown()]
     text += ["", "## Attacks", "", _UNITS, "", _attacks(report).markdown()]
     return "\n".join(text) + "\n"
 
@@ -79,29 +83,40 @@ def _worst_first(report: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(report["checks"].values(), key=lambda check: STATUSES.index(check["status"]))
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _advice(check: dict[str, Any]) -> str:
     return check["advice"] if check["status"] in (WARN, FAIL) else ""
 
 
 _UNITS = (
-    "Accuracy is the share of all n examples that is right clean and after every restart. eps and step "
-    "sizes are fractions of the pixel range, in l-inf; an attack that chooses its own step size says so."
+    "Accuracy is the share of all n images that are right clean and after every restart. eps and "
+    "step sizes are fractions of the pixel range, in l-inf; an attack that chooses its own step "
+    "size says so. The attacks are in the order in which they ran."
 )
 
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light; --PASS: #00664a; --WARN: #7a5000; --FAIL: #b03a00; --NA: #555; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff; }
-h1 { margin-bottom: .2rem; } .facts { color: #444; }
-.headline { font-size: 1.15rem;
-  border-left: .4rem solid #0072B2; padding: .4rem 1rem; background: #eef5fa; }
-.verdict { font-size: 1.25rem; font-weight: 700; border-left: .4rem solid #1a1a1a; padding: .4rem 1rem; }
+h1 { margin-bottom: .6rem; font-size: 1.5rem; overflow-wrap: anywhere; } .facts { color: #444; }
+.PASS { color: var(--PASS); } .WARN { color: var(--WARN); } .FAIL { color: var(--FAIL); }
+.NA { color: var(--NA); }
+.verdict { border-left: .5rem solid; padding: .6rem 1rem; background: #f6f6f6; }
+.verdict b { display: block; font-size: 2rem; line-height: 1.2; margin-bottom: .3rem; }
+.verdict span { color: #1a1a1a; }
+.headline, .doubt { padding: 0 1.5rem; } .distrusted { color: #777; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #ddd; }
+.checks td { overflow-wrap: anywhere; } .checks p { margin: .4rem 0; }
+.checks code { white-space: nowrap; font-weight: 700; }
 .scroll { overflow-x: auto; } .attacks { font-size: .8rem; font-variant-numeric: tabular-nums; }
 .attacks th, .attacks td { padding: .3rem .4rem; }
+@media (max-width: 40rem) { .verdict b { font-size: 1.6rem; } .checks th { display: none; }
+  .checks td { display: block; border: 0; } .checks tr { border-bottom: 1px solid #ddd; } }
 .status { white-space: nowrap; font-weight: 700; }
-.PASS { color: #00664a; } .WARN { color: #7a5000; } .FAIL { color: #b03a00; } .NA { color: #555; }
 tr.FAIL-row { background: #fdf1ea; } tr.WARN-row { background: #fdf8e6; }
 details { color: #444; } figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
 svg { max-width: 100%; height: auto; }
@@ -112,33 +127,52 @@ def html(report: dict[str, Any]) -> str:
     """The report as one self-contained page: style and plots are in it, nothing is fetched."""
     from igam_tf.audit.plots import plots
 
-    rows = []
-    for check in _worst_first(report):
-        status = check["status"]
-        kind = status.replace("/", "")
-        advice = f"<p><b>What to do:</b> {escape(_advice(check))}</p>" if _advice(check) else ""
-        rows.append(
-            f'<tr class="{kind}-row"><td class="status {kind}">{_MARKS[status]} {status}</td>'
-            f"<td>{escape(check['title'])}</td><td>{escape(check['figure'])}{advice}"
-            f"<details><summary>threshold</summary>{escape(check['threshold'])}</details></td></tr>"
-        )
+    status = report["verdict_status"]
+    short, rest = re.fullmatch(r"([^:.]+)[:.] (.*)", report["verdict"]).groups()
+    figure, *doubts = map(escape, _headline(report))
+    tag = "s" if status == FAIL else "b"  # where the figure is an upper bound at best, it is struck
+    shown_doubts = "".join(f'<p class="doubt WARN">{doubt}</p>' for doubt in doubts)
+    figure = re.sub(r"^[^(]+(?= \()", rf"<{tag}>\g<0></{tag}>", _sentence(figure))
     s = report["subject"]
     shared = (
         f"n = {s['n']}, data {s['data']}; other settings: top of the page, and table of attacks"
     )
-    figures = "".join(
-        f"<figure><figcaption>{escape(title)} <small>({shared})</small></figcaption>{svg}</figure>"
-        for title, svg in plots(report).items()
+    shown = "".join(
+        f"<figure><figcaption>{escape(title)} <small>({shared})</small></figcaption>{plot}</figure>"
+        for title, plot in plots(report).items()
     )
+    rows = "".join(map(_row, _worst_first(report)))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Audit of {escape(report['name'])}</title><style>{_STYLE}</style></head><body>"
-        f'<h1>Audit</h1><p class="facts">{escape(facts(report))}</p>'
-        f'<p class="verdict">{escape(report["verdict"])}</p>'
-        f'<p class="headline">{"<br>".join(map(escape, _headline(report)))}</p>'
-        "<h2>Checks</h2><table><tr><th>status</th><th>check</th><th>figure</th></tr>"
-        f"{''.join(rows)}</table><h2>Plots</h2>{figures}"
+        f"<h1>Audit of {escape(report['name'])}</h1>"
+        f'<p class="verdict {_kind(status)}"><b>{_MARKS[status]} {escape(short)}</b>'
+        f"<span>{escape(_sentence(rest))}</span></p>"
+        f'<p class="headline{" distrusted" * (status == FAIL)}">{figure}</p>'
+        f"{shown_doubts}"
+        f'<p class="facts">{escape(facts(report))}</p>'
+        f'<h2>Checks</h2><table class="checks"><tr><th>status</th><th>check</th><th>figure</th></tr>'
+        f"{rows}</table>"
+        f"<h2>Plots</h2>{shown}"
         f'<h2>Attacks</h2><p>{_UNITS}</p><div class="scroll">'
         f"{_attacks(report).html('attacks')}</div></body></html>\n"
+    )
+
+
+def _kind(status: str) -> str:
+    return status.replace("/", "")
+
+
+def _row(check: dict[str, Any]) -> str:
+    """A check's row of the page; what its entry says of it is folded."""
+    status, kind = check["status"], _kind(check["status"])
+    advice = f"<p><b>What to do:</b> {escape(_advice(check))}</p>" if _advice(check) else ""
+    about = (("PASS means", "meaning"), ("Threshold", "threshold"), ("Why", "reason"))
+    documented = "".join(f"<p><b>{head}:</b> {escape(check[key])}</p>" for head, key in about)
+    return (
+        f'<tr class="{kind}-row" id="{check["name"]}"><td class="status {kind}">{_MARKS[status]} '
+        f"{status}</td><td><code>{check['name']}</code><br>{escape(check['title'])}</td>"
+        f"<td>{escape(_sentence(check['figure']))}{advice}"
+        f"<details><summary>about this check</summary>{documented}</details></td></tr>"
     )

@@ -64,11 +64,14 @@ def accuracy_against_eps(report: dict) -> str:
 
 
 def accuracy_against_steps(report: dict) -> str:
-    """Accuracy in percent over the number of PGD steps."""
+    """Accuracy in percent over the number of PGD steps; a sentence where there are only two."""
     check = report["checks"]["steps"]
     rows = [report["rows"][name] for name in check["rows"]]
-    figure, axes = _figure()
     steps = [row["steps"] for row in rows]
+    if len(rows) < 3:
+        found = " and ".join(f"{row['accuracy']:.1f} % after {row['steps']} steps" for row in rows)
+        return f"<p>Accuracy is {found}.</p>"
+    figure, axes = _figure()
     axes.errorbar(
         steps,
         [row["accuracy"] for row in rows],
@@ -143,7 +146,7 @@ PLOTS = {
 
 
 def plots(report: dict) -> dict[str, str]:
-    """Title -> SVG of every plot that the report has figures for."""
+    """Title -> SVG of every plot that the report has figures for, or a sentence as HTML."""
     with matplotlib.rc_context(_STYLE):
         drawn = {
             title: draw(report)

@@ -30,54 +30,56 @@ def define_data_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        f"Data set: {datasets.NAMES}; the one that the model was made for by default.",
+        f"Data set: {datasets.NAMES}; by default the one that the model was made for.",
     )
     flags.DEFINE_enum("split", "test", ("train", "test"), "Part of the data set.")
     flags.DEFINE_enum(
         "data", None, ("tfds", "builtin"),
-        "Real images, or built-in synthetic ones; as in the model's run by default, else real.",
+        "Real images, or built-in synthetic ones; by default as in the model's run, else real.",
     )  # fmt: skip
     flags.DEFINE_string(
         "data_dir", None,
-        "Folder of tensorflow-datasets; that of the model's run by default, else its own.",
+        "Folder of tensorflow-datasets; by default that of the model's run, else its own.",
     )  # fmt: skip
     flags.DEFINE_integer(
         "data_seed", None,
-        "Seed from which built-in images are drawn; that of the model's run by default, else 0.",
+        "Seed from which built-in images are drawn; by default that of the model's run, else 0.",
         lower_bound=0,
     )  # fmt: skip
     flags.DEFINE_integer(
         "image_size", None,
-        "Height and width in pixels to which tfds:, folder: and npz: images are resized; as in the "
-        "model's run by default, else as they are.",
+        "Height and width in pixels to which tfds:, folder: and npz: images are resized; by "
+        "default as in the model's run, else as they are.",
         lower_bound=1,
     )  # fmt: skip
     flags.DEFINE_float(
         "pixel_max", None,
-        "Highest pixel value of the model's input, such as 1 or 255; by default as a network of this "
-        "project says itself, else the data set's.",
+        "Highest pixel value of the model's input, such as 1 or 255; by default what a network of "
+        "this project says itself, else the data set's.",
         lower_bound=1e-6,
     )  # fmt: skip
     flags.DEFINE_bool(
         "from_probabilities", False,
-        "The model returns probabilities, whose logarithm is attacked.",
+        "The model returns probabilities; their logarithm is attacked.",
     )  # fmt: skip
     flags.DEFINE_string(
         "preprocess", None,
-        f"What the model takes in place of pixels in 0..pixel_max: {FORMS}. eps stays a fraction of the "
-        "pixel range.",
+        f"What the model takes instead of pixels in 0..pixel_max: {FORMS}. eps stays a fraction of "
+        "the pixel range.",
     )  # fmt: skip
 
 
 def define_run_flags() -> None:
     """The flags of a program that attacks a model and may print doubtful figures."""
-    flags.DEFINE_integer("batch_size", 100, "Images that are attacked at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", 100, "Number of images that are attacked at once.", lower_bound=1
+    )
     flags.DEFINE_integer(
         "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
     )
     flags.DEFINE_bool(
         "allow_doubts", False,
-        f"Ends with status 0 where figures are doubtful, instead of {DOUBTFUL_STATUS}.",
+        f"End with status 0 instead of {DOUBTFUL_STATUS} if figures are doubtful.",
     )  # fmt: skip
 
 

@@ -61,9 +61,9 @@ def disagreements(results: dict[str, dict]) -> list[Doubt]:
     return [
         Doubt(
             code="attacks_disagree",
-            sentence=f"{other} breaks {over} than {name}, beyond what attacks on a network with honest "
-            "gradients differ by.",
-            remedy=f"Believe no figure above that of {lowest}, and not that one before "
+            sentence=f"{over.sentence(other, name)}. On a network whose gradients are not masked "
+            "the difference is smaller.",
+            remedy=f"Trust no figure above that of {lowest}, and that one only after "
             "--attacks=autoattack and igam_tf.audit have run.",
         )
     ]
@@ -81,8 +81,8 @@ def _short(rows: dict[str, dict]) -> list[Doubt]:
     return [
         Doubt(
             code="short_steps",
-            sentence=f"All steps of {name} together go {share:.2g} times eps far: it cannot search the "
-            "ball.",
+            sentence=f"All steps of {name} together reach {share:.2g} times eps: this is too short "
+            "to search the ball.",
             remedy="Set more steps, or a larger --step_size, such as 2.5 times eps / steps.",
         )
     ]
@@ -115,8 +115,8 @@ def weak_loss(
     return [
         Doubt(
             code="weak_loss",
-            sentence=f"{longest.name} on the margin in place of the cross-entropy breaks {broken} of "
-            f"{len(chosen)} images that these attacks leave.",
-            remedy="Add --attacks=...,apgd, or autoattack, or set --loss=cw.",
+            sentence=f"{longest.name} on the margin instead of the cross-entropy breaks {broken} "
+            f"of {len(chosen)} images that are robust to these attacks.",
+            remedy="Add apgd or autoattack to --attacks, or set --loss=cw.",
         )
     ]

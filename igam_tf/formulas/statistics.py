@@ -71,11 +71,30 @@ class Excess:
     high: float
     n: int
 
+    @property
+    def points(self) -> str:
+        """Net and interval in points, as text."""
+        return (
+            f"{100 * self.net / self.n:+.1f} points, 95 % interval {100 * self.low:+.1f} to "
+            f"{100 * self.high:+.1f}"
+        )
+
     def __str__(self) -> str:
         amount = f"{abs(self.net)} {'fewer' if self.net < 0 else 'more'}" if self.net else "as many"
+        return f"{amount} of {self.n} ({self.points})"
+
+    def sentence(self, suspect: str, reference: str) -> str:
+        """The difference in words, with the attacks' names.
+
+        Example:
+            >>> Excess(net=-2, low=-0.1, high=0.02, n=50).sentence("fgsm", "pgd20").split(" (")[0]
+            '2 fewer of the 50 images are broken by fgsm than by pgd20'
+        """
+        more = f"{abs(self.net)} {'fewer' if self.net < 0 else 'more'}" if self.net else "as many"
+        than = "than" if self.net else "as"
         return (
-            f"{amount} of {self.n} ({100 * self.net / self.n:+.1f} points, 95 % interval "
-            f"{100 * self.low:+.1f} to {100 * self.high:+.1f})"
+            f"{more} of the {self.n} images are broken by {suspect} {than} by {reference} "
+            f"({self.points})"
         )
 
 

@@ -162,19 +162,20 @@ def doubtful_outputs(z: np.ndarray) -> list[Doubt]:
         return [
             Doubt(
                 code="probabilities",
-                sentence="expected logits; received probabilities, each image's outputs are positive "
-                "and add up to 1:",
-                remedy="leave out the softmax, or set from_probabilities, which takes their logarithm.",
+                sentence="expected logits; received probabilities, each image's outputs are "
+                "positive and add up to 1:",
+                remedy="leave out the softmax, or set from_probabilities, which takes their "
+                "logarithm.",
             )
         ]
     if z.shape[1] > 1 and z.min() >= 0 and SIGMOID <= z.max() <= 1:
         return [
             Doubt(
                 code="sigmoid",
-                sentence=f"All outputs lie in 0..1 ({z.min():.3g} to {z.max():.3g}) and do not add up "
-                "to 1: they look like a sigmoid's, not like logits.",
-                remedy="Leave out the sigmoid, whose derivative vanishes where the network is sure, or "
-                "set from_probabilities, which undoes it.",
+                sentence=f"All outputs lie in 0..1 ({z.min():.3g} to {z.max():.3g}) and do not add "
+                "up to 1: they look like a sigmoid's, not like logits.",
+                remedy="Leave out the sigmoid, whose derivative vanishes where the network is "
+                "sure, or set from_probabilities, which undoes it.",
             )
         ]
     return []
@@ -201,11 +202,10 @@ def _random(z: np.ndarray, again: np.ndarray) -> list[Doubt]:
     return [
         Doubt(
             code="random",
-            sentence=f"The network draws random numbers: two calls differ by {change:.2g} of the "
-            f"logits' spread, and in {flips} of {len(z)} predictions. Each figure is of one draw for "
-            "each image and attack, not of the averaged predictor.",
-            remedy="Turn the randomness off, or average logits over many draws; igam_tf.audit says "
-            "what the draws hide.",
+            sentence=f"The network is random: between two calls its logits change by {change:.2g} "
+            f"of their spread, and {flips} of {len(z)} predictions change. Each figure is of one "
+            "random draw for each image and attack, not of the average prediction.",
+            remedy="Turn the randomness off, or average the logits over many draws.",
         )
     ]
 
@@ -218,10 +218,9 @@ def _narrow(own: np.ndarray, wide: np.ndarray) -> list[Doubt]:
     return [
         Doubt(
             code="float16",
-            sentence=f"In float16 the model predicts another class for {differ} of {n} clean images "
-            "than with the same weights in float32, in which it is attacked and scored.",
-            remedy="Look for numbers above 65504 or below 6e-8, and judge the model in the type that it "
-            "is used in.",
+            sentence=f"In float16 the model gives {differ} of {n} clean images another class than "
+            "in float32, in which it is attacked and scored.",
+            remedy="Look for numbers above 65504 or below 6e-8, or use the model in float32 too.",
         )
     ]
 
@@ -231,10 +230,10 @@ def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
     low, _ = wilson_interval(hits, n)
     return Doubt(
         code="chance",
-        sentence=f"Clean accuracy is not above chance: {hits} of {n} images right, 95 % interval from "
-        f"{100 * low:.1f} %, chance {100 / classes:.1f} %.",
-        remedy=f"Does the model expect pixels in 0..{pixel_max:g}, and these classes? Else set "
-        "pixel_max or preprocess.",
+        sentence=f"Clean accuracy is not above chance: {hits} of {n} images are right (95 % "
+        f"interval from {100 * low:.1f} %), and chance is {100 / classes:.1f} %.",
+        remedy=f"If the model does not expect pixels in 0..{pixel_max:g}, set pixel_max or "
+        "preprocess; if it was trained on other classes, take the data set that it was trained on.",
     )
 
 
@@ -268,8 +267,8 @@ def misplaced_range(model: keras.Model, pixel_max: float) -> list[Doubt]:
     return [
         Doubt(
             code="input_range",
-            sentence=f"The model begins with {' and '.join(map(repr, names))}, which turns pixels in "
-            f"0..{pixel_max:g} into a range {width:.2g} wide: it is made for another range.",
+            sentence=f"The model begins with {' and '.join(map(repr, names))}, which turns pixels "
+            f"in 0..{pixel_max:g} into a range of width {width:.2g}: it is made for another range.",
             remedy=f"Set pixel_max={other:g}, or preprocess=0..{other:g}.",
         )
     ]
@@ -292,7 +291,8 @@ CIFAR = "mean=0.4914,0.4822,0.4465/std=0.247,0.2435,0.2616"
 _ALTERNATIVES = {
     1: ("0..1", "0..255", "-1..1", "mean=0.1307/std=0.3081"),
     3: (
-        "0..1", "0..255", "-1..1", "imagenet", CIFAR, "0..1/bgr", "0..255/bgr", "-1..1/bgr", "caffe",
+        "0..1", "0..255", "-1..1", "imagenet", CIFAR, "0..1/bgr", "0..255/bgr", "-1..1/bgr", "caffe "
+        "",
     ),
 }  # fmt: skip
 
@@ -329,8 +329,8 @@ def _other_convention(
     return [
         Doubt(
             code="input_convention",
-            sentence=f"The model takes another input: {100 * hits / n:.1f} % of {n} clean images are "
-            f"right with --preprocess={name}, {100 * (n - wrong) / n:.1f} % as it is called.",
+            sentence=f"The model takes another input: {100 * hits / n:.1f} % of {n} clean images "
+            f"are right with --preprocess={name}, {100 * (n - wrong) / n:.1f} % as it is called.",
             remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
         )
     ]
@@ -354,9 +354,9 @@ def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> list[Dou
     return [
         Doubt(
             code="class_order",
-            sentence=f"Labels and outputs are in another order: {100 * there.mean():.1f} % of {n} clean "
-            f"images are right with classes exchanged (label {shown}), {100 * right.mean():.1f} % as "
-            "they come.",
+            sentence=f"Labels and outputs have different orders of classes: "
+            f"{100 * there.mean():.1f} % of {n} clean images are right if the classes are "
+            f"exchanged (label {shown}), and {100 * right.mean():.1f} % if they are not.",
             remedy="Put the labels into the model's order of classes.",
         )
     ]
@@ -420,11 +420,7 @@ def _gradients(
         blind[part] = np.max(unseen / np.maximum(border.sum(2), np.finfo(float).tiny), axis=0)
     found = []
     for code, images, what in (
-        (
-            "no_gradient",
-            none,
-            "no gradient, not even of their margin: no gradient attack moves them",
-        ),
+        ("no_gradient", none, "no gradient, not even of their margin"),
         ("nan_gradient", broken, "a gradient with NaN or infinity in it"),
     ):
         count = int(images.sum())
@@ -433,22 +429,22 @@ def _gradients(
         found.append(
             Doubt(
                 code=code,
-                sentence=f"{count} of {n} images, at the image or at a random point of the ball, have "
-                f"{what}.",
-                remedy="Find the operation that stops it (rounding, argmax, saturation, a root at 0) "
-                "and attack through a differentiable stand-in; --attacks=square needs no gradient, and "
-                "igam_tf.audit says more.",
+                sentence=f"{count} of {n} images have {what}, at the image or at a random point of "
+                "the ball: gradient attacks cannot move them.",
+                remedy="Find the operation that stops the gradient (rounding, argmax, saturation, "
+                "a root at 0) and attack through a differentiable stand-in for it. "
+                "--attacks=square needs no gradient, and igam_tf.audit says more.",
             )
         )
     if not found and len(y) and np.median(blind) > BLIND:
         found.append(
             Doubt(
                 code="blind_pixels",
-                sentence=f"At the border of the ball {100 * np.median(blind):.0f} % of the gradient "
-                "lies, in the median image, on pixels that have none at a random start: gradient "
-                "attacks never move them.",
-                remedy="Look for a threshold on pixels (clipping, a ReLU on the input) and attack what "
-                "stands behind it; --attacks=square needs no gradient.",
+                sentence=f"In the median image {100 * np.median(blind):.0f} % of the gradient at "
+                "the border of the ball is on pixels that have no gradient at a random start: "
+                "gradient attacks never move these pixels.",
+                remedy="Look for a threshold on pixels (clipping, a ReLU on the input) and attack "
+                "what is behind it. --attacks=square needs no gradient.",
             )
         )
     return found
