@@ -1,6 +1,7 @@
 """Settings: who wins, what is refused, and flagfiles that agree with the table."""
 
 import ast
+import dataclasses
 import itertools
 import math
 import re
@@ -104,8 +105,10 @@ def test_the_user_wins_over_every_preset():
     assert config.train_steps == 8
 
 
-def test_a_pair_without_a_row_takes_documented_defaults():
-    config, found = resolve({"target": "mnist"}), explained({"target": "mnist"})
+def test_a_pair_without_a_row_takes_documented_defaults(monkeypatch):
+    own = dataclasses.replace(SPECS["mnist"], name="own")
+    monkeypatch.setitem(SPECS, "own", own)
+    config, found = resolve({"target": "own"}), explained({"target": "own"})
     expected = {
         "transform": "auto", "lambda_adv": 1.0, "lambda_diff": Config().lambda_diff, "disc_every": 5,
         "disc_channels": (16, 32, 64, 128, 256), "train_steps": 200 * 469, "finetune_steps": 6 * 469,
