@@ -402,7 +402,7 @@ def test_headline_is_the_worst_case_of_every_attack(honest_report):
     assert headline["accuracy"] <= min(rows[name]["accuracy"] for name in headline["attacks"])
     low, high = headline["ci95"]
     assert low < headline["accuracy"] < high
-    assert "n = 40, l-inf eps 0.1 of the pixel range, worst case per example" in headline["text"]
+    assert "n = 40, l-inf eps 0.1 of the pixel range, worst case per image" in headline["text"]
 
 
 def test_every_row_states_its_settings(honest_report):

@@ -231,7 +231,7 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
     text = (
         f"robust accuracy {worst_case['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}), "
         f"clean {clean:.2f} %: n = {audited.n}, l-inf eps "
-        f"{fraction_text(audited.eps)} of the pixel range, worst case per example over "
+        f"{fraction_text(audited.eps)} of the pixel range, worst case per image over "
         f"{len(at_eps)} attacks, each with its step size, steps, restarts and loss in the table, "
         f"batch norm inference, seed {audited.seed}"
     )
