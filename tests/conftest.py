@@ -1,5 +1,6 @@
 """Shared fixtures: where the golden files and the small real data sets are."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -48,19 +49,34 @@ def data_dir() -> Path:
     return DATA
 
 
-@pytest.fixture
-def command_of():
-    """Makes of an entry point's module a function of flags; leaves no flag behind."""
+@contextlib.contextmanager
+def commands():
+    """Gives what makes of an entry point's module a function of flags; leaves no flag behind."""
     before = set(flags.FLAGS)
 
     def of(module):
         module.define_flags()
         return lambda *arguments: module.main(flags.FLAGS([module.__name__, *arguments]))
 
-    yield of
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+    try:
+        yield of
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+
+def run_here(module, *arguments: str):
+    """Runs a program once in this process."""
+    with commands() as command_of:
+        return command_of(module)(*arguments)
+
+
+@pytest.fixture
+def command_of():
+    """Makes of an entry point's module a function of flags; leaves no flag behind."""
+    with commands() as of:
+        yield of
 
 
 @pytest.fixture

@@ -39,12 +39,20 @@ def small(classes: int = 10, shape=SHAPE, **kwargs) -> keras.Sequential:
     ])  # fmt: skip
 
 
-def application(name: str) -> keras.Model:
-    """A small network of keras.applications: batch norm, and dropout where that is asked for."""
+def application(name: str, *, whole: bool = False) -> keras.Model:
+    """A network of keras.applications: batch norm, and dropout where that is asked for.
+
+    The whole of MobileNet, or its first blocks (of three kinds) under its last layers.
+    """
     inner = keras.applications.MobileNet(
         input_shape=SHAPE, alpha=0.25, weights=None, classes=10, classifier_activation=None,
         dropout={"batch norm": 0.0, "dropout": 0.5}[name],
     )  # fmt: skip
+    if not whole:
+        h = inner.get_layer("conv_pw_2_relu").output
+        h = keras.layers.GlobalAveragePooling2D(keepdims=True)(h)
+        h = keras.layers.Dropout({"batch norm": 0.0, "dropout": 0.5}[name])(h)
+        inner = keras.Model(inner.input, keras.layers.Conv2D(10, 1)(h))
     x = keras.Input(SHAPE)
     z = inner(keras.layers.Rescaling(1 / 127.5, -1.0)(x))
     return keras.Model(x, keras.layers.Reshape((10,), name="flat_logits")(z))
@@ -62,13 +70,18 @@ def make(student=None, settings: Settings = WEIGHTS, **kwargs) -> igam_tf.IGAM:
     )
 
 
+WHOLE = pytest.mark.parametrize(
+    "whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["first blocks", "whole"]
+)
+
 # --- gradients --------------------------------------------------------------------------------------
 
 
+@WHOLE
 @pytest.mark.parametrize("name", ["batch norm", "dropout"])
-def test_gradients_of_keras_applications(name, float64):
+def test_gradients_of_keras_applications(name, whole, float64):
     """Exact against central differences, finite differences against exact; one dropout mask."""
-    student = application(name)
+    student = application(name, whole=whole)
     igam = make(student)
     x, y = batch(32, "float64")
     igam.compile()
@@ -123,10 +136,11 @@ def test_a_finite_difference_leaves_averages_and_dropout_where_one_pass_does():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@WHOLE
 @pytest.mark.parametrize("settings", [WEIGHTS, DIFFERENCE], ids=["exact", "finite difference"])
 @pytest.mark.parametrize("name", ["batch norm", "dropout"])
-def test_keras_applications_train(name, settings):
-    igam = make(application(name), settings)
+def test_keras_applications_train(name, settings, whole):
+    igam = make(application(name, whole=whole), settings)
     before = [v.numpy() for v in igam.network.trainable_variables]
     igam.compile("sgd")
     history = igam.fit(*batch(8), batch_size=4, verbose=0).history
@@ -137,20 +151,22 @@ def test_keras_applications_train(name, settings):
     )
 
 
-def test_two_replicas_train_one_student():
-    """With batch norm and dropout, exact and by finite differences, discriminator's turns included."""
-    strategy = mirrored(["CPU:0", "CPU:1"])
-    for settings in (WEIGHTS, dataclasses.replace(WEIGHTS, second_order="finite_difference")):
-        with strategy.scope():
-            student = small()
-            layers = [*student.layers[:-1], keras.layers.Dropout(0.2), student.layers[-1]]
-            layers.insert(2, keras.layers.BatchNormalization())
-            igam = make(keras.Sequential([keras.Input(SHAPE), *layers]), settings)
-            igam.compile("sgd", "sgd")
-        data = tf.data.Dataset.from_tensor_slices(batch(16)).batch(8)
-        history = igam.fit(data, epochs=2, verbose=0, validation_data=data).history
-        assert np.isfinite(list(history.values())).all()
-        assert int(igam.discriminator_optimizer.iterations.numpy()) == 4
+@pytest.mark.parametrize(
+    "second_order", ["finite_difference", pytest.param("exact", marks=pytest.mark.slow)]
+)
+def test_two_replicas_train_one_student(second_order):
+    """With batch norm and dropout, discriminator's turns included; exact ones: `test_igam`."""
+    with mirrored(["CPU:0", "CPU:1"]).scope():
+        student = small()
+        layers = [*student.layers[:-1], keras.layers.Dropout(0.2), student.layers[-1]]
+        layers.insert(2, keras.layers.BatchNormalization())
+        student = keras.Sequential([keras.Input(SHAPE), *layers])
+        igam = make(student, dataclasses.replace(WEIGHTS, second_order=second_order))
+        igam.compile("sgd", "sgd")
+    data = tf.data.Dataset.from_tensor_slices(batch(16)).batch(8)
+    history = igam.fit(data, epochs=2, verbose=0, validation_data=data).history
+    assert np.isfinite(list(history.values())).all()
+    assert int(igam.discriminator_optimizer.iterations.numpy()) == 4
 
 
 # --- what Keras does not say ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import run_here
 
 from igam_tf import datasets, train
 from igam_tf.common.errors import UserError
@@ -25,14 +26,20 @@ QUICK = ("--eval_attacks=clean", "--teacher_eval_examples=8", "--eval_examples=8
 
 
 @pytest.fixture
-def run(command_of, tmp_path):
-    main = command_of(train)
-
+def run(tmp_path):
     def run(name: str, *more: str) -> Path:
-        main(*SMOKE, *QUICK, f"--workdir={tmp_path / name}", *more)
+        run_here(train, *SMOKE, *QUICK, f"--workdir={tmp_path / name}", *more)
         return tmp_path / name
 
     return run
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Path:
+    """A run that has trained its teacher, in the folder of runs that share it."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    run_here(train, *SMOKE, *QUICK, f"--workdir={folder}")
+    return folder
 
 
 def weights(path: Path) -> list[np.ndarray]:
@@ -47,9 +54,9 @@ def assert_alike(a: Path, b: Path) -> None:
 # --- the shared folder -----------------------------------------------------------------------------
 
 
-def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(run, tmp_path):
-    first, second = run("first"), run("second")
-    (shared,) = (tmp_path / "teachers").iterdir()
+def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(first, run, tmp_path):
+    second = run("second", f"--teachers={first.parent / 'teachers'}")
+    (shared,) = (first.parent / "teachers").iterdir()
     log = (shared / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [2, 4]  # trained once
     records = [json.loads((p / "teacher_source.json").read_text()) for p in (first, second)]
@@ -78,16 +85,21 @@ def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(run, tmp_pa
     }  # fmt: skip
 
 
-def test_a_teacher_of_another_network_than_the_students(run, tmp_path):
+def test_a_teacher_of_another_network_and_the_first_classes(run, tmp_path):
     own = ("--source=cifar10", "--train_examples=100", "--teacher_network=wrn-8-2")
-    folder = run("own", *own, "--student=wrn-8-1", "--teacher_steps=1", "--train_steps=2")
-    record = json.loads((folder / "teacher_source.json").read_text())
-    assert record["settings"]["network"] == "wrn-8-2"
+    classes = ("--source_classes=3", "--target_classes=2", "--eval_examples=16")
+    steps = ("--teacher_steps=1", "--finetune_steps=2", "--train_steps=2")
+    folder = run("own", *own, *classes, *steps, "--student=wrn-8-1")
+    settings = json.loads((folder / "teacher_source.json").read_text())["settings"]
+    assert (settings["network"], settings["classes"]) == ("wrn-8-2", 3)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["l2"]["dataset"] == "cifar10 (first 2 classes)"
     teacher, student = (
-        keras.saving.load_model(folder / f"{name}.keras", compile=False).count_params()
+        keras.saving.load_model(folder / f"{name}.keras", compile=False)
         for name in ("teacher_source", "student")
     )
-    assert teacher > 3 * student
+    assert teacher.count_params() > 3 * student.count_params()
+    assert student(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +127,7 @@ def test_a_model_of_a_run_brings_the_module_of_its_teacher(tmp_path, monkeypatch
     assert "own_teachers" in sys.modules
 
 
-def test_a_half_trained_teacher_goes_on_in_another_run(run, tmp_path, monkeypatch):
+def test_a_half_trained_teacher_goes_on_in_another_run(first, run, tmp_path, monkeypatch):
     log = Log.__call__
 
     def stop(self, step, scalars):
@@ -133,8 +145,7 @@ def test_a_half_trained_teacher_goes_on_in_another_run(run, tmp_path, monkeypatc
     ]
     assert not (shared / "teacher_source.keras").exists()
     other = run("other")
-    whole = run("whole", f"--teachers={tmp_path / 'elsewhere'}")
-    assert_alike(other / "teacher_source.keras", whole / "teacher_source.keras")
+    assert_alike(other / "teacher_source.keras", first / "teacher_source.keras")
 
 
 def test_whoever_comes_second_waits(tmp_path):
@@ -288,16 +299,6 @@ def test_a_model_is_judged_on_the_classes_of_its_run():
     assert data_spec("tiny_imagenet", run).num_classes == 20
     assert data_spec("cifar10", run).num_classes == 10
     assert data_spec("tiny_imagenet", {"target": "tiny_imagenet"}).num_classes == 200
-
-
-def test_a_run_of_the_first_classes(run):
-    folder = run("run", "--source_classes=3", "--target_classes=2", "--eval_examples=16")
-    assert json.loads((folder / "results.json").read_text())["l2"]["dataset"] == (
-        "cifar10 (first 2 classes)"
-    )
-    assert json.loads((folder / "teacher_source.json").read_text())["settings"]["classes"] == 3
-    student = keras.saving.load_model(folder / "student.keras", compile=False)
-    assert student(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 2)
 
 
 def test_too_few_images_of_the_classes_before_anything_is_trained(run, tmp_path):
