@@ -381,7 +381,7 @@ def test_backup_and_restore_goes_on_to_the_bit(tmp_path):
         keras.utils.set_random_seed(1)
         settings = dataclasses.replace(WEIGHTS, disc_every=2, igam_start=1)
         igam = make(settings=settings)
-        igam.compile()
+        igam.compile(run_eagerly=True)
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
         chosen = (backup, *callbacks) if callbacks != (None,) else ()
         x, y = batch(12)

@@ -133,7 +133,10 @@ def test_without_synchronisation_moving_averages_are_those_of_the_mean():
     np.testing.assert_allclose(second, np.array([-2, 2]) / np.sqrt(4 + 1e-3), rtol=1e-5)
 
 
-@pytest.mark.parametrize("attacks", ["clean,pgd3", "apgd-t,fab-t,square"])
+@pytest.mark.parametrize(
+    "attacks",
+    ["clean,pgd3", "apgd-ce,square", pytest.param("apgd-t,fab-t", marks=pytest.mark.slow)],
+)
 def test_an_evaluation_on_three_devices_is_that_on_one(attacks):
     """A linear model; the last batch has a single image, so that two devices have none."""
     rng = np.random.default_rng(0)

@@ -66,11 +66,11 @@ def assert_loaded(model):
         np.testing.assert_array_equal(variable.numpy(), value_of(name, variable.shape), name)
 
 
-def test_full_network_round_trips_through_a_tf1_saver(tmp_path):
-    model = WideResNet(32, 10)
+@pytest.mark.parametrize("width", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_network_round_trips_through_a_tf1_saver(tmp_path, width):
+    model = WideResNet(32, width)
     model.build((None, 32, 32, 3))
     shapes = shapes_of(model)
-    assert sum(int(np.prod(s)) for n, s in shapes.items() if "/moving_" not in n) == 45_901_914
     slots = {f"{name}/Momentum": shapes[name] for name in shapes if "/moving_" not in name}
     save_tf1(tmp_path / "models" / "secret", {**shapes, **slots}, step=80000)
     load_tf1_checkpoint(model, tmp_path / "models" / "secret")
