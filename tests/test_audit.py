@@ -59,7 +59,7 @@ def digits() -> datasets.Split:
 
 @pytest.fixture(scope="session")
 def standard() -> controls.SmallNetwork:
-    return controls.trained(steps=120)
+    return controls.trained(steps=200)
 
 
 @pytest.fixture(scope="session")

@@ -47,13 +47,18 @@ def test_every_kind_of_extension_has_an_example():
     assert SECTIONS.keys() == PRINTED.keys()
 
 
-@pytest.mark.parametrize("name", PRINTED)
-def test_the_examples_of_extending_run(name, tmp_path):
-    """Each in a process of its own, for it changes registries."""
-    code = _write_files(SECTIONS[name], tmp_path)
-    (tmp_path / "example.py").write_text(code, encoding="utf-8")
-    printed = _run(sys.executable, "example.py", cwd=tmp_path)
-    assert re.fullmatch(PRINTED[name] + r"\s*", printed), printed
+def test_the_examples_of_extending_run(tmp_path):
+    """In a process of their own, for they change registries."""
+    for name in PRINTED:
+        code = _write_files(SECTIONS[name], tmp_path)
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    run_all = (
+        "import runpy, sys\n"
+        "for name in sys.argv[1:]: print('##', name); runpy.run_path(name + '.py')"
+    )
+    printed = _run(sys.executable, "-c", run_all, *PRINTED, cwd=tmp_path)
+    for (name, expected), text in zip(PRINTED.items(), printed.split("## ")[1:], strict=True):
+        assert re.fullmatch(rf"{name}\n{expected}\s*", text), text
 
 
 @pytest.mark.slow

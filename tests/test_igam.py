@@ -425,7 +425,7 @@ SLOW = {"marks": pytest.mark.slow}
 @pytest.mark.parametrize(
     ("settings", "counts", "compiled"),
     [
-        pytest.param(dataclasses.replace(PAPER, disc_every=1), (2,), True, id="paper"),
+        pytest.param(PAPER, (2,), False, id="paper"),
         pytest.param(RELEASE_SETTINGS, (2,), False, id="release"),
         pytest.param(DIFFERENCE, (2,), True, id="difference", **SLOW),
         pytest.param(JARN, (2,), True, id="jarn", **SLOW),
@@ -436,7 +436,8 @@ SLOW = {"marks": pytest.mark.slow}
 def test_replicas_give_the_weights_of_one(settings, counts, compiled, float64):
     """Student, discriminator and both optimizers, batch norm synchronised, in float64.
 
-    Of the last batch one of 4 replicas has no image.
+    Of the last batch one of 4 replicas has no image. By default step by step, without graphs;
+    compiled ones also: `test_any_model`.
     """
     batches = [batch(n, step, np.float64) for step, n in enumerate((8, 7, 3))]
     tf.config.run_functions_eagerly(not compiled)

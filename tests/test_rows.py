@@ -94,14 +94,19 @@ def weights(path: Path) -> list[np.ndarray]:
     return [v.numpy() for v in keras.saving.load_model(path, compile=False).variables]
 
 
-# At the cpu preset, one of each pair of data sets by default.
-QUICK = ("tiny_imagenet_to_cifar10_pad", "cifar10_to_tiny_imagenet_crop")
+# By default each map between images, and two of them at the cpu preset.
+QUICK = {
+    "mnist_to_cifar10": "smoke",
+    "tiny_imagenet_to_cifar10": "smoke",
+    "tiny_imagenet_to_cifar10_random_pad": "smoke",
+    "tiny_imagenet_to_cifar10_transpose_conv": "smoke",
+    "tiny_imagenet_to_cifar10_pad": "cpu",
+    "cifar10_to_tiny_imagenet_crop": "cpu",
+}
 ROWS = [
-    *((name, "smoke") for name in TRANSFERS),
-    *(
-        pytest.param(name, "cpu", marks=() if name in QUICK else pytest.mark.slow)
-        for name in TRANSFERS
-    ),
+    pytest.param(name, preset, marks=() if QUICK.get(name) == preset else pytest.mark.slow)
+    for preset in ("smoke", "cpu")
+    for name in TRANSFERS
 ]
 
 
@@ -185,10 +190,14 @@ def test_two_steps_of_the_best_recipe(command, tmp_path):
     assert (config["diff_norm"], config["lambda_diff"]) == ("l1", pytest.approx(8 / 255))
 
 
+# gradient_penalty: above; l2 and cosine are igam, n_fgsm is fast, but for a formula.
+LIKE_OTHERS = ("gradient_penalty", "l2", "cosine", "n_fgsm")
+
+
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("l2", "cosine") else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_OTHERS else [])
         for name in sorted(METHODS.keys() - {"igam"})
     ],
 )
@@ -216,7 +225,9 @@ def test_two_steps_of_every_method(method, command, tmp_path):
     assert watched == (METHODS[method].adversarial is not None)
 
 
-@pytest.mark.parametrize("kind", ["zero", "shuffled", "plain"])
+@pytest.mark.parametrize(
+    "kind", ["shuffled", "plain", pytest.param("zero", marks=pytest.mark.slow)]
+)
 def test_two_steps_of_every_control(kind, command, tmp_path, monkeypatch):
     attacked, attack = [], PGDTraining.attack
     monkeypatch.setattr(
