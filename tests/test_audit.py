@@ -64,7 +64,7 @@ def standard() -> controls.SmallNetwork:
 
 @pytest.fixture(scope="session")
 def pgd_trained() -> controls.SmallNetwork:
-    return controls.trained(eps=EPS, steps=120, attack_steps=2)
+    return controls.trained(eps=EPS, steps=150, attack_steps=3)
 
 
 def _audited(model, split, **settings) -> AuditedModel:
