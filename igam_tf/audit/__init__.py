@@ -9,7 +9,8 @@ attacking  checks that compare attacks
 nested     networks inside the audited one, on which attacks are crafted
 planted    the planted-boundary test
 catalogue  all checks by name
-audit      all checks in order, resumed where a killed audit stopped; the headline
-report     the report for terminal, Markdown and HTML, with `plots`
+catalogue  all checks by name; what the documentation says of each
+audit      all checks in order, resumed where a killed audit stopped; headline and verdict
+page       the report for terminal, Markdown and HTML, with `plots`
 controls   networks with masked gradients, on which the checks must fail
 """

@@ -1,7 +1,5 @@
 """All checks of an audit by name; TensorFlow is not loaded for the names."""
 
-import textwrap
-
 from igam_tf.audit import attacking, differences, outputs, planted
 from igam_tf.audit.checks import Check
 from igam_tf.common.errors import UserError
@@ -17,23 +15,12 @@ CHECKS: dict[str, Check] = {
 def documentation(name: str) -> str:
     """The section of README.md on a check, all of it from its entry."""
     check = CHECKS[name]
-    parts = {
-        "Threshold": check.threshold + ".",
-        "Why": check.reason,
-        "If it fails": check.advice,
-        "Weight of a FAIL": f"{check.weight:g}",
-    }
-    meaning = f"**{check.title}.** {check.meaning}"
-    listed = [f"- {part}: {text}" for part, text in parts.items()]
-    return "\n".join([f"### {name}", "", _filled(meaning), "", *map(_filled, listed)])
-
-
-def _filled(text: str) -> str:
-    """Lines of 118 characters; a % stays with its number."""
-    indent = "  " if text.startswith("-") else ""
-    text = text.replace(" %", "\0%")
-    return textwrap.fill(text, 118, subsequent_indent=indent, break_on_hyphens=False).replace(
-        "\0", " "
+    return (
+        f"### {name}\n\n**{check.title}.** {check.meaning}\n\n"
+        f"- Threshold: {check.threshold}.\n"
+        f"- Why: {check.reason}\n"
+        f"- What to do: {check.advice}\n"
+        f"- Weight of a FAIL: {check.weight:g}"
     )
 
 

@@ -41,21 +41,24 @@ def _errors(rows: list[dict]) -> list[list[float]]:
     ]
 
 
+def _against(report: dict, check: str, setting: str) -> tuple[Figure, Any, list]:
+    """(figure, axes, values) of accuracy in percent over the values of a setting of its attacks."""
+    rows = [report["rows"][name] for name in report["checks"][check]["rows"]]
+    values = [row[setting] for row in rows]
+    figure, axes = _figure()
+    axes.errorbar(
+        values, [row["accuracy"] for row in rows], yerr=_errors(rows), color=BLUE, marker="o", capsize=4,
+        label="accuracy, 95 % interval",
+    )  # fmt: skip
+    return figure, axes, values
+
+
 def accuracy_against_eps(report: dict) -> str:
     """Accuracy in percent over eps as a fraction of the pixel range, with intervals and chance."""
-    check = report["checks"]["eps"]
-    rows = [report["rows"][name] for name in check["rows"]]
-    figure, axes = _figure()
-    radii = [row["eps"] for row in rows]
-    bars = axes.errorbar(
-        radii, [row["accuracy"] for row in rows], yerr=_errors(rows), color=BLUE, marker="o", capsize=4,
-    )  # fmt: skip
-    bars.set_label("accuracy, 95 % interval")
-    axes.axhline(100 * check["data"]["chance"], color=GREY, linestyle=":", label="chance")
-    axes.axvline(
-        report["subject"]["eps"], color=VERMILION, linestyle="--",
-        label=f"headline eps {fraction_text(report['subject']['eps'])}",
-    )  # fmt: skip
+    figure, axes, _ = _against(report, "eps", "eps")
+    chance, eps = report["checks"]["eps"]["data"]["chance"], report["subject"]["eps"]
+    axes.axhline(100 * chance, color=GREY, linestyle=":", label="chance")
+    axes.axvline(eps, color=VERMILION, linestyle="--", label=f"headline eps {fraction_text(eps)}")
     axes.set(
         xlabel="l-inf eps (fraction of the pixel range)", ylabel="accuracy (%)", ylim=(-3, 103)
     )
@@ -65,21 +68,11 @@ def accuracy_against_eps(report: dict) -> str:
 
 def accuracy_against_steps(report: dict) -> str:
     """Accuracy in percent over the number of PGD steps; a sentence where there are only two."""
-    check = report["checks"]["steps"]
-    rows = [report["rows"][name] for name in check["rows"]]
-    steps = [row["steps"] for row in rows]
-    if len(rows) < 3:
+    figure, axes, steps = _against(report, "steps", "steps")
+    if len(steps) < 3:
+        rows = [report["rows"][name] for name in report["checks"]["steps"]["rows"]]
         found = " and ".join(f"{row['accuracy']:.1f} % after {row['steps']} steps" for row in rows)
         return f"<p>Accuracy is {found}.</p>"
-    figure, axes = _figure()
-    axes.errorbar(
-        steps,
-        [row["accuracy"] for row in rows],
-        yerr=_errors(rows),
-        color=BLUE,
-        marker="o",
-        capsize=4,
-    )
     axes.set_xscale("log")
     axes.set_xticks(steps, labels=[str(k) for k in steps])
     axes.minorticks_off()
