@@ -477,7 +477,7 @@ def test_a_report_without_figures_can_be_written(digits):
     assert _statuses(report) == dict.fromkeys(names, NOT_APPLICABLE) | {"logits": FAIL}
     assert "NaN or infinite for 40 of 40" in report["checks"]["logits"]["figure"]
     assert report["headline"]["text"].startswith("no figure: expected finite logits")
-    assert "no figure" in html(report)
+    assert "No figure" in html(report)
     assert "no figure" in markdown(report)
 
 
