@@ -100,7 +100,7 @@ class Step:
         f_t = self._teacher(teacher) if method.teacher else None
         pixel_max = self.spec.pixel_max
         self.trainer: ClassifierTrainer = new_trainer(
-            config, new_student(config, config.precision), f_t
+            config, self.spec, new_student(config, self.spec, config.precision), f_t
         )
         self.trainer.compile(*new_optimizers(config))
         rng = np.random.default_rng(config.seed)
@@ -118,7 +118,7 @@ class Step:
             network = WideResNet(32, 10, num_classes=spec.num_classes)
             network.build((None, *spec.image_shape))
         else:
-            network = new_source_network(self.config)
+            network = new_source_network(self.config, spec)
         _, between = described_transform(self.config)
         teacher = Teacher(network, between, num_classes=self.spec.num_classes)
         teacher.build((None, *self.spec.image_shape))

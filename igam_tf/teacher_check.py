@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     from igam_tf.common.checks import logits_of
     from igam_tf.evaluation.evaluate import plan
     from igam_tf.evaluation.model_flags import find_model
-    from igam_tf.experiments.resolve import resolve, target_spec
+    from igam_tf.experiments.resolve import resolve
     from igam_tf.method.preprocess import preprocessed
     from igam_tf.training.open_run import opened_run
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     if output and output.exists():
         raise UserError(f"expected --json={output} to be a new file; it is there already")
     with opened_run(config, **process_flags(FLAGS)) as (run, chosen):
-        test = run.load(target_spec(config), "test")
+        test = run.load(run.target_spec, "test")
         images, *_ = plan(
             test,
             attacks=attacks,

@@ -16,7 +16,7 @@ from igam_tf.audit import __main__ as audit
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
 from igam_tf.datasets import SPECS, Augment, checked_name, load, short_name, spec_of
-from igam_tf.datasets.files import resized
+from igam_tf.datasets.files import READERS, resized
 from igam_tf.evaluation.model_flags import data_spec
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
 from igam_tf.figures import __main__ as figures
@@ -375,8 +375,9 @@ def test_more_images_than_there_are(npz):
 
 def test_a_student_of_another_pixel_range_is_told_at_once(npz):
     chosen = {"target": npz(), "preset": "smoke", "num_validation": 2, "eval_examples": 6}
+    config = resolve(chosen | {"pixel_max": 1.0, "image_size": 8})
     with pytest.raises(UserError, match=r"--pixel_max=255, .* that wrn-8-1 takes.*; received 1$"):
-        check_student(resolve(chosen | {"pixel_max": 1.0, "image_size": 8}))
+        check_student(config, target_spec(config))
 
 
 def test_the_teachers_recipe_belongs_to_the_data_set(npz):
@@ -490,7 +491,10 @@ def test_a_relative_path_resumes_from_anywhere(npz, tmp_path, monkeypatch):
     settings = ["--preset=smoke", "--method=standard", "--num_validation=8", "--eval_examples=16"]
     settings += ["--train_steps=2", "--eval_attacks=clean"]
     monkeypatch.chdir(tmp_path)
+    reader, read = READERS["npz"], []
+    monkeypatch.setitem(READERS, "npz", lambda *file: read.append(file) or reader(*file))
     run_here(train, "--target=npz:own.npz", *settings)
+    assert len(read) == 5  # settings, their check, the run, and its two splits
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name == "mnist-npz-own.npz-standard-smoke"
     before = (run / "results.json").read_bytes()

@@ -12,7 +12,7 @@ from igam_tf.attacks import AttackSpec
 from igam_tf.common.errors import UserError
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.evaluate import logits_function, look_at
-from igam_tf.experiments.resolve import described_transform, resolve, source_spec
+from igam_tf.experiments.resolve import described_transform, resolve, source_spec, target_spec
 from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.conventions import parsed
 from igam_tf.method.look import CIFAR, look, misplaced_range
@@ -264,8 +264,8 @@ def test_a_run_keeps_what_its_networks_take(tmp_path):
     chosen = {"source": "mnist", "target": "cifar10", "preset": "smoke", "teacher": "load"}
     named = {"student": f"{__name__}:of_unit_pixels", "preprocess": "imagenet"}
     config = resolve(chosen | named | {"teacher_preprocess": "-1..1"})
-    check_student(config)
-    student = new_student(config, "float32")
+    check_student(config, target_spec(config))
+    student = new_student(config, target_spec(config), "float32")
     x = np.full((1, 32, 32, 3), 255.0, "float32")
     expected = (1 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
     np.testing.assert_allclose(student.preprocess(x)[0, 0, 0], expected, rtol=1e-6)
@@ -287,7 +287,7 @@ def test_a_run_keeps_what_its_networks_take(tmp_path):
         ({"preprocess": "mean=1,1/std=1,1", "student": named["student"]}, "images of 2 channels"),
     ):
         with pytest.raises(UserError, match=message):
-            check_student(resolve(chosen | wrong))
+            check_student(other := resolve(chosen | wrong), target_spec(other))
     path = str(tmp_path / "t.keras")
     teacher = of_unit_pixels((28, 28, 1), 10)
     igam_tf.Preprocessed(teacher, "-1..1", 1.0).save(path)

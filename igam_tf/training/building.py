@@ -9,7 +9,7 @@ from igam_tf.common.checks import logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import source_spec, target_spec, teacher_network
+from igam_tf.experiments.resolve import teacher_network
 from igam_tf.method.architectures import build_network
 from igam_tf.method.discriminator import Discriminator
 from igam_tf.method.igam import IGAM
@@ -52,13 +52,15 @@ def load_source_network(path: str, spec: DatasetSpec, preprocess: str = "") -> k
     return network
 
 
-def new_source_network(config: Config, *, synchronized: bool = False) -> keras.Model:
-    """The teacher's network before it is trained on the source task.
+def new_source_network(
+    config: Config, spec: DatasetSpec, *, synchronized: bool = False
+) -> keras.Model:
+    """The teacher's network before it is trained on the source task, whose images are of `spec`.
 
     Raises:
         UserError: a network of another pixel range than the source's images.
     """
-    spec, name = source_spec(config), teacher_network(config)
+    name = teacher_network(config)
     network = build_network(name, spec.image_shape, spec.num_classes, synchronized=synchronized)
     own = pixel_max_of(network, default=spec.pixel_max)
     if own != spec.pixel_max:
@@ -69,9 +71,10 @@ def new_source_network(config: Config, *, synchronized: bool = False) -> keras.M
     return network
 
 
-def new_student(config: Config, precision: str, *, synchronized: bool = False) -> keras.Model:
-    """The student before it is trained, its layers in the given `--precision`."""
-    spec = target_spec(config)
+def new_student(
+    config: Config, spec: DatasetSpec, precision: str, *, synchronized: bool = False
+) -> keras.Model:
+    """The student of the target's images before it is trained, its layers in this `--precision`."""
     student = build_network(
         config.student,
         spec.image_shape,
@@ -95,15 +98,14 @@ def _check_convention(flag: str, convention: str, network: keras.Model) -> None:
         )
 
 
-def check_student(config: Config) -> None:
+def check_student(config: Config, spec: DatasetSpec) -> None:
     """Builds a student for nothing, so that one that is not for the target's images is told at once.
 
     Raises:
         UserError: it is not, or returns another number of logits than the target has classes.
     """
-    spec = target_spec(config)
     x = np.full((2, *spec.image_shape), spec.pixel_max / 2, np.float32)
-    student = new_student(config, "float32")
+    student = new_student(config, spec, "float32")
     own = getattr(student, "pixel_max", None)
     if own not in (None, spec.pixel_max):
         raise UserError(
@@ -132,13 +134,14 @@ def new_optimizers(config: Config) -> list[Momentum]:
 
 def new_trainer(
     config: Config,
+    spec: DatasetSpec,
     student: keras.Model,
     teacher: Teacher | None,
     *,
     synchronized: bool = False,
 ) -> ClassifierTrainer:
     """What trains the student by `--method`, not compiled; all its players have their variables."""
-    c, method, spec = config, METHODS[config.method], target_spec(config)
+    c, method = config, METHODS[config.method]
     if method.matched_to and teacher and c.precision != "float32":
         teacher.set_precision(c.precision)
     given = {

@@ -82,7 +82,8 @@ def opened_run(
     attack_names(config.teacher_eval_attacks)
     checkpoint = teacher_checkpoint(config)
     trained = METHODS[config.method].teacher and config.teacher == "train"
-    for spec in (target_spec(config), *([source_spec(config)] if trained else [])):
+    target = target_spec(config)
+    for spec in (target, *([source_spec(config)] if trained else [])):
         datasets.check_available(spec, source=config.data, data_dir=config.data_dir or None)
     if config.data == "builtin":
         logging.warning(
@@ -90,7 +91,7 @@ def opened_run(
         )
     chosen = devices.strategy(strategy, replicas)
     with chosen.scope():
-        check_student(config)
+        check_student(config, target)
     chief = devices.is_chief(chosen)
     with devices.lost_workers(chosen):
         if not chief:
@@ -101,6 +102,6 @@ def opened_run(
                 devices.same_everywhere(chosen, 0)
             with chosen.scope():
                 keras.utils.set_random_seed(config.seed)
-                run = Run(config, folder, checkpoint, teachers)
+                run = Run(config, folder, checkpoint, teachers, target)
                 run.check_sizes()
             yield run, chosen

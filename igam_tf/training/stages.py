@@ -5,6 +5,7 @@ Each stage writes one product to the run folder. A stage whose product is there 
 
 import dataclasses
 import filecmp
+import functools
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Run:
         teachers: folder of the teachers that runs share; None: `teachers` beside the run folder.
         teacher_checkpoint: folder of a MadryLab checkpoint; None with `--teacher=train` or where
             the method has no teacher.
+        target: the target's data set; None: as `target_spec` looks it up.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Run:
         folder: RunFolder,
         teacher_checkpoint: str | None = None,
         teachers: str | None = None,
+        target: datasets.DatasetSpec | None = None,
     ):
         self.config, self.folder, self.teacher_checkpoint = config, folder, teacher_checkpoint
         self.teachers = Path(teachers or folder.path.absolute().parent / "teachers")
@@ -75,6 +78,7 @@ class Run:
         self.synchronized = several and config.sync_batch_norm
         self.own_statistics = several and not config.sync_batch_norm
         self.method = METHODS[config.method]
+        self.target_spec = target or target_spec(config)
         self._target = None
 
     # --- data ---------------------------------------------------------------------------------
@@ -108,11 +112,16 @@ class Run:
             write_json(path, known | {name: now})
         return found
 
+    @functools.cached_property
+    def source_spec(self) -> datasets.DatasetSpec:
+        """The source's data set."""
+        return source_spec(self.config)
+
     @property
     def target(self) -> tuple[datasets.Split, datasets.Split]:
         """(training, validation) images of the target task, read once."""
         if self._target is None:
-            everything = self.load(target_spec(self.config), "train")
+            everything = self.load(self.target_spec, "train")
             self._target = datasets.hold_out(
                 everything, self.config.num_validation, self.config.seed
             )
@@ -127,7 +136,7 @@ class Run:
         c = self.config
         if not c.target_classes or (self.folder / "results.json").exists():
             return
-        test = self.load(target_spec(c), "test")
+        test = self.load(self.target_spec, "test")
         _ = self.target
         if c.eval_examples > len(test.labels):
             raise UserError(
@@ -139,7 +148,7 @@ class Run:
 
     def source_network(self) -> Network:
         """Stage 0: the network of the source task, robust but for `--teacher_gradient=plain`."""
-        c, spec = self.config, source_spec(self.config)
+        c, spec = self.config, self.source_spec
         if self.teacher_checkpoint:
             return load_source_network(self.teacher_checkpoint, spec, c.teacher_preprocess)
         path = self.folder / f"{STAGE}.keras"
@@ -168,7 +177,7 @@ class Run:
         if path.exists():
             logging.info("teacher: %s", path)
             return load_model(path)
-        network = new_source_network(self.config, synchronized=self.synchronized)
+        network = new_source_network(self.config, self.source_spec, synchronized=self.synchronized)
         trainer, optimizer = teacher_trainer(network, settings, split.spec.pixel_max)
         self._fit(
             trainer,
@@ -206,8 +215,8 @@ class Run:
         write_json(path, record)
 
     def _source_figures(self) -> dict:
-        c, spec = self.config, source_spec(self.config)
-        test = self.load(spec, "test")
+        c = self.config
+        test = self.load(self.source_spec, "test")
         return model_report(
             load_model(self.folder / f"{STAGE}.keras"),
             test,
@@ -221,7 +230,7 @@ class Run:
         path = self.folder / "teacher.keras"
         if path.exists():
             return load_model(path)
-        c, spec = self.config, target_spec(self.config)
+        c, spec = self.config, self.target_spec
         network = self.source_network()
         words, between = described_transform(c, getattr(network, "pixel_max", None))
         logging.info("map to the teacher's input, --transform=%s: %s", c.transform, words)
@@ -259,8 +268,8 @@ class Run:
         if self.method.trains_teacher:
             self._save(teacher, path)
             return teacher
-        student = new_student(c, c.precision, synchronized=self.synchronized)
-        trainer = new_trainer(c, student, teacher, synchronized=self.synchronized)
+        student = new_student(c, self.target_spec, c.precision, synchronized=self.synchronized)
+        trainer = new_trainer(c, self.target_spec, student, teacher, synchronized=self.synchronized)
         optimizers = new_optimizers(c)
         igam = trainer if self.method.matches_teacher else None
         monitor = self._monitor(student, igam)
@@ -279,11 +288,11 @@ class Run:
                 stage="student",
                 steps=c.train_steps,
                 batch_size=c.batch_size,
-                augment=dataclasses.replace(target_spec(c).augment, noise=c.pixel_noise),
+                augment=dataclasses.replace(self.target_spec.augment, noise=c.pixel_noise),
                 monitor=monitor,
             )
         # Attacks need every bit of the gradient: what is kept and scored computes in float32.
-        exact = new_student(c, "float32", synchronized=self.synchronized)
+        exact = new_student(c, self.target_spec, "float32", synchronized=self.synchronized)
         exact.set_weights(student.get_weights())
         self._save(exact, path)
         return exact
@@ -316,7 +325,7 @@ class Run:
     def _scores(self) -> dict:
         """Measures what `evaluate` prints, and writes it."""
         c = self.config
-        test = self.load(target_spec(c), "test")
+        test = self.load(self.target_spec, "test")
         models = {c.method: self.student()}
         self.source_report()
         if self.method.teacher and not self.method.trains_teacher:

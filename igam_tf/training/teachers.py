@@ -19,7 +19,7 @@ import tensorflow as tf
 from igam_tf.common import devices
 from igam_tf.datasets import Split, short_name
 from igam_tf.experiments.config import Config
-from igam_tf.experiments.resolve import source_spec, teacher_network
+from igam_tf.experiments.resolve import teacher_network
 from igam_tf.method.new_trainer import trainer
 from igam_tf.method.optimizers import Momentum, schedule
 from igam_tf.method.trainer import ClassifierTrainer
@@ -80,7 +80,7 @@ def teacher_settings(c: Config, split: Split, *, own_statistics: bool) -> Teache
         split: training images of the source.
         own_statistics: each of several devices has batch norm statistics of its own.
     """
-    spec, adam = source_spec(c), c.teacher_optimizer == "adam"
+    spec, adam = split.spec, c.teacher_optimizer == "adam"
     attacked = c.teacher_gradient != "plain" and c.teacher_attack_steps > 0
     eps = spec.eps * spec.pixel_max
     step_size = c.teacher_step_size * eps or spec.step_size * spec.pixel_max
