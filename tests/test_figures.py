@@ -479,6 +479,10 @@ LINEAR = "--runs={saved}/linear.keras"
         ([LINEAR, *FEW, "--image=7"], "within the 7 images of mnist test; received 8"),
         ([LINEAR, *FEW, "--dataset=cifar10"], r"a model for images \[32, 32, 3\]"),
         (["--runs={saved}/flat.keras", *FEW], "that of flat is 0 at the image"),
+        (
+            ["--runs={saved}/linear.keras,{saved}/flat.keras", "--preprocess=0..1", *FEW],
+            "that of flat is 0 at the image",
+        ),
         ([LINEAR, "--output={saved}/flat.keras"], "a folder to write to in .*; it is a file"),
     ],
 )
