@@ -306,10 +306,15 @@ def noise(s: AuditedModel) -> Finding:
     near = FAIL if low >= NOISE_FAIL else WARN if low >= NOISE_WARN else PASS
     if found.status == NOT_APPLICABLE and near == PASS:
         return found
+    shared = "white-box attacks break no image"
+    if broken:
+        shared = (
+            f"random points break {both} of the {broken} images that white-box attacks break "
+            f"({100 * share:.0f} %)"
+        )
     return Finding(
         status=worst([found.status, near]),
-        figure=f"random points break {both} of the {broken} images that white-box attacks break "
-        f"({100 * share:.0f} %); {found.figure}",
+        figure=f"{shared}; {found.figure}",
         rows=found.rows,
         data={"share": share},
     )

@@ -237,8 +237,8 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
     )
     if audited.random:
         text += (
-            "; each attack on a single draw of this random network, so no upper bound of the "
-            "accuracy of its average over many draws"
+            "; each attack met a single draw of this random network, so this is no upper bound of "
+            "the accuracy of its average over many draws"
         )
     return {
         "text": text,
