@@ -19,7 +19,6 @@ import tensorflow as tf
 
 from igam_tf import datasets
 from igam_tf.audit import __main__ as command_line
-from igam_tf.audit import audited as audited_module
 from igam_tf.audit import controls, outputs
 from igam_tf.audit.attacking import normalisations
 from igam_tf.audit.audit import CHECKS, _verdict, audit, audit_model, check_names
@@ -525,7 +524,7 @@ def test_a_killed_audit_goes_on_and_ends_the_same(standard, digits, tmp_path, mo
     assert json.dumps(again) == json.dumps(whole)
     assert len(done) == len(set(done)) == needed  # nor finished batches
 
-    monkeypatch.setattr(audited_module, "robust_flags", None)
+    monkeypatch.setattr("igam_tf.evaluation.robust.robust_flags", None)
     for name in CHEAP:
         monkeypatch.setitem(CHECKS, name, dataclasses.replace(CHECKS[name], judge=None))
     audited = _audited(standard, digits, budget=SMALL, batch_size=15)

@@ -187,7 +187,7 @@ CHECKS = {
         reason="The softmax of a confident network without masking sometimes underflows.",
         advice="Find the operation that stops the gradient (rounding, argmax, saturation). Attack "
         "through a differentiable stand-in for it (BPDA; Athalye et al. 2018), or on a margin "
-        "loss. ",
+        "loss.",
         judge=gradients,
         weight=PROOF,
     ),
