@@ -289,9 +289,12 @@ def test_wrong_flags_end_before_any_work(monkeypatch, capsys, module):
     if module is scale:
         wrong += [(f"{' '.join(SMALL)} --counts={n}", "--counts") for n in ("1,two", "0", "")]
         wrong += [(f"{' '.join(SMALL)} --kinds=pgd7", "received 'pgd7'")]
-    if module is pipeline:
-        wrong += [(f"{' '.join(SMALL)} --teacher=cifar10", "received 'cifar100'")]
     for arguments, message in wrong:
         with pytest.raises(UserError, match=message):
             run_here(module, *arguments.split())
     assert not capsys.readouterr().out
+
+
+def test_synthetic_images_of_two_data_sets_alone():
+    with pytest.raises(UserError, match="received 'cifar100'"):
+        run_here(pipeline, *SMALL, "--teacher=cifar10")

@@ -22,7 +22,12 @@ from igam_tf.training.loop import Log
 from igam_tf.training.teachers import TeacherSettings, teacher_settings, teacher_trainer
 
 SMOKE = ("--preset=smoke", "--data=builtin", "--teacher=train", "--method=l2", "--replicas=1")
-QUICK = ("--eval_attacks=clean", "--teacher_eval_examples=8", "--eval_examples=8")
+QUICK = (
+    "--num_validation=0",
+    "--eval_attacks=clean",
+    "--teacher_eval_examples=8",
+    "--eval_examples=8",
+)
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(first, run,
     assert not (moved.parent / "teachers").exists()
     images = json.loads((first / "data.json").read_text())
     assert images == {
-        "data": "cifar10", "stored_as": "", "train_images": 568, "validation_images": 32,
+        "data": "cifar10", "stored_as": "", "train_images": 600, "validation_images": 0,
         "test_images": 2000, "published_train_images": 50_000,
     }  # fmt: skip
 

@@ -72,6 +72,8 @@ def test_run_folder_holds_everything(finished):
     assert {"tensorflow", "keras", "numpy", "python", "git_commit"} <= config["environment"].keys()
     for name in ("teacher_source.keras", "teacher.keras", "student.keras", "results.json"):
         assert (finished / name).exists()
+    images = json.loads((finished / "data.json").read_text())
+    assert (images["train_images"], images["validation_images"]) == (568, 32)
     results = json.loads((finished / "results.json").read_text())
     assert results.keys() == {"igam", "teacher"}
     for r in results.values():
