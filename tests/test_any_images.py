@@ -473,7 +473,7 @@ def test_an_npz_through_every_program(tmp_path, npz, more):
     x = RNG.integers(0, 256, (60, 12, 16, 1), np.uint8)  # not square, grey
     every_program(
         tmp_path, npz(x_train=x, x_test=x, y_train=np.arange(60) % 5, y_test=np.arange(60) % 5),
-        "--method=pgd", "--eval_attacks=clean,fgsm", more=more,
+        "--method=pgd", "--eval_attacks=clean,fgsm", "--student=conftest:small_student", more=more,
     )  # fmt: skip
 
 

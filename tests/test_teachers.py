@@ -22,6 +22,7 @@ from igam_tf.training.loop import Log
 from igam_tf.training.teachers import TeacherSettings, teacher_settings, teacher_trainer
 
 SMOKE = ("--preset=smoke", "--data=builtin", "--teacher=train", "--method=l2", "--replicas=1")
+SMOKE += ("--student=conftest:small_student",)
 QUICK = (
     "--num_validation=0",
     "--eval_attacks=clean",
@@ -91,12 +92,12 @@ def test_a_second_run_takes_the_teacher_and_ends_in_the_same_weights(first, run,
 
 
 def test_a_teacher_of_another_network_and_the_first_classes(run, tmp_path):
-    own = ("--source=cifar10", "--train_examples=100", "--teacher_network=wrn-8-2")
+    own = ("--source=cifar10", "--train_examples=100", "--teacher_network=wrn-8-1")
     classes = ("--source_classes=3", "--target_classes=2", "--eval_examples=16")
     steps = ("--teacher_steps=1", "--finetune_steps=2", "--train_steps=2")
-    folder = run("own", *own, *classes, *steps, "--student=wrn-8-1")
+    folder = run("own", *own, *classes, *steps)
     settings = json.loads((folder / "teacher_source.json").read_text())["settings"]
-    assert (settings["network"], settings["classes"]) == ("wrn-8-2", 3)
+    assert (settings["network"], settings["classes"]) == ("wrn-8-1", 3)
     results = json.loads((folder / "results.json").read_text())
     assert results["l2"]["dataset"] == "cifar10 (first 2 classes)"
     teacher, student = (
