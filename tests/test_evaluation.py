@@ -538,7 +538,7 @@ def test_nothing_is_computed_twice_before_the_first_attack(monkeypatch, n, batch
     model.runs.assign(0)
     report = evaluate_model(model, x, y, "clean,pgd2", eps=0.1, pixel_max=1.0, batch_size=10)
     assert report["doubts"] == []
-    assert before[0] == batches + 1 + 4 * batches
+    assert before[0] == batches + 2 + 4 * batches
 
 
 _X, _Y = SPLIT.images, SPLIT.labels
@@ -562,12 +562,41 @@ _X, _Y = SPLIT.images, SPLIT.labels
         (_X, _Y, {"eps": -0.1}, "eps .*above 0.* -0.1"),
         (_X, _Y, {"pixel_max": 0}, "pixel_max above 0"),
         (_X, _Y, {"attacks": "bim"}, "received 'bim'"),
+        (_X, _Y, {"eps": "8/255"}, "eps as a fraction .* '8/255'"),
+        (_X, _Y, {"pixel_max": "255"}, "pixel_max above 0.* '255'"),
+        (_X, _Y, {"norm": "l1"}, "norm among linf, l2; received 'l1'"),
+        (_X, _Y, {"restarts": 0}, "restarts .* 0"),
+        (_X, _Y, {"step_size": -0.1}, "step_size above 0.* -0.1"),
+        (_X, _Y, {"batch_size": 0}, "batch_size .* 0"),
+        ([_X[0], _X[1, :4]], _Y[:2], {}, "arrays of images and labels"),
     ],
 )
 def test_arrays_that_do_not_go_together(images, labels, settings, message):
     with pytest.raises(UserError, match=message):
         evaluate_model(
             _network("WideResNet"), images, labels, **({"eps": 0.1, "pixel_max": 255.0} | settings)
+        )
+
+
+def test_a_model_that_no_graph_can_call_is_refused_and_a_py_function_is_attacked():
+    x, y = np.float32([[[[0.7]]], [[[0.2]]]]), np.array([0, 1])
+
+    class Called(keras.Model):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def call(self, x, training=False):
+            return self.function(tf.concat([x - 0.5, 0.5 - x], 3)[:, 0, 0])
+
+    def in_python(z):
+        return tf.ensure_shape(tf.py_function(lambda z: 3 * z, [z], tf.float32), [None, 2])
+
+    report = evaluate_model(Called(in_python), x, y, "clean,pgd5", eps=0.25, pixel_max=1.0)
+    assert [report["results"][name]["accuracy"] for name in ("clean", "pgd5")] == [100.0, 50.0]
+    with pytest.raises(UserError, match=r"within tf\.function.*numpy"):
+        evaluate_model(
+            Called(lambda z: tf.constant(z.numpy())), x, y, "clean,pgd5", eps=0.25, pixel_max=1.0
         )
 
 

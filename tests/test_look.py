@@ -16,6 +16,7 @@ from igam_tf.experiments.resolve import described_transform, resolve, source_spe
 from igam_tf.formulas.statistics import mcnemar
 from igam_tf.method.conventions import parsed
 from igam_tf.method.look import CIFAR, look, misplaced_range
+from igam_tf.method.networks import LogProbabilities
 from igam_tf.method.preprocess import Preprocess
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.journal import model_identity, text_of_mask
@@ -118,7 +119,14 @@ def test_kinds_of_doubt():
             outputs=lambda z: tf.concat([z[:, :9], -1e9 + z[:, 9:]], 1),
         ),
         "random": Nearest(twist=lambda u: u + 0.01 * keras.random.normal((2, 2, 3), seed=noise)),
+        "batch": Nearest(outputs=lambda z: z - tf.reduce_mean(z, 0, keepdims=True)),
+        "batch ": Nearest(
+            twist=lambda u: u + 0.05 * keras.random.normal((tf.shape(u)[0], 1, 1, 3), seed=7)
+        ),
+        "    ": Nearest(outputs=lambda z: z - 1e-3 * tf.reduce_mean(z, 0, keepdims=True)),
         "probabilities": Nearest(outputs=tf.nn.softmax),
+        "probabilities ": LogProbabilities(Nearest()),
+        "   ": LogProbabilities(Nearest(outputs=tf.nn.softmax)),
         "sigmoid": Nearest(outputs=lambda z: tf.sigmoid(8 * z + 1)),
         "not_finite": Nearest(outputs=lambda z: z / 0),
         "no_gradient": Nearest(twist=lambda u: tf.round(u * 16) / 16 + 0 * u),
@@ -132,6 +140,8 @@ def test_kinds_of_doubt():
         if expected.startswith("chance"):
             found = found[:1]
         assert found == expected.split(), expected
+    together = Nearest(outputs=lambda z: z - tf.reduce_mean(z, 0, keepdims=True))
+    assert codes(together, whole=True) == []
     one = Nearest(twist=lambda u: tf.where(u[:, :1, :1, :1] < 0.01, tf.stop_gradient(u), u))
     assert codes(one, eps=None) == codes(Nearest(twist=tf.stop_gradient), eps=None) == []
     for dead, expected in ((3, []), (8, ["no_gradient"])):  # of 200 images

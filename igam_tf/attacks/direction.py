@@ -70,7 +70,7 @@ def direction(
             "expected logits that are differentiable in x; received some cut off from it, which "
             "no gradient attack can judge"
         )
-    gradient = tf.convert_to_tensor(gradient)
+    gradient = tf.ensure_shape(gradient, x.shape)  # that of tf.py_function has none
     not_finite = tf.reduce_any(~tf.math.is_finite(gradient), image_axes(x))
     gradient, size = by_largest(_finite(gradient))
     none, size = size == 0, size / _SCALE * tf.cast(most, x.dtype)

@@ -6,6 +6,7 @@ Every refusal is one sentence: "expected <what>; received <what came>: <what to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,16 @@ def _text(t: Any) -> str:
 # --- numbers --------------------------------------------------------------------------------------
 
 
+def check_batch_size(value: int) -> None:
+    """How many images are attacked at once: a whole number above 0."""
+    fits = isinstance(value, Integral) and value > 0
+    expect(fits, "batch_size as a whole number above 0", repr(value))
+
+
 def check_pixel_max(value: float) -> None:
     """The highest pixel value of a model's input: above 0."""
-    expect(np.isfinite(value) and value > 0, "pixel_max above 0, such as 1 or 255", repr(value))
+    fits = isinstance(value, Real) and np.isfinite(value) and value > 0
+    expect(fits, "pixel_max above 0, such as 1 or 255", repr(value))
 
 
 def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
@@ -51,6 +59,7 @@ def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
         norm: "linf" or "l2".
         shape: of an image, where it is known.
     """
+    expect(norm in NORM_TEXT, f"a norm among {', '.join(NORM_TEXT)}", repr(norm))
     if eps is None:
         expect(
             norm == "linf", f"--eps with --norm={norm}", "none, and a data set's own is for l-inf"
@@ -58,7 +67,7 @@ def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
         return
     most = np.inf if not shape else np.sqrt(np.prod(shape)) if norm == "l2" else 1.0
     below = f" and at most {most:g} in {NORM_TEXT[norm]}" if shape else ""
-    fits = 0 < eps <= most and np.isfinite(eps)
+    fits = isinstance(eps, Real) and 0 < eps <= most and np.isfinite(eps)
     what = f"eps as a fraction of the pixel range, such as 8/255, above 0{below}"
     expect(fits, what, repr(eps))
 
@@ -185,3 +194,21 @@ def logits_of(
         ) from error
     check_logits(z, f"the {what}", n=len(x), classes=classes)
     return np.asarray(z)
+
+
+def traced(function: Any, *signature: tf.TensorSpec) -> Any:
+    """The one graph of a tf.function that calls a model.
+
+    Raises:
+        UserError: it cannot be traced.
+    """
+    try:
+        return function.get_concrete_function(*signature)
+    except UserError:
+        raise
+    except Exception as error:  # a model may fail in any way in a graph
+        reason = reason_of(Exception(str(error).rsplit(f"{type(error).__name__}: ")[-1]))
+        raise UserError(
+            "expected a model that works within tf.function, as attacks call it; received one that "
+            f"fails there: {reason}"
+        ) from error

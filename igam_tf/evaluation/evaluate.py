@@ -10,6 +10,7 @@ example by example.
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -19,11 +20,11 @@ import tensorflow as tf
 from igam_tf.attacks import BATCH_NORMS, AttackSpec, attack_names, attack_specs
 from igam_tf.common.checks import (
     NORM_TEXT,
+    check_batch_size,
     check_eps,
     check_images,
     check_labels,
     check_model,
-    check_pixel_max,
     expect,
     logits_of,
 )
@@ -305,7 +306,8 @@ def look_at(
     function = partial(logits_function, batch_norm=batch_norm)
     return look(
         model, x, y,
-        pixel_max=pixel_max, classes=split.spec.num_classes, function=function, **settings,
+        pixel_max=pixel_max, classes=split.spec.num_classes, function=function,
+        whole=batch_norm == "batch", **settings,
     )  # fmt: skip
 
 
@@ -385,6 +387,11 @@ def evaluate_model(
     """
     names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
     check_model(model, "model")
+    expect(
+        isinstance(restarts, Integral) and restarts > 0, "restarts of at least 1", repr(restarts)
+    )
+    positive = step_size is None or (isinstance(step_size, Real) and step_size > 0)
+    expect(positive, "a step_size above 0, as a fraction of the pixel range", repr(step_size))
     model = as_called(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )
@@ -424,8 +431,11 @@ def split_of_arrays(
     Raises:
         UserError: they do not go together.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    check_pixel_max(pixel_max)
+    try:
+        images, labels = np.asarray(images), np.asarray(labels)
+    except ValueError as error:  # rows of unlike lengths
+        raise UserError(f"expected arrays of images and labels; {error}") from error
+    check_batch_size(batch_size)
     check_images(images, pixel_max, uint8=True)
     check_labels(labels, n=len(images))
     check_eps(eps, norm, images.shape[1:])

@@ -9,6 +9,7 @@ import keras
 
 import igam_tf.method.teacher  # noqa: F401 (registers its class for .keras files)
 from igam_tf import datasets
+from igam_tf.common.checks import check_pixel_max
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
 from igam_tf.datasets import DatasetSpec, Split
@@ -84,7 +85,12 @@ def as_called(
     from_probabilities: bool = False,
     preprocess: str | None = None,
 ) -> keras.Model:
-    """The model from images in 0..pixel_max to logits, as flags say."""
+    """The model from images in 0..pixel_max to logits, as flags say.
+
+    Raises:
+        UserError: a pixel_max or a convention that is none.
+    """
+    check_pixel_max(pixel_max)
     model = LogProbabilities(model) if from_probabilities else model
     return preprocessed(model, preprocess, pixel_max)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
 from igam_tf.attacks.attack_losses import class_of_rank
 from igam_tf.common import devices
-from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of
+from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of, traced
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
 from igam_tf.formulas.losses import at_least_float32
@@ -286,5 +286,5 @@ def _compiled(
 
     # The concrete function is called, for TensorFlow warns of retracing where many tf.functions have
     # one name.
-    traced = predicted.get_concrete_function()
-    return lambda inputs: traced(*tf.nest.map_structure(tf.convert_to_tensor, inputs))
+    graph = traced(predicted)
+    return lambda inputs: graph(*tf.nest.map_structure(tf.convert_to_tensor, inputs))

@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.attacks.draws import for_each, in_ball
-from igam_tf.common.checks import logits_of
+from igam_tf.common.checks import logits_of, traced
 from igam_tf.common.errors import UserError
 from igam_tf.formulas.statistics import mcnemar, wilson_interval
 from igam_tf.method.networks import (
+    SUM_TOLERANCE,
     LogProbabilities,
     are_probabilities,
     float16_layers,
@@ -30,6 +31,9 @@ LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 # Outputs of two calls that differ by more than this share of their spread are random: a sum in another
 # order changes float32 logits by some 1e-6 of it.
 RANDOM = 1e-4
+# Outputs of an image that change by more than this share with the rest of its batch depend on it: TF32
+# reaches some 5e-3, bfloat16 ten times as much.
+OF_BATCH = 0.02
 # Share of the images that may lack a gradient (the lower end of its interval: honest ReLU networks have
 # 1.5 % that are dead), or be classified otherwise in float16, unmarked: a figure moves by little more.
 MOVABLE = 0.01
@@ -97,6 +101,7 @@ def look(
     batch_size: int = 100,
     function: Callable[[keras.Model], LogitsFn] = lambda model: lambda x: model(x, training=False),
     logits: np.ndarray | None = None,
+    whole: bool = False,
 ) -> list[Doubt]:
     """What makes the figures of a model on these images doubtful; nothing, where they can be trusted.
 
@@ -112,6 +117,7 @@ def look(
         batch_size: images at once.
         function: the logits of a model, in the mode that the figures are measured in.
         logits: of x, [n,K], where they are known already.
+        whole: whether the images of a batch are meant to see each other.
 
     Raises:
         UserError: the model fails on such images, or does not return [B,K].
@@ -125,9 +131,16 @@ def look(
     z = outputs(logits_fn, x) if logits is None else logits
     if wrong := doubtful_outputs(z):
         return wrong
+    base = model.base if isinstance(model, Preprocessed) else model
+    now = x if base is model else model.preprocess(x).numpy()
+    if isinstance(base, LogProbabilities):
+        p = outputs(function(base.base), now)
+        if p.min() < -SUM_TOLERANCE or p.max() > 1 + SUM_TOLERANCE:
+            return [_no_probabilities(p)]
     found = misplaced_range(model, pixel_max)
-    again = outputs(logits_fn, x[:batch_size])
-    found += _random(z[:batch_size], again)
+    narrow = float16_layers(model, ("float16", "bfloat16"))
+    most = OF_BATCH * (10 if narrow else 1)
+    found += _unsteady(logits_fn, x[:batch_size], z[:batch_size], whole=whole, most=most)
     if float16_layers(model):
         own = outputs(lambda x: model(x, training=False), x)
         with in_float32(model):
@@ -135,8 +148,7 @@ def look(
     right, n = z.argmax(1) == y, len(y)
     if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
         found.append(_at_chance(right, classes, pixel_max))
-    base = model.base if isinstance(model, Preprocessed) else model
-    base_fn, now = function(base), x if base is model else model.preprocess(x).numpy()
+    base_fn = function(base)
     found += _other_convention(
         lambda v: outputs(base_fn, v).argmax(1) == y, x / x.dtype.type(pixel_max), right, now
     )
@@ -181,6 +193,16 @@ def doubtful_outputs(z: np.ndarray) -> list[Doubt]:
     return []
 
 
+def _no_probabilities(p: np.ndarray) -> Doubt:
+    """Outputs [n,K] that cannot be probabilities, where from_probabilities says that they are."""
+    return Doubt(
+        code="probabilities",
+        sentence="expected probabilities, as from_probabilities says; received outputs from "
+        f"{p.min():.3g} to {p.max():.3g}:",
+        remedy="leave out from_probabilities.",
+    )
+
+
 def spread_of(z: np.ndarray) -> np.ndarray:
     """Twice the distance of the highest logit from the median one, [n,K] -> [n].
 
@@ -193,19 +215,54 @@ def spread_of(z: np.ndarray) -> np.ndarray:
     return 2 * (z.max(1) - np.median(z, axis=1))
 
 
-def _random(z: np.ndarray, again: np.ndarray) -> list[Doubt]:
+def _change(z: np.ndarray, again: np.ndarray) -> tuple[float, int]:
+    """(largest change of logits [n,K] as a share of their spread, predictions that change)."""
     spread = float(np.median(spread_of(z))) or 1.0
-    change = float(np.abs(again - z).max()) / spread
-    if change <= RANDOM:
+    return float(np.abs(again - z).max()) / spread, int((z.argmax(1) != again.argmax(1)).sum())
+
+
+def _unsteady(
+    logits_fn: LogitsFn, x: np.ndarray, z: np.ndarray, *, whole: bool, most: float
+) -> list[Doubt]:
+    """Whether the logits of an image differ between two calls, or by what else is in its batch.
+
+    Args:
+        logits_fn: the network.
+        x: one batch of images, [B,H,W,C].
+        z: its logits, [B,K].
+        whole: whether images of a batch are meant to see each other.
+        most: change of logits by the batch that is none, see `OF_BATCH`.
+    """
+    if not whole and len(x) > 1:  # backwards, and in two halves: one look at both
+        halves = np.array_split(x[::-1], 2)
+        other = np.concatenate([logits_of(logits_fn, half, "model") for half in halves])[::-1]
+        if _change(z, other)[0] <= RANDOM:
+            return []
+    change, flips = _change(z, logits_of(logits_fn, x, "model"))
+    if change > RANDOM:
+        return [
+            Doubt(
+                code="random",
+                sentence=f"The network is random: between two calls its logits change by "
+                f"{change:.2g} of their spread, and {flips} of {len(z)} predictions change. Each "
+                "figure is of one random draw for each image and attack, not of the average "
+                "prediction.",
+                remedy="Turn the randomness off, or average the logits over many draws.",
+            )
+        ]
+    if whole or len(x) == 1:
         return []
-    flips = int((z.argmax(1) != again.argmax(1)).sum())
+    change, flips = _change(z, other)
+    if change <= most:
+        return []
     return [
         Doubt(
-            code="random",
-            sentence=f"The network is random: between two calls its logits change by {change:.2g} "
-            f"of their spread, and {flips} of {len(z)} predictions change. Each figure is of one "
-            "random draw for each image and attack, not of the average prediction.",
-            remedy="Turn the randomness off, or average the logits over many draws.",
+            code="batch",
+            sentence="What the network says of an image depends on the batch that it is in: in "
+            f"another, its logits change by {change:.2g} of their spread, and {flips} of {len(z)} "
+            "predictions change. The figures change with the batch size.",
+            remedy="Look for batch normalization that is called with training=True, a mean over "
+            "the batch, or noise of a fixed seed.",
         )
     ]
 
@@ -401,7 +458,7 @@ def _gradients(
     none, broken, blind = np.zeros(len(y), bool), np.zeros(len(y), bool), np.zeros(len(y))
     # In a graph, as the attacks: there the logits that a softmax was given are known.
     spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-    logits_fn = tf.function(logits_fn).get_concrete_function(spec)
+    logits_fn = traced(tf.function(logits_fn), spec)
     draw = lambda g: {"noise": in_ball(g, x.shape[1:], np.float32, norm)}  # noqa: E731
     # Of one pixel: in l2 what is left to each where an attack moves one in 16.
     far = pixel_max * eps / (1 if norm == "linf" else np.sqrt(np.prod(x.shape[1:]) / 16))
