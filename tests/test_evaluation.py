@@ -525,7 +525,7 @@ class Counted(keras.Model):
 
 @pytest.mark.parametrize(("n", "batches"), [(8, 1), (12, 2), (400, 20)])
 def test_nothing_is_computed_twice_before_the_first_attack(monkeypatch, n, batches):
-    """Each batch that is looked at once, the first once more, and its gradient at four points."""
+    """Each batch that is looked at once, the first twice, and its gradient at four points."""
     y = np.arange(n) % 2
     x = np.broadcast_to(y.reshape(-1, 1, 1, 1), (n, 4, 4, 1)) * np.float32(0.9)
     model, before = Counted(), []

@@ -233,9 +233,9 @@ def _unsteady(
         whole: whether images of a batch are meant to see each other.
         most: change of logits by the batch that is none, see `OF_BATCH`.
     """
-    if not whole and len(x) > 1:  # backwards, and in two halves: one look at both
-        halves = np.array_split(x[::-1], 2)
-        other = np.concatenate([logits_of(logits_fn, half, "model") for half in halves])[::-1]
+    if not whole and len(x) > 1:  # backwards, a few and the rest: one look at both
+        parts = np.split(x[::-1], [min(3, len(x) // 2)])
+        other = np.concatenate([logits_of(logits_fn, part, "model") for part in parts])[::-1]
         if _change(z, other)[0] <= RANDOM:
             return []
     change, flips = _change(z, logits_of(logits_fn, x, "model"))
