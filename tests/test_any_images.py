@@ -352,7 +352,7 @@ def test_settings_of_the_data_reach_its_spec(npz, tmp_path, monkeypatch):
     [
         (
             {"image_size": 8},
-            "tfds:, folder: or npz: images alone; received 8 for mnist and cifar10",
+            "tfds:, folder: or npz: images; received 8 for mnist and cifar10",
         ),
         ({"eps": "2"}, "--eps as a fraction of the pixel range, above 0 and at most 1"),
         ({"step_size": "x"}, "--step_size as a fraction"),

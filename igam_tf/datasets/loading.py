@@ -89,8 +89,9 @@ def spec_of(
     if name in SPECS:
         if image_size:
             raise UserError(
-                "expected --image_size with tfds:<name>, folder:<path> or npz:<path> alone; received "
-                f"{image_size} for {name}, whose images are {list(SPECS[name].image_shape)}"
+                "expected --image_size only with tfds:<name>, folder:<path> or npz:<path>; "
+                f"received {image_size} for {name}, whose images are "
+                f"{list(SPECS[name].image_shape)}"
             )
         spec = SPECS[name]
     elif kind == "tfds":

@@ -1,4 +1,4 @@
-"""One flag for each setting: unset ones come from the flagfiles that others name (`resolve`)."""
+"""One flag for each setting; `resolve` gives a value to those that are not set."""
 
 import dataclasses
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.program import default_and_range, heading
 from igam_tf.experiments.config import GROUPS, Config
 
-# The flags belong to the programs that ask for them, and show in their --help.
+# The flags are listed in the --help of the program that defines them by these functions.
 flags.disclaim_key_flags()
 
 _DEFINE = {
@@ -28,7 +28,7 @@ def fields_of(group: str) -> list[dataclasses.Field]:
 
 
 def define_settings() -> None:
-    """A flag for each setting, below the headings of `GROUPS`, and those of the process."""
+    """Defines a flag for each setting, below its heading in `GROUPS`, and those of the process."""
     for group in GROUPS:
         with of_group(group):
             for field in fields_of(group):
@@ -56,38 +56,42 @@ def _define(field: dataclasses.Field) -> None:
 
 def _define_process() -> None:
     flags.DEFINE_string(
-        "workdir", None, "The run folder; runs/<source>-<target>-<method>-<preset> by default."
+        "workdir", None, "The run folder; by default runs/<source>-<target>-<method>-<preset>."
     )
     flags.DEFINE_string(
         "teachers", None,
-        "Folder of the teachers that --teacher=train trains, each once for all runs with the same "
-        "settings of it; teachers, beside the run folder, by default.",
+        "Folder of the teachers that --teacher=train trains; runs with the same teacher settings "
+        "share one. By default the folder teachers beside the run folder.",
     )  # fmt: skip
     flags.DEFINE_enum(
         "strategy",
         "auto",
         devices.STRATEGIES,
-        "Devices to train on: default, one; mirrored, those of this machine; multiworker, those of all "
-        "machines that the environment's TF_CONFIG names; auto, multiworker where there is a "
-        "TF_CONFIG, else mirrored.",
+        "Devices to train on. default: one device; mirrored: all of this machine; multiworker: "
+        "all of the machines in the environment variable TF_CONFIG; auto: multiworker if "
+        "TF_CONFIG is set, else mirrored.",
     )
-    flags.DEFINE_integer("replicas", 0, "Devices of this machine to train on; 0: all.")
+    flags.DEFINE_integer(
+        "replicas", 0, "Number of devices of this machine to train on; 0 means all."
+    )
     flags.DEFINE_bool(
-        "wait", False, "Wait while another process works in the run folder; without it, an error."
+        "wait",
+        False,
+        "If another process works in the run folder, wait for it instead of ending with an error.",
     )
 
 
 def process_flags(values: flags.FlagValues) -> dict[str, Any]:
-    """Name of each flag that is no setting of the run -> its value."""
+    """The flags that are not settings of the run, by name."""
     names = ("workdir", "teachers", "strategy", "replicas", "wait")
     return {name: values[name].value for name in names}
 
 
 def chosen_settings(values: flags.FlagValues) -> dict[str, Any]:
-    """Name of each setting -> what its flag says; None: nothing.
+    """Name of each setting -> the value of its flag, None if it is not set.
 
     Raises:
-        UserError: numbers in --disc_channels that are none.
+        UserError: --disc_channels is not a list of whole numbers.
     """
     chosen = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
     if chosen["disc_channels"] is not None:
@@ -95,7 +99,7 @@ def chosen_settings(values: flags.FlagValues) -> dict[str, Any]:
             chosen["disc_channels"] = tuple(map(int, chosen["disc_channels"]))
         except ValueError as error:
             raise UserError(
-                f"expected --disc_channels as whole numbers with commas between; "
-                f"received {','.join(chosen['disc_channels'])!r}"
+                "expected --disc_channels as whole numbers separated by commas; received "
+                f"{','.join(chosen['disc_channels'])!r}"
             ) from error
     return chosen

@@ -12,13 +12,13 @@ from igam_tf.method.maps import AUTO, MAPS, SAMPLINGS
 from igam_tf.method.settings import ONE_OR_MORE, Settings, setting
 from madry_models.activations import ACTIVATIONS
 
-# Headings of the help text, in its order, and what stands below each.
+# Headings of the help text, in its order, and what each one explains.
 GROUPS = {
     "experiment": "what is transferred to what, by which method, at which size",
     "teacher": "stages 0 and 1: the robust network and its new logits",
     "student": "stage 2: the network that is trained, and its optimizer",
-    "objective": "eq. 14: what the student descends on",
-    "discriminator": "eq. 12: the network that tells J_s from J_t",
+    "objective": "eq. 14: the loss that the student minimises",
+    "discriminator": "eq. 12: the network that tells J_s from J_t apart",
     "baselines": "students trained on adversarial examples",
     "evaluation": "stage 3: accuracy on test images, clean and under attack",
     "run": "data, seed, and how often a run reports and saves",
@@ -26,7 +26,7 @@ GROUPS = {
 
 
 def _named(folder: str) -> tuple[str, ...]:
-    """The choices that have a file in this folder of flags/, "paper" first."""
+    """The names of the files in this folder of flags/, "paper" first."""
     found = [PurePath(name).stem for name in flagfiles.names(flagfiles.FOLDER, f"{folder}/*")]
     return tuple(sorted(found, key="paper".__ne__))
 
@@ -36,274 +36,321 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """All settings of one run; `igam_tf.train` makes one flag of each field."""
+    """All settings of one run; `igam_tf.train` has one flag for each field."""
 
     prefix: ClassVar[str] = "--"
 
     @staticmethod
     def without_places(settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings, or those of a config.json, without the folders in which a machine has its images.
+        """The settings without the folders that hold the images on this machine.
 
-        A run knows the images themselves, see `igam_tf.training.stages.Run.load`.
+        A run compares the images themselves, see `igam_tf.training.stages.Run.load`.
         """
         names = {n: short_name(str(settings.get(n))) for n in ("source", "target")}
         return {**settings, **names, "data_dir": ""}
 
-    source: str = setting("mnist", f"Task of the teacher: {NAMES}.", "experiment")
-    target: str = setting("cifar10", f"Task of the student: {NAMES}.", "experiment")
+    source: str = setting(
+        "mnist", f"Data set on which the teacher was trained: {NAMES}.", "experiment"
+    )
+    target: str = setting(
+        "cifar10", f"Data set on which the student is trained: {NAMES}.", "experiment"
+    )
     fidelity: str = setting(
         "paper",
-        "The objective: paper, of its text; release, of its released code (R1 to R12); best, in which "
-        "L_diff is an l1 norm and eps its weight. With --method=gradient_penalty, which has no teacher, "
-        "best is the most robust way here without adversarial examples. At --preset=cpu it also brings "
-        "batch, rates, label smoothing and activation that a search found, to every method.",
+        "Whose objective is used. paper: that of the paper's text. release: that of the released "
+        "code (R1 to R12). best: L_diff is an l1 norm and its weight is eps; with "
+        "--method=gradient_penalty, which needs no teacher, this is the most robust recipe here "
+        "without adversarial examples. With --preset=cpu, best also sets batch size, learning "
+        "rates, label smoothing and activation, found by a search, for every method.",
         "experiment",
         choices=_named("fidelity"),
     )
     preset: str = setting(
         "paper",
-        "Size and budget: paper, wrn-32-10 and 200 epochs; cpu, ten minutes on two cores; smoke, "
-        "seconds, in which nothing is learnt.",
+        "Size and budget. paper: wrn-32-10 for 200 epochs. cpu: ten minutes on two cores. smoke: "
+        "a few seconds, in which nothing is learnt.",
         "experiment",
         choices=_named("presets"),
     )
     data: str = setting(
         "tfds",
-        "Real images, or built-in synthetic ones, which are drawn from --data_seed.",
+        "Use real images (tfds), or synthetic ones that are drawn from --data_seed (builtin).",
         "experiment",
         choices=("tfds", "builtin"),
     )
     teacher: str = setting(
         "load",
-        "Load a robust network that is there already, or train one on --source. Without "
-        "--teacher_checkpoint one is trained for cifar100, tiny_imagenet and --data=builtin.",
+        "Load a robust network, or train one on --source. If --teacher_checkpoint is not given, "
+        "the default is to train for cifar100, tiny_imagenet and --data=builtin.",
         "teacher",
         choices=("load", "train"),
     )
     teacher_checkpoint: str = setting(
         "adv_trained",
-        "With --teacher=load: a MadryLab checkpoint folder, a .keras file, or natural, adv_trained or "
-        "secret, which are fetched.",
+        "With --teacher=load: the network to load. This is a MadryLab checkpoint folder, a .keras "
+        "file, or one of natural, adv_trained and secret, which are downloaded.",
         "teacher",
     )
     teacher_preprocess: str = setting(
         "",
-        "With --teacher=load: what the teacher takes in place of pixels in 0..pixel_max, as "
-        "--preprocess; empty: pixels.",
+        "With --teacher=load: the input that the teacher expects instead of pixels in "
+        "0..pixel_max, written as for --preprocess; if empty, it expects pixels.",
         "teacher",
     )
     teacher_network: str = setting(
         "",
-        "With --teacher=train: the teacher's network, as --student; empty: that of --student.",
+        "With --teacher=train: the teacher's architecture, written as for --student; if empty, "
+        "the student's.",
         "teacher",
     )
     teacher_optimizer: str = setting(
         "momentum",
-        "With --teacher=train: momentum, with --momentum and --weight_decay; adam, without.",
+        "With --teacher=train: the optimizer. momentum uses --momentum and --weight_decay; adam "
+        "uses neither.",
         "teacher",
         choices=("momentum", "adam"),
     )
     teacher_steps: int = setting(
-        100_000, "With --teacher=train: training steps.", "teacher", within=ONE_OR_MORE
+        100_000, "With --teacher=train: number of training steps.", "teacher", within=ONE_OR_MORE
     )
     teacher_batch_size: int = setting(
-        50, "With --teacher=train: images in a global batch.", "teacher", within=ONE_OR_MORE
+        50,
+        "With --teacher=train: number of images in a global batch.",
+        "teacher",
+        within=ONE_OR_MORE,
     )
     teacher_learning_rate: float = setting(
         1e-4,
-        "With --teacher=train: learning rate, at its highest.",
+        "With --teacher=train: the highest learning rate.",
         "teacher",
     )
     teacher_lr_schedule: str = setting(
         "auto",
-        "With --teacher=train: learning rate over the steps, as --lr_schedule; auto: step with "
-        "momentum, constant with adam.",
+        "With --teacher=train: the learning-rate schedule, as in --lr_schedule; auto means step "
+        "for momentum and constant for adam.",
         "teacher",
         choices=("auto", "constant", "step", "cosine"),
     )
     teacher_attack_steps: int = setting(
-        40, "With --teacher=train: steps of PGD; 0: trained without an attack.", "teacher"
+        40, "With --teacher=train: number of PGD steps; 0 trains without an attack.", "teacher"
     )
     teacher_step_size: float = setting(
         0.0,
-        "With --teacher=train: step of PGD in multiples of the source's eps; 0: the source's own step.",
+        "With --teacher=train: step size of PGD in multiples of the source's eps; 0 means the "
+        "step size of the data set.",
         "teacher",
     )
     teacher_eps_warmup: float = setting(
         0.0,
-        "With --teacher=train: share of the steps over which the attack's eps and step grow from 0.",
+        "With --teacher=train: fraction of the training steps in which eps and step size of the "
+        "attack grow from 0 to their values.",
         "teacher",
         within=(0, 1),
     )
     teacher_eval_attacks: str = setting(
         "clean,pgd20",
-        "With --teacher=train: attacks that the teacher itself is tested under, as --eval_attacks.",
+        "With --teacher=train: attacks that evaluate the teacher on its own task, written as for "
+        "--eval_attacks.",
         "teacher",
     )
     teacher_eval_examples: int = setting(
         0,
-        "With --teacher=train: test images of --source that the teacher itself is tested on, from the "
-        "beginning of the split, or all where there are fewer; 0: as many as --eval_examples.",
+        "With --teacher=train: evaluate the teacher on the first N test images of --source, or on "
+        "all if there are fewer; 0 means as many as --eval_examples.",
         "teacher",
     )
     transform: str = setting(
         "grey_crop",
-        "Map from a target image to the teacher's input (§4.3); auto: channels averaged or repeated, "
-        "then cropped and padded where sides differ by a quarter at most, else resized.",
+        "Map from a target image to the teacher's input (§4.3). auto averages or repeats the "
+        "channels; then it crops and pads if no side differs by more than a quarter, and resizes "
+        "otherwise.",
         "teacher",
         choices=(*MAPS, AUTO),
     )
     up_resize: str = setting(
-        "half_pixel", "Where a map that resizes up samples (R12).", "teacher", choices=SAMPLINGS
+        "half_pixel",
+        "Where a map that enlarges images samples them (R12).",
+        "teacher",
+        choices=SAMPLINGS,
     )
-    finetune_steps: int = setting(4700, "Stage 1: training steps of the new logits.", "teacher")
+    finetune_steps: int = setting(
+        4700, "Stage 1: number of training steps for the new logits.", "teacher"
+    )
     finetune_learning_rate: float = setting(
         1e-3, "Stage 1: learning rate of Adam (R11).", "teacher"
     )
     finetune_weight_decay: float = setting(
-        2e-4, "Stage 1: factor of half the squared kernel of the new logits (R11).", "teacher"
+        2e-4,
+        "Stage 1: weight decay of the new logits, which multiplies half their squared kernel "
+        "(R11).",
+        "teacher",
     )
 
     student: str = setting(
         "wrn-32-10",
-        "The student: wrn-<depth>-<width>, the challenge's residual network, depth 6n + 2.",
+        "The student's architecture. wrn-<depth>-<width> is the residual network of the CIFAR-10 "
+        "challenge; its depth is 6n + 2.",
         "student",
     )
     preprocess: str = setting(
         "",
-        f"What the student takes in place of pixels in 0..pixel_max: {FORMS}. It is kept in front of "
-        "the student; empty: pixels.",
+        f"The input that the student expects instead of pixels in 0..pixel_max: {FORMS}. The "
+        "conversion is saved with the student. If empty, the student takes pixels.",
         "student",
     )
     student_input: str = setting(
         "standardize",
-        "Input layer of a wrn student: per-image standardisation, or zero mean and unit l2 norm (R5).",
+        "Input layer of a wrn student: standardize each image, or give it zero mean and unit l2 "
+        "norm (R5).",
         "student",
         choices=("standardize", "unit_norm"),
     )
     activation: str = setting(
         "leaky_relu",
-        "Activation of a wrn student; the challenge's is leaky ReLU of slope 0.1.",
+        "Activation of a wrn student; the challenge uses leaky ReLU with slope 0.1.",
         "student",
         choices=tuple(ACTIVATIONS),
     )
     precision: str = setting(
         "float32",
-        "In which the layers of the student compute, and the teacher's in J_t; J and losses stay "
-        "float32.",
+        "Precision in which the student's layers compute, and the teacher's when it computes J_t. "
+        "J and the losses stay float32.",
         "student",
         choices=PRECISIONS,
     )
     batch_size: int = setting(
-        128, "Images in a global batch of stages 1 and 2.", "student", within=ONE_OR_MORE
+        128, "Number of images in a global batch in stages 1 and 2.", "student", within=ONE_OR_MORE
     )
     train_steps: int = setting(
-        78_200, "Training steps; the default is 200 epochs of 391.", "student", within=ONE_OR_MORE
+        78_200,
+        "Number of training steps; the default is 200 epochs of 391 steps.",
+        "student",
+        within=ONE_OR_MORE,
     )
-    learning_rate: float = setting(0.1, "Learning rate of the student, at its highest.", "student")
+    learning_rate: float = setting(0.1, "The student's highest learning rate.", "student")
     igam_learning_rate: float = setting(
         0.0,
-        "Highest learning rate of a schedule of its own from --igam_start on; 0: no such schedule.",
+        "Start a second schedule at --igam_start, with this highest learning rate; 0 means a "
+        "single schedule.",
         "student",
     )
     lr_schedule: str = setting(
         "step",
-        "Learning rate over the steps: constant; step, a tenth after 1/2 and a hundredth after 3/4; "
-        "cosine, a warm-up over a tenth and a half cosine to 0.",
+        "Learning-rate schedule. constant; step: divided by 10 after 1/2 and by 100 after 3/4 of "
+        "the steps; cosine: a linear warm-up over a tenth of the steps, then a half cosine to 0.",
         "student",
         choices=("constant", "step", "cosine"),
     )
     sync_batch_norm: bool = setting(
-        True, "Batch statistics over all devices, not each device's own.", "student"
+        True,
+        "Compute batch statistics over all devices, rather than on each device separately.",
+        "student",
     )
     momentum: float = setting(
-        0.9, "Momentum of student and discriminator.", "student", within=(0, 1)
+        0.9,
+        "Momentum of the student's and the discriminator's optimizers.",
+        "student",
+        within=(0, 1),
     )
     weight_decay: float = setting(
-        2e-4, "Factor of half the squared kernels of student and discriminator.", "student"
+        2e-4,
+        "Weight decay of student and discriminator, which multiplies half their squared kernels.",
+        "student",
     )
     label_smoothing: float = setting(
         0.0,
-        "Share of each label that is spread evenly over all classes, in L_xent of the student.",
+        "Fraction of each label that L_xent of the student spreads evenly over all classes.",
         "student",
         within=(0, 1),
     )
     pixel_noise: float = setting(
-        0.0, "Half-width of uniform noise on training images, in pixels of 0..255 (R10).", "student"
+        0.0,
+        "Add uniform noise to training images; this is its largest absolute value, in pixels of "
+        "0..255 (R10).",
+        "student",
     )
 
     disc_channels: tuple[int, ...] = setting(
         (16, 32, 64, 128, 256),
-        "Output channels of f_disc's convolutions, with commas between.",
+        "Output channels of each convolution of f_disc, separated by commas.",
         "discriminator",
         within=ONE_OR_MORE,
     )
     disc_outputs: int = setting(
         1,
-        "Outputs of f_disc: 1, sigmoid (eq. 10); 2, two-class softmax (R3).",
+        "Number of outputs of f_disc: 1 for a sigmoid (eq. 10), 2 for a two-class softmax (R3).",
         "discriminator",
         within=(1, 2),
     )
     disc_learning_rate: float = setting(
-        0.1, "Learning rate of the discriminator, at its highest.", "discriminator"
+        0.1, "The discriminator's highest learning rate.", "discriminator"
     )
 
     eval_examples: int = setting(
-        1000, "Test images, from the beginning of the split.", "evaluation", within=ONE_OR_MORE
+        1000, "Evaluate on the first N test images.", "evaluation", within=ONE_OR_MORE
     )
     eval_attacks: str = setting(
-        "clean,fgsm,pgd20", "Attacks with commas between, as --attacks of eval_pgd.", "evaluation"
+        "clean,fgsm,pgd20",
+        "Attacks of the evaluation, separated by commas, written as for --attacks of eval_pgd.",
+        "evaluation",
     )
 
     image_size: int = setting(
         0,
-        "Height and width that tfds:, folder: and npz: images are resized to; 0: as they are, which "
-        "has to be alike.",
+        "Resize tfds:, folder: and npz: images to this height and width; 0 leaves them as they "
+        "are, and then all must have the same size.",
         "run",
     )
     eps: str = setting(
         "",
-        "Radius of the target's l-inf attacks, a fraction of the pixel range such as 8/255; empty: the "
-        "data set's own, 8/255 for tfds:, folder: and npz:.",
+        "l-inf radius of the attacks on the target, as a fraction of the pixel range such as "
+        "8/255. If empty, the data set's own; for tfds:, folder: and npz: this is 8/255.",
         "run",
     )
     step_size: str = setting(
         "",
-        "Step of the target's PGD, a fraction of the pixel range; empty: the data set's own, 2/255 for "
-        "tfds:, folder: and npz:, in its ratio to --eps.",
+        "Step size of PGD on the target, as a fraction of the pixel range. If empty, the data "
+        "set's own (2/255 for tfds:, folder: and npz:), scaled in proportion if --eps is given.",
         "run",
     )
     pixel_max: float = setting(
         0.0,
-        "Highest pixel value of the student's input, and of the teacher's where its source is tfds:, "
-        "folder: or npz:; 0: the data set's own, 255 for these three.",
+        "Highest pixel value of the student's input; if the source is tfds:, folder: or npz:, "
+        "also of the teacher's. 0 means the data set's own, 255 for these three.",
         "run",
     )
     source_classes: int = setting(
         0,
-        "With --teacher=train: the teacher learns the first so many classes of --source alone, in the "
-        "order of the labels; 0: all.",
+        "With --teacher=train: train the teacher on the first N classes of --source only, in "
+        "label order; 0 means all.",
         "run",
     )
     target_classes: int = setting(
         0,
-        "The student learns, and is tested on, the first so many classes of --target alone; 0: all.",
+        "Train and test the student on the first N classes of --target only; 0 means all.",
         "run",
     )
-    data_dir: str = setting("", "Folder of tensorflow-datasets; empty: its own default.", "run")
-    train_examples: int = setting(
-        0, "Training images, from the beginning of the split; 0: all.", "run"
+    data_dir: str = setting(
+        "", "Folder of tensorflow-datasets; if empty, its default folder.", "run"
     )
-    data_seed: int = setting(0, "Seed from which built-in images are drawn.", "run")
+    train_examples: int = setting(0, "Train on the first N training images; 0 means all.", "run")
+    data_seed: int = setting(0, "Seed from which synthetic images are drawn.", "run")
     seed: int = setting(
-        0, "Seed of data order, augmentation, weights and attacks.", "run", within=(0, 2**32 - 1)
+        0,
+        "Seed of the data order, augmentation, weights and attacks.",
+        "run",
+        within=(0, 2**32 - 1),
     )
-    num_validation: int = setting(1000, "Training images held out for validation; 0: none.", "run")
-    log_every: int = setting(50, "Steps between metrics.", "run", within=ONE_OR_MORE)
+    num_validation: int = setting(
+        1000, "Hold out this many training images for validation; 0 means none.", "run"
+    )
+    log_every: int = setting(50, "Log metrics every N steps.", "run", within=ONE_OR_MORE)
     validate_every: int = setting(
-        500, "Steps between validations and pictures of J.", "run", within=ONE_OR_MORE
+        500, "Validate, and draw pictures of J, every N steps.", "run", within=ONE_OR_MORE
     )
-    checkpoint_every: int = setting(250, "Steps between checkpoints.", "run", within=ONE_OR_MORE)
+    checkpoint_every: int = setting(
+        250, "Write a checkpoint every N steps.", "run", within=ONE_OR_MORE
+    )
 
     def __post_init__(self):
         super().__post_init__()

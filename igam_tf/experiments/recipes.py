@@ -1,4 +1,4 @@
-"""What the files in flags/ say, as settings of a run."""
+"""Reads the files in flags/ as settings of a run."""
 
 import dataclasses
 from functools import cache
@@ -10,15 +10,15 @@ from igam_tf.common.errors import UserError
 from igam_tf.experiments.config import Config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-KEY = ("source", "target", "transform")  # of a transfer
+KEY = ("source", "target", "transform")  # what identifies a transfer
 Found = dict[str, tuple[Any, str]]  # name of a setting -> (its value, where it comes from)
 
 
 def setting_of(name: str, text: str) -> Any:
-    """The text of a flag as the value of its setting.
+    """Converts the text of a flag to the type of its setting.
 
     Raises:
-        ValueError: the text is none of a value, or there is no such setting.
+        ValueError: the text is not such a value, or there is no such setting.
     """
     if name not in FIELDS:
         raise ValueError(f"there is no setting {name}")
@@ -31,13 +31,13 @@ def setting_of(name: str, text: str) -> Any:
 
 @cache
 def recipe(*names: str) -> Found:
-    """The settings of the first of these files that is there; {}: none is.
+    """The settings of the first of these files that exists; {} if none does.
 
     Args:
-        names: paths within flags/ without their ending, such as "presets/cpu".
+        names: paths within flags/ without their suffix, such as "presets/cpu".
 
     Raises:
-        UserError: a line that is no `--<setting>=<value>`.
+        UserError: a line is not `--<setting>=<value>`.
     """
     folder = flagfiles.FOLDER
     paths = [path for name in names if (path := folder / f"{name}.flags").is_file()]
@@ -57,9 +57,9 @@ def recipe(*names: str) -> Found:
 
 @cache
 def transfers() -> dict[tuple[str, str, str], str]:
-    """(source, target, transform) -> name of the file in flags/transfers/ that has them.
+    """(source, target, transform) -> name of its file in flags/transfers/.
 
-    The first file of a pair of data sets has its default transform.
+    The first file of a pair of data sets gives its default transform.
     """
     found = {}
     for path in flagfiles.names(flagfiles.FOLDER, "transfers/*"):

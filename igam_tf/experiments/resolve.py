@@ -1,4 +1,4 @@
-"""Puts the settings of a run together: defaults, the paper, presets, and what the user says."""
+"""Combines the settings of a run: defaults, the paper, presets, and the user's flags."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from igam_tf.method.preprocess import Preprocess
 from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 from igam_tf.method.transforms import Compose, Identity, Scale, map_between
 
-FINETUNE_EPOCHS = 100  # of the paper's FT-*
+FINETUNE_EPOCHS = 100  # in the paper's FT-* rows
 
 
 def target_spec(config: Config) -> DatasetSpec:
@@ -43,7 +43,7 @@ def target_spec(config: Config) -> DatasetSpec:
 
 
 def source_spec(config: Config) -> DatasetSpec:
-    """The source's data set; outside `SPECS`, or where it is the target, with the run's settings.
+    """The source's data set, with the run's settings if it is not in `SPECS` or is the target.
 
     Raises:
         UserError: as `igam_tf.datasets.spec_of`.
@@ -62,7 +62,7 @@ def source_spec(config: Config) -> DatasetSpec:
 
 
 def teacher_network(config: Config) -> str:
-    """Architecture of a teacher that is trained, as `--student` names them."""
+    """Architecture of a teacher that is trained here, written as for `--student`."""
     return config.teacher_network or config.student
 
 
@@ -73,11 +73,11 @@ def described_transform(
 
     Args:
         config: settings.
-        source_pixel_max: of the teacher's input; None: of the source's data set. Without meaning
-            where there is a --teacher_preprocess.
+        source_pixel_max: highest pixel value of the teacher's input; None means the source data
+            set's. It is not used with --teacher_preprocess.
 
     Raises:
-        UserError: the map does not lead from the target's images to the teacher's.
+        UserError: the map's output does not have the shape of the teacher's input.
     """
     source, target = source_spec(config), target_spec(config)
     source_pixel_max = source_pixel_max or source.pixel_max
@@ -109,9 +109,9 @@ def described_transform(
     return words, Compose(maps)
 
 
-# The files in flags/ that a run is put together from, in this order: of each line the first file that
-# is there, a later line wins over an earlier one, and flags given by hand win over all. {transfer} is
-# the file of source, target and transform in flags/transfers/, or `others`.
+# The files in flags/ from which a run takes its settings, in order of rising priority. Of each line
+# only the first file that exists is read. Flags on the command line win over all files. {transfer}
+# is the file of source, target and transform in flags/transfers/, or `others`.
 ORDER = {
     "teacher": ("teachers/{source}_{teacher_gradient}", "teachers/{source}", "teachers/others"),
     "control": ("controls/{teacher_gradient}",),
@@ -137,11 +137,12 @@ def explained(
     """Name of each setting -> (its value, where it comes from).
 
     Args:
-        chosen: what the user says (None: nothing).
-        places: "<file>:<line>" of what the user says with a flagfile; a file of `ORDER` keeps its place.
+        chosen: the user's flags (None if not set).
+        places: "<file>:<line>" of flags that came from a flagfile; files of `ORDER` keep their
+            priority.
 
     Raises:
-        UserError: data that cannot be used, or a recipe that cannot be read.
+        UserError: the data cannot be used, or a recipe cannot be read.
     """
     chosen = {name: value for name, value in chosen.items() if value is not None}
     base = Config(**chosen)
@@ -193,7 +194,7 @@ def explained(
 
 
 def _transfer(base: Config, chosen: dict[str, Any]) -> str | None:
-    """Name of the transfer's file; None where no file has these data sets and this map."""
+    """Name of the transfer's file; None if there is none for these data sets and this map."""
     pair = {
         key[2]: name for key, name in transfers().items() if key[:2] == (base.source, base.target)
     }
@@ -201,8 +202,10 @@ def _transfer(base: Config, chosen: dict[str, Any]) -> str | None:
 
 
 def _of_images(found: Found, base: Config, target: DatasetSpec, row: str | None) -> Found:
-    """What a transfer's file cannot say of these images: steps of their epochs, and where there is no
-    file what fits their number and their size."""
+    """Settings that depend on the images, such as the steps of an epoch.
+
+    Without a transfer's file these are also the ones that depend on the images' number and size.
+    """
     all_images = SPECS[base.target].train_images if row else 50_000
     of_file, epoch = (steps_per_epoch(n, 128) for n in (all_images, target.train_images))
     computed = {}
@@ -225,7 +228,7 @@ def _of_images(found: Found, base: Config, target: DatasetSpec, row: str | None)
 def _in_proportion(
     layer: Found, smaller: float, sized: dict[str, Any], whole: dict[str, Any]
 ) -> Found:
-    """A file that counts steps in the preset's batches, beside those of IGAM at this size, `whole`."""
+    """Scales the steps in a file by the batch size and by those of IGAM at this size, `whole`."""
     computed = dict(layer)
     for name in {"finetune_steps", "igam_start", "train_steps"} & layer.keys():
         steps, place = layer[name]
@@ -236,7 +239,7 @@ def _in_proportion(
 
 
 def resolve(chosen: dict[str, Any], places: Mapping[str, str] | None = None) -> Config:
-    """All settings of a run from those the user chose, see `explained`; paths of data are absolute.
+    """All settings of a run from the user's flags, see `explained`; data paths become absolute.
 
     Raises:
         UserError: data that cannot be used, or settings that contradict each other.
@@ -253,8 +256,9 @@ def resolve(chosen: dict[str, Any], places: Mapping[str, str] | None = None) -> 
         )
     if config.teacher == "train" and config.teacher_preprocess:
         raise UserError(
-            "expected --teacher_preprocess with a teacher that is loaded, for one that is trained here "
-            f"takes its images as they are; received --teacher_preprocess={config.teacher_preprocess}"
+            "expected --teacher_preprocess only with a teacher that is loaded, because one that "
+            "is trained here takes pixels; received "
+            f"--teacher_preprocess={config.teacher_preprocess}"
         )
     return config
 
@@ -263,7 +267,7 @@ def _check(config: Config) -> None:
     """Raises a UserError where settings contradict each other."""
     if config.image_size and {config.source, config.target} <= SPECS.keys():
         raise UserError(
-            "expected --image_size with tfds:, folder: or npz: images alone; received "
+            "expected --image_size only with tfds:, folder: or npz: images; received "
             f"{config.image_size} for {config.source} and {config.target}"
         )
     method = METHODS[config.method]

@@ -9,11 +9,11 @@ from igam_tf.common.errors import UserError
 from igam_tf.formulas import losses
 from igam_tf.method.objectives import METHODS
 
-# What reads a setting, see `setting`.
+# Values of `needs`, see `setting`.
 J, ADV, DIFF, ATTACK = ("matched_to",), ("discriminator",), ("difference",), ("adversarial",)
 ONE_OR_MORE, POSITIVE = (1, math.inf), (1e-6, math.inf)
-# The published lambda_diff weighs a sum over 32 images of J in 0..255 pixels (R1, R2). On a mean
-# over the batch of J in 0..1 pixels the same weight is smaller by this factor.
+# The published lambda_diff multiplies a sum over 32 images, with J per pixel of 0..255 (R1, R2).
+# For a mean over the batch, with J per pixel of 0..1, the same weight is smaller by this factor.
 PUBLISHED_TO_MEAN_UNIT = 32 / 255**2
 
 
@@ -26,15 +26,15 @@ def setting(
     within: tuple[float, float] = (0, math.inf),
     needs: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field with what a help text and a check need.
+    """A dataclass field with its help text and the values that it allows.
 
     Args:
-        default: its value where nobody says otherwise.
-        doc: a whole phrase, with the unit.
-        group: heading of the help text below which it stands.
-        choices: of a text; None: any.
-        within: least and largest number, both allowed.
-        needs: what reads it: methods that have one of these attributes, or one of these names.
+        default: its value if none is given.
+        doc: its help text, a whole sentence with the unit.
+        group: the heading of the help text that lists it.
+        choices: allowed texts; None allows any.
+        within: smallest and largest allowed number.
+        needs: which methods use it: those with one of these attributes, or one of these names.
     """
     metadata = {"doc": doc, "group": group, "choices": choices, "within": within, "needs": needs}
     return dataclasses.field(default=default, metadata=metadata)
@@ -44,8 +44,9 @@ def setting(
 class Settings:
     """Hyperparameters of the objective; the defaults are those of IGAM-MNIST in the paper (Table 1).
 
-    A method reads what its terms need: without f_disc nothing called disc_ or adv_, without L_diff
-    nothing called diff_, `trades_beta` for trades alone (`igam_tf.method.objectives.METHODS`).
+    A method uses only the settings of its own terms (`igam_tf.method.objectives.METHODS`): without
+    f_disc none called disc_ or adv_, and without L_diff none called diff_; only trades uses
+    `trades_beta`.
 
     Raises:
         UserError: a value outside its choices or its range, or two that contradict each other.
@@ -55,7 +56,7 @@ class Settings:
         1
     """
 
-    # How a setting is written where it is set: `name` in code, `--name` on a command line.
+    # What error messages write before a name: nothing in Python, "--" on a command line.
     prefix: ClassVar[str] = ""
 
     method: str = setting(
@@ -66,9 +67,9 @@ class Settings:
     )
     teacher_gradient: str = setting(
         "teacher",
-        "What stands in the place of J_t: teacher, J_t itself. The others are controls: zero; "
-        "shuffled, the J_t of the next image of the batch; plain, J_t of a teacher that was trained "
-        "without an attack.",
+        "What J_s is matched to: teacher is J_t itself, and the others are controls. zero: "
+        "gradients set to zero; shuffled: J_t of the next image in the batch; plain: J_t of a "
+        "teacher that was trained without an attack.",
         "objective",
         choices=("teacher", "zero", "shuffled", "plain"),
         needs=("matches_teacher",),
@@ -76,105 +77,114 @@ class Settings:
     lambda_adv: float = setting(1.0, "Weight of L_adv (eq. 14).", "objective", needs=ADV)
     lambda_diff: float = setting(
         100 * PUBLISHED_TO_MEAN_UNIT,
-        "Weight of L_diff (eq. 14). It belongs to the unit of J (gradient_pixel_max) and to "
-        "diff_reduction.",
+        "Weight of L_diff (eq. 14). Its scale depends on the unit of J (gradient_pixel_max) and "
+        "on diff_reduction.",
         "objective",
         needs=DIFF,
     )
     igam_start: int = setting(
-        0, "Steps of plain training before both terms are switched on (R8).", "objective", needs=J
+        0,
+        "Train on L_xent alone for this many steps before L_adv and L_diff are switched on (R8).",
+        "objective",
+        needs=J,
     )
     ramp_steps: int = setting(
         0,
-        "Steps over which what makes robust grows evenly from 0 to its value: both weights, from "
-        "igam_start on; with adversarial examples eps and the step, from the beginning.",
+        "Linear warm-up steps: of lambda_adv and lambda_diff, from igam_start on; for methods "
+        "with adversarial examples of eps and the step size, from the first step on.",
         "objective",
         needs=J + ATTACK,
     )
     match_every: int = setting(
         1,
-        "J is looked at in every so many steps, with both weights so many times as large; the steps "
-        "between are plain ones (Karras et al. 2020, arXiv 1912.04958). 1 is Algorithm 1.",
+        "Apply L_adv and L_diff every N steps, with N times the weight; the other steps train on "
+        "L_xent alone (Karras et al. 2020, arXiv 1912.04958). 1 is Algorithm 1.",
         "objective",
         within=ONE_OR_MORE,
         needs=J,
     )
     input_gradient: str = setting(
         "xent",
-        "What J is the gradient of: xent, the cross-entropy (eq. 8-9); softmax, the true class's "
-        "probability (R1).",
+        "The quantity whose input gradient is J: xent is the cross-entropy (eq. 8-9), softmax the "
+        "probability of the true class (R1).",
         "objective",
         choices=("xent", "softmax"),
         needs=J,
     )
     gradient_pixel_max: float = setting(
         1.0,
-        "J is per unit of pixels in 0..gradient_pixel_max; 255 in the release (R1).",
+        "Unit of J: the derivative is with respect to pixels in 0..gradient_pixel_max. The "
+        "release uses 255 (R1).",
         "objective",
         within=POSITIVE,
         needs=J,
     )
     diff_norm: str = setting(
         "squared_l2",
-        "Norm of J_s - J_t in L_diff: squared_l2, eq. 13; l1, the dual of l-inf, which suits attacks "
-        "in l-inf; l2, for attacks in l2. lambda_diff belongs to it: with l1 or l2 it is a radius, "
-        "such as 8/255 = 0.031.",
+        "Norm of J_s - J_t in L_diff. squared_l2 is eq. 13; l1, the dual of l-inf, suits l-inf "
+        "attacks; l2 suits l2 attacks. The scale of lambda_diff depends on it: with l1 or l2 it "
+        "is a radius, such as 8/255 = 0.031.",
         "objective",
         choices=tuple(losses.DIFF_NORMS),
         needs=("in_norm",),
     )
     diff_reduction: str = setting(
-        "mean", "L_diff over the global batch: its mean, or its sum (R2).", "objective",
+        "mean",
+        "How L_diff is reduced over the global batch: to its mean, or to its sum (R2).", "objective",
         choices=("mean", "sum"), needs=DIFF,
     )  # fmt: skip
     adv_reduction: str = setting(
         "sum_of_means",
-        "L_adv over the global batch: sum_of_means, eq. 10; mean_of_both, the mean cross-entropy over "
-        "the 2B gradients, which is half of it (R3).",
+        "How L_adv is reduced over the global batch: sum_of_means is eq. 10; mean_of_both is the "
+        "mean cross-entropy over the 2B gradients, which is half of it (R3).",
         "objective",
         choices=("sum_of_means", "mean_of_both"),
         needs=ADV,
     )
     teacher_batch_norm: str = setting(
         "inference",
-        "Batch norm of the teacher in J_t: by moving averages, or by batch statistics (R6).",
+        "Batch norm of the teacher when it computes J_t: with moving averages, or with batch "
+        "statistics (R6).",
         "objective",
         choices=("inference", "batch"),
         needs=("matches_teacher",),
     )
     second_order: str = setting(
         "exact",
-        "The update's gradient through J_s: exact, by double back-propagation; finite_difference, of "
-        "two ordinary gradients, for input_gradient=xent alone.",
+        "How the update is differentiated through J_s: exact uses double back-propagation; "
+        "finite_difference takes the difference of two ordinary gradients and needs "
+        "input_gradient=xent.",
         "objective",
         choices=("exact", "finite_difference"),
         needs=J,
     )
     difference_length: float = setting(
         0.1,
-        "Of second_order=finite_difference: mean l2 length of the step from x, in pixels of 0..1.",
+        "With second_order=finite_difference: mean l2 length of the step from x, in pixels of "
+        "0..1.",
         "objective",
         within=(1e-12, math.inf),
         needs=J,
     )
     disc_every: int = setting(
         10,
-        "k: steps that look at J for each step of the discriminator.",
+        "k: update the discriminator at every k-th step that uses J.",
         "discriminator",
         within=ONE_OR_MORE,
         needs=ADV,
     )
     disc_view: str = setting(
         "teacher",
-        "What f_disc sees of J: teacher, what the teacher can see (§4.3.2); all.",
+        "The part of J that f_disc sees: teacher is the part that the teacher can see (§4.3.2); "
+        "all is the whole J.",
         "discriminator",
         choices=("teacher", "all"),
         needs=ADV,
     )
     disc_gradients: str = setting(
         "same",
-        "J_s of the discriminator's step: same as in the student's (Algorithm 1); recomputed after it "
-        "(R9).",
+        "J_s in the discriminator's step: same reuses that of the student's step (Algorithm 1); "
+        "recomputed computes it again after the student's update (R9).",
         "discriminator",
         choices=("same", "recomputed"),
         needs=ADV,
@@ -182,7 +192,7 @@ class Settings:
 
     pgd_steps: int = setting(
         7,
-        "With --method=pgd, trades or ard: steps of the attack, of the data set's step size.",
+        "With --method=pgd, trades or ard: number of attack steps; their size is the data set's.",
         "baselines",
         within=ONE_OR_MORE,
         needs=("many_steps",),
@@ -195,7 +205,7 @@ class Settings:
     )
     ard_alpha: float = setting(
         1.0,
-        "With --method=ard: weight of the teacher against the labels.",
+        "With --method=ard: weight of the teacher's term; the labels have 1 - ard_alpha.",
         "baselines",
         within=(0, 1),
         needs=("ard",),
@@ -213,9 +223,9 @@ class Settings:
             self._check(field)
         if self.second_order == "finite_difference" and self.input_gradient != "xent":
             raise UserError(
-                f"expected {self.prefix}input_gradient=xent with {self.prefix}second_order="
-                "finite_difference, which takes J and the update from one loss; received "
-                f"{self.prefix}input_gradient={self.input_gradient}"
+                f"expected {self.prefix}input_gradient=xent with "
+                f"{self.prefix}second_order=finite_difference, which needs the same loss for J "
+                f"and for the update; received {self.prefix}input_gradient={self.input_gradient}"
             )
 
     def _check(self, field: dataclasses.Field) -> None:
