@@ -186,7 +186,7 @@ def test_help_of_train_is_grouped_and_says_default_and_range():
     text = python("-m", "igam_tf.train", "-h").stdout
     places = [text.index(f"\n\n{group}: {meaning}\n") for group, meaning in GROUPS.items()]
     assert places == sorted(places)
-    assert "(default: 128; at least 1)" in text
+    assert "(default: 128; at least 1)" in " ".join(text.split())
     assert text.index("--target=") < text.index("--teacher=")
 
 

@@ -1,4 +1,4 @@
-"""Input gradients: the one place where a tape watches x."""
+"""Input gradients; only here does a tape watch x."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from igam_tf.common.private_api import missing_gradient
 def scaled(
     tape: tf.GradientTape, target: tf.Tensor, sources: Any, scale: Any = None, **kwargs
 ) -> Any:
-    """`tape.gradient`, back-propagated `scale` times as large, so that float16 does not lose it."""
+    """`tape.gradient` with loss scaling: back-propagates `scale` times the target, for float16."""
     if scale is None:
         return tape.gradient(target, sources, **kwargs)
     seed = tf.fill(tf.shape(target), tf.cast(scale, target.dtype))
@@ -24,15 +24,16 @@ def scaled(
 
 
 def connected(j: tf.Tensor | None) -> tf.Tensor:
-    """The gradient with respect to x that was found.
+    """Returns the gradient with respect to x if there is one.
 
     Raises:
-        UserError: there is none.
+        UserError: it is None.
     """
     if j is None:
         raise UserError(
-            "expected logits that are differentiable in x; received some cut off from it: look for "
-            "tf.stop_gradient, tf.round, tf.argmax, a cast to integers or NumPy in the network"
+            "expected logits that are differentiable in x; received logits without a gradient "
+            "with respect to the input: look for tf.stop_gradient, tf.round, tf.argmax, a cast to "
+            "integers or NumPy in the network"
         )
     return j
 
@@ -46,15 +47,15 @@ def input_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """J = d(sum over the batch of of(logits_fn(x), y)) / dx (paper eq. 8, 9 and 17).
 
-    Without batch statistics each image's J is the gradient of its own value alone. Under an outer
-    tape the result can be differentiated again, which is how the student's update sees J_s.
+    Without batch statistics each image's J is the gradient of its own value only. Under an outer
+    tape the result can be differentiated again, as the student's update needs.
 
     Args:
         logits_fn: x -> logits [B,K].
         x: images [B,H,W,C], float32 or float64, in any pixel unit.
-        y: labels [B], which `of` is given.
+        y: labels [B], passed to `of`.
         of: (logits, y) -> values [B], such as `igam_tf.formulas.losses.xent`.
-        scale: of back-propagation alone, see `scaled`.
+        scale: loss scale of the back-propagation, see `scaled`.
 
     Returns:
         (J [B,H,W,C] per pixel unit of x, values [B], logits [B,K]), J in the dtype of x.
@@ -81,9 +82,10 @@ def flatten(j: tf.Tensor) -> tf.Tensor:
 
 
 def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(flat J with its largest entry in 1..2, what it was divided by): no square of it underflows.
+    """(J flattened and scaled to a largest entry in 1..2, the divisor), so that no square underflows.
 
-    The divisor is a power of two, which rounds nothing, and 1 where J is 0; it counts as a constant.
+    The divisor is a power of two, so the division is exact; it is 1 where J is 0. It is treated as
+    a constant in derivatives.
 
     Args:
         j: [B,...], computed in at least float32.
@@ -96,14 +98,14 @@ def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=1, keepdims=True))
     integer, exponent = (
         (tf.int32, 0x7F800000) if flat.dtype == tf.float32 else (tf.int64, 0x7FF0000000000000)
-    )  # of as many bits, and the bits of the exponent
+    )  # integer type of the same width, mask of the exponent
     power = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(largest, integer), exponent), flat.dtype)
     power = tf.where(power > 0, power, tf.ones_like(power))
     return flat / power, power
 
 
 def unit(flat: tf.Tensor, least: float = 0.0) -> tf.Tensor:
-    """Rows [B,n] of `of_unit_size` at l2 norm 1; 0 with slope 0 where the norm is not above `least`."""
+    """Rows [B,n] of `of_unit_size` at l2 norm 1; 0 with derivative 0 for a norm of at most `least`."""
     squared = tf.reduce_sum(tf.square(flat), axis=1, keepdims=True)
     above = squared > least**2
     inverse = tf.math.rsqrt(tf.where(above, squared, tf.ones_like(squared)))
@@ -111,7 +113,7 @@ def unit(flat: tf.Tensor, least: float = 0.0) -> tf.Tensor:
 
 
 def l2_norm(j: tf.Tensor) -> tf.Tensor:
-    """l2 norm of each image's J, however small; its slope is 0 at 0. [B,...] -> [B]."""
+    """l2 norm of each image's J, exact for tiny J; its derivative is 0 at 0. [B,...] -> [B]."""
     flat, power = of_unit_size(j)
     squared = tf.reduce_sum(tf.square(flat), axis=1)
     root = tf.sqrt(tf.where(squared > 0, squared, tf.ones_like(squared)))
@@ -137,8 +139,8 @@ def norm_ratio(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 def attack_share(j: tf.Tensor, guide: tf.Tensor) -> tf.Tensor:
     """<j, sign guide> / |j|_1 for each image, in -1..1; 0 where j is 0. [B,...] x 2 -> [B].
 
-    To first order a step of eps sign(j) raises the loss by eps |j|_1, the most that l-inf allows. This
-    is the part of it that a step of eps sign(guide) gains.
+    To first order a step of eps sign(j) raises the loss by eps |j|_1, the maximum within l-inf.
+    This is the fraction of it that a step of eps sign(guide) reaches.
 
     Example:
         >>> attack_share(tf.constant([[3.0, -1.0]]), tf.constant([[0.1, 0.2]])).numpy()

@@ -3,7 +3,7 @@
     student        min over theta of  L_xent + lambda_adv L_adv + lambda_diff L_diff    (eq. 14)
     discriminator  max over phi   of  L_adv                                             (eq. 12)
 
-The step reduces once, in sight, by the global batch (`igam_tf/method/trainer.py`).
+The training step reduces them once, over the global batch (`igam_tf/method/trainer.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOG_4 = 1.3862943611198906  # L_adv = -log 4 where f_disc cannot tell J_s from J
 
 
 def at_least_float32(t: tf.Tensor) -> tf.Tensor:
-    """t, in float32 if it was narrower."""
+    """t, cast to float32 if its dtype is narrower."""
     return tf.cast(t, tf.float32) if t.dtype.size < 4 else t
 
 
@@ -44,18 +44,18 @@ def true_class_probability(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.nn.softmax(at_least_float32(logits)), y, axis=1, batch_dims=1)
 
 
-# What J is the input gradient of; the key is the setting `input_gradient`.
+# The losses whose input gradient J can be; the key is the setting `input_gradient`.
 GRADIENT_OF = {"xent": xent, "softmax": true_class_probability}
 
 
 def l_adv(d_s: tf.Tensor, d_t: tf.Tensor) -> tf.Tensor:
-    """L_adv = log f_disc(J_t) + log(1 - f_disc(J_s)) (eq. 10), from logits: no log of 0.
+    """L_adv = log f_disc(J_t) + log(1 - f_disc(J_s)) (eq. 10), from logits, to avoid log 0.
 
     Args:
         d_s, d_t: f_disc's logit that J is the teacher's, for J_s and J_t of the same images, [B].
 
     Returns:
-        [B], each at most 0; -log 4 where f_disc answers one half to both.
+        [B], each at most 0; -log 4 if f_disc gives both the probability one half.
 
     Example:
         >>> l_adv(tf.zeros([1]), tf.zeros([1])).numpy()
@@ -66,7 +66,7 @@ def l_adv(d_s: tf.Tensor, d_t: tf.Tensor) -> tf.Tensor:
 
 
 def discriminator_accuracy(d_s: tf.Tensor, d_t: tf.Tensor) -> tf.Tensor:
-    """Share of the pair (J_s, J_t) that f_disc names rightly: 0, 1/2 or 1. [B] x 2 -> [B]."""
+    """Share of the pair (J_s, J_t) that f_disc classifies correctly: 0, 1/2 or 1. [B] x 2 -> [B]."""
     return (tf.cast(d_s < 0, tf.float32) + tf.cast(d_t > 0, tf.float32)) / 2
 
 
@@ -86,7 +86,7 @@ def l_diff(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
 def l_diff_l2(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     """l2 norm of J_s - J_t per image, not squared, in J's unit; its gradient is 0 at 0. -> [B].
 
-    eps times it, at J_t = 0, is the first-order loss of an attack within eps in l2.
+    For J_t = 0, eps times it is the rise of the loss, to first order, in an attack within l2 eps.
 
     Example:
         >>> l_diff_l2(tf.constant([[3.0, 0.0]]), tf.constant([[0.0, 4.0]])).numpy()
@@ -98,8 +98,8 @@ def l_diff_l2(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
 def l_diff_l1(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     """l1 norm of J_s - J_t per image, in J's unit. -> [B].
 
-    l1 is the dual of l-inf: eps times it, at J_t = 0, is the first-order loss of an attack within eps
-    in l-inf (Finlay and Oberman 2019, arXiv 1905.11468).
+    l1 is the dual of l-inf: for J_t = 0, eps times it is the rise of the loss, to first order, in
+    an attack within l-inf eps (Finlay and Oberman 2019, arXiv 1905.11468).
 
     Example:
         >>> l_diff_l1(tf.constant([[3.0, 0.0]]), tf.constant([[0.0, 4.0]])).numpy()
@@ -110,9 +110,9 @@ def l_diff_l1(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
 
 
 def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
-    """1 - cos(J_s, J_t) per image, which has no unit; 1 where one of them is 0. -> [B].
+    """1 - cos(J_s, J_t) per image, without a unit; 1 if one of them is 0. -> [B].
 
-    Half of L_diff between the two at unit length.
+    It is half of L_diff between the two gradients at unit length.
 
     Example:
         >>> l_cosine(tf.constant([[3.0, 4.0]]), tf.constant([[8.0, 6.0]])).numpy().round(6)
@@ -122,7 +122,7 @@ def l_cosine(j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
     return 1 - tf.reduce_sum(a * b, axis=1)
 
 
-# What L_diff is; the key is the setting `diff_norm`.
+# The choices of L_diff; the key is the setting `diff_norm`.
 DIFF_NORMS = {"squared_l2": l_diff, "l2": l_diff_l2, "l1": l_diff_l1}
 
 
@@ -139,7 +139,7 @@ def kl(logits_p: tf.Tensor, logits_q: tf.Tensor) -> tf.Tensor:
 
 
 def l2(kernels: Iterable[tf.Variable]) -> tf.Tensor:
-    """Half the summed squares of the kernels, which weight_decay multiplies (method of Madry's code)."""
+    """Half the summed squares of the kernels; weight_decay multiplies it (as in Madry's code)."""
     halves = [tf.nn.l2_loss(at_least_float32(tf.convert_to_tensor(k))) for k in kernels]
     dtype = max((half.dtype for half in halves), key=lambda dtype: dtype.size)
     return tf.add_n([tf.cast(half, dtype) for half in halves])

@@ -1,7 +1,7 @@
-"""What TensorFlow leaves out of second derivatives, put in: the exact update through J_s needs them.
+"""Adds the second derivatives that TensorFlow lacks; the exact update through J_s needs them.
 
-The gradients of resizing are linear in what comes in, so that their own gradient is resizing itself.
-TensorFlow has none of them: of most it says so, of bilinear resizing it takes 0.
+The gradient of resizing is linear in its input, so its own gradient is resizing again. TensorFlow
+has none of these gradients: for most it raises an error, for bilinear resizing it returns 0.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from igam_tf.common.private_api import place_of_moments, place_of_resize_bilinea
 
 
 def _register(of: str) -> Callable[[Callable], None]:
-    """Registers the gradient of TensorFlow's operation of that name, where it has none of its own."""
+    """Registers the gradient of the TensorFlow operation of that name, if it has none."""
 
     def register(gradient: Callable) -> None:
         with contextlib.suppress(KeyError):
@@ -78,7 +78,7 @@ def _softsign(op, u):
 
 
 def _resize_bilinear_grad(grads, original_image, name=None, **sampling):
-    """TensorFlow's function of that name, whose gradient with respect to `grads` is not 0."""
+    """TensorFlow's function of that name, with the right gradient with respect to `grads`."""
 
     @tf.custom_gradient
     def of(grads):
@@ -94,7 +94,7 @@ def _resize_bilinear_grad(grads, original_image, name=None, **sampling):
 
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):
-    """Mean and variance as `tf.nn.moments`, with every derivative of the variance."""
+    """Mean and variance as in `tf.nn.moments`, with every derivative of the variance."""
     wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
     mean = tf.reduce_mean(wide, axes, keepdims=True)
     variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), axes, keepdims=keepdims)
@@ -102,7 +102,7 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
     return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
-# (where, name, what stands there inside `whole_second_derivatives`)
+# (module, name, its replacement within `whole_second_derivatives`)
 _WHOLE = [
     (*place_of_moments(), _moments),
     (*place_of_resize_bilinear_grad(), _resize_bilinear_grad),
@@ -120,10 +120,10 @@ def _put(functions: list) -> None:
 def whole_second_derivatives() -> Iterator[None]:
     """Context in which normalisation and bilinear resizing can be differentiated twice.
 
-    `tf.nn.moments`, which Keras's normalisation layers call, takes the mean inside the variance for a
-    constant, and the gradient of bilinear resizing has the gradient 0 in TensorFlow. First derivatives
-    do not notice; the second lack a part, and with it the update through J_s. Inside this context
-    neither is so. Replicas are threads, hence the lock.
+    `tf.nn.moments`, which Keras's normalisation layers call, treats the mean inside the variance as
+    a constant, and TensorFlow's gradient of bilinear resizing has the gradient 0. First derivatives
+    are right all the same, but second ones lack a part, and so does the update through J_s. This
+    context corrects both. Replicas are threads, so it takes a lock.
     """
     global _users
     with _lock:

@@ -1,4 +1,4 @@
-"""95 % intervals: of a share, of a mean, of a paired difference; over one seed or several."""
+"""95 % intervals of a share, of a mean and of a paired difference, over one seed or several."""
 
 import dataclasses
 import math
@@ -9,10 +9,10 @@ Z95 = 1.959963984540054  # normal quantile of 0.975
 
 
 def wilson_interval(successes: float, n: float) -> tuple[float, float]:
-    """95 % interval of a share of n trials (Wilson 1927), which holds near 0 and 1 as well.
+    """95 % interval of a share of n trials (Wilson 1927), also valid near 0 and 1.
 
     Raises:
-        ValueError: not 0 <= successes <= n, or n = 0.
+        ValueError: successes is not within 0..n, or n is 0.
 
     Example:
         >>> [round(bound, 4) for bound in wilson_interval(5, 10)]
@@ -27,10 +27,10 @@ def wilson_interval(successes: float, n: float) -> tuple[float, float]:
 
 
 def share_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of [n] values in 0..1, such as the share of seeds that keep an image.
+    """95 % interval of the mean of [n] values in 0..1, such as each image's share of robust seeds.
 
-    Wilson's, with as many trials as give the mean this variance: n for values 0 and 1, and more for
-    values between.
+    Wilson's interval, with the number of trials that gives the mean this variance: n for values of
+    0 and 1, more for values between.
 
     Example:
         >>> [round(bound, 4) for bound in share_interval(np.array([1.0] * 5 + [0.0] * 5))]
@@ -44,7 +44,7 @@ def share_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean of [n] values, by the normal approximation; None where n = 1.
+    """95 % interval of the mean of [n] values, by the normal approximation; None if n = 1.
 
     Example:
         >>> [round(bound, 3) for bound in mean_interval(np.array([1.0, 2.0, 3.0]))]
@@ -61,7 +61,7 @@ class Excess:
     """By how much a suspect attack beats a reference on the same n examples.
 
     Attributes:
-        net: examples that the suspect alone breaks, less those that the reference alone breaks.
+        net: examples that only the suspect breaks, minus those that only the reference breaks.
         low, high: 95 % interval of net / n.
         n: examples.
     """
@@ -73,7 +73,7 @@ class Excess:
 
     @property
     def points(self) -> str:
-        """Net and interval in points, as text."""
+        """Net and interval in percentage points, as text."""
         return (
             f"{100 * self.net / self.n:+.1f} points, 95 % interval {100 * self.low:+.1f} to "
             f"{100 * self.high:+.1f}"
@@ -99,7 +99,7 @@ class Excess:
 
 
 def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
-    """Paired difference of two attacks, with its `difference_interval`.
+    """Paired difference between two attacks, with its `difference_interval`.
 
     Args:
         reference, suspect: robust masks of both attacks, [n] bool.
@@ -115,8 +115,9 @@ def excess(reference: np.ndarray, suspect: np.ndarray) -> Excess:
 def difference_interval(differences: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of [n] paired differences in -1..1, after Agresti and Min (2005).
 
-    For differences of -1, 0 and 1 that is Wald's with half an example added to each cell of the 2 x 2
-    table, which holds where few examples differ. A difference may be the mean of several seeds.
+    For differences of -1, 0 and 1 it is Wald's interval with half an example added to each cell of
+    the 2 x 2 table, which is valid even if few examples differ. A difference can be a mean over
+    several seeds.
 
     Example:
         >>> [round(bound, 4) for bound in difference_interval(np.array([1] * 6 + [0] * 4))]
@@ -129,7 +130,7 @@ def difference_interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """One-sided p of McNemar's exact test: so many gained, or more, of gained + lost at even odds.
+    """One-sided p of McNemar's exact test, that of at least `gained` of gained + lost at even odds.
 
     Example:
         >>> mcnemar(5, 0), mcnemar(3, 3)

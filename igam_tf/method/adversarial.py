@@ -15,36 +15,36 @@ from igam_tf.method.objectives import METHODS, Objective, adversarial_xent
 from igam_tf.method.teacher import check_teacher_outputs
 from igam_tf.method.trainer import ClassifierTrainer, step_key, training_step
 
-NEAR_X = 1e-3  # TRADES starts from normal noise of this deviation, in pixels of 0..1
+NEAR_X = 1e-3  # standard deviation of the noise from which TRADES starts, in pixels of 0..1
 
-# A trainer's file names its objective.
+# A saved trainer names its objective, so Keras has to know each of them.
 for _objective in {m.adversarial for m in METHODS.values()} - {None}:
     keras.saving.register_keras_serializable("igam_tf")(_objective)
 
 
 @keras.saving.register_keras_serializable("igam_tf")
 class PGDTraining(ClassifierTrainer):
-    """Trains on what a PGD attack makes of x (eq. 3), or on x and that (`igam_tf.method.objectives`).
+    """Trains on PGD examples of x (eq. 3), or on both x and these (`igam_tf.method.objectives`).
 
-    The attack sees the network in inference mode.
+    The attack runs the network in inference mode.
 
     Args:
         network, pixel_max, weight_decay, terms: as in `ClassifierTrainer`.
         eps: l-inf radius, as a fraction of the pixel range, such as 8/255.
-        step_size: of the attack, likewise; None: a quarter of eps.
-        steps: of the attack; 7 in the challenge's CIFAR-10 code, 40 for MNIST.
-        noise: the attack starts uniformly within so many eps of x; beyond 1 nothing takes it back
-            into the ball (N-FGSM).
-        ramp_steps: training steps over which eps and step_size grow from 0 to their value; without
-            them a network in l-inf 0.3 may stay at the same logits for every image.
-        seed: of the random starts, which depend on it, the step's number and the replica alone.
-        objective: (f, x, x_adv, y) -> loss and terms; a functools.partial may fix numbers of it.
-        teacher: what the objective gets by that name, where there is one.
-        attack_loss: what the attack maximises: "xent", from a start anywhere within eps of x; or
-            "kl" from p(x), from a start close to x, where it is least (TRADES).
+        step_size: of the attack, as such a fraction too; None means a quarter of eps.
+        steps: of the attack; the challenges use 7 for CIFAR-10 and 40 for MNIST.
+        noise: the attack starts from uniform noise within noise * eps of x; above 1 the example is
+            not projected back to the ball (N-FGSM).
+        ramp_steps: training steps over which eps and step_size grow from 0 to their value; with
+            l-inf 0.3, training without this warm-up can end with the same logits for every image.
+        seed: of the random starts, which depend only on it, the step number and the replica.
+        objective: (f, x, x_adv, y) -> loss and terms; a functools.partial can fix its numbers.
+        teacher: passed to the objective under this name, if it is given.
+        attack_loss: the loss that the attack maximises: "xent", or "kl", the divergence from p(x).
+            With "kl" the start is close to x, where the divergence is smallest (TRADES).
 
     Raises:
-        UserError: eps or step_size are no fractions of the pixel range.
+        UserError: eps or step_size is not a fraction of the pixel range.
 
     Example:
         >>> import keras, numpy as np
@@ -83,20 +83,20 @@ class PGDTraining(ClassifierTrainer):
         self.objective, self.attack_loss = objective, attack_loss
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
-        """Refuses a network that no attack has a gradient of, and another task's teacher."""
+        """Raises a UserError if the network has no input gradient, or the teacher other classes."""
         if self.teacher is not None:
             check_teacher_outputs(self.teacher, x, z, self.pixel_max)
         logits_fn = functools.partial(self.network, training=False)
         input_gradient(logits_fn, tf.constant(x), tf.constant(y), losses.xent)
 
     def attack(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """x_adv [B,H,W,C] of this step and replica."""
+        """The adversarial examples [B,H,W,C] of this step and replica."""
         x, seed = losses.at_least_float32(x), step_key(self.optimizer, self.seed)
         shape, loss = tf.shape(x), "xent"
         grown = tf.cast(self.ramp(0, self.ramp_steps), x.dtype)
         eps, step_size = (grown * (share * self.pixel_max) for share in (self.eps, self.step_size))
         if self.attack_loss == "kl":
-            # In float32 most of p - q, its gradient, is lost where both are close to 1.
+            # In float32 the gradient p - q loses most of its digits where both are close to 1.
             wide = functools.partial(tf.cast, dtype=tf.float64)
             p = wide(self.network(x, training=False))
             loss = lambda logits, _: losses.kl(p, wide(logits))  # noqa: E731
@@ -131,7 +131,7 @@ class PGDTraining(ClassifierTrainer):
     def get_config(self) -> dict:
         """Keras configuration: the networks, the attack, and the objective by its registered name."""
         names = ("eps", "step_size", "steps", "seed", "noise", "ramp_steps", "attack_loss")
-        # Nothing fixed is a partial of nothing.
+        # A partial of the objective, even if it fixes nothing, has `func` and `keywords`.
         objective = functools.partial(self.objective)
         serialize = keras.saving.serialize_keras_object
         return {

@@ -1,4 +1,4 @@
-"""Networks by name, for students and for teachers that are trained here; one entry each."""
+"""The networks that can be named, for students and for teachers trained here; one entry each."""
 
 import contextlib
 import importlib
@@ -65,10 +65,10 @@ def mnist_cnn(name: str, shape: Shape, num_classes: int, **_) -> keras.Model:
 def keras_application(name: str, shape: Shape, num_classes: int, **_) -> keras.Model:
     """An untrained network of keras.applications, keras:<name>, on pixels in 0..255.
 
-    A layer before it brings pixels to -1..1; a network's own rescaling is left out.
+    A layer in front of it scales pixels to -1..1; the network's own rescaling is left out.
 
     Raises:
-        UserError: no such network, or one that does not take such images.
+        UserError: there is no such network, or it does not accept such images.
     """
     _, _, wanted = name.partition(":")
     build = getattr(keras.applications, wanted, None)
@@ -83,7 +83,7 @@ def keras_application(name: str, shape: Shape, num_classes: int, **_) -> keras.M
         options["include_preprocessing"] = False
     try:
         network = build(input_shape=shape, **options)
-    except Exception as error:  # each of them has demands of its own
+    except Exception as error:  # each network has its own requirements
         raise UserError(
             f"expected a network for images {list(shape)}; {name} refuses them: {reason_of(error)}"
         ) from error
@@ -92,7 +92,7 @@ def keras_application(name: str, shape: Shape, num_classes: int, **_) -> keras.M
 
 
 def _imported(module: str, name: str):
-    """A module; a program finds those of the working directory, too, after all others."""
+    """Imports a module; in a program also from the working directory, after all other places."""
     if is_program() and not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())
     try:
@@ -104,12 +104,12 @@ def _imported(module: str, name: str):
 
 
 def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, **_) -> keras.Model:
-    """What `module:function` returns; modules of the working directory are found.
+    """The model that `module:function` returns; the module can lie in the working directory.
 
-    The function is called with `shape` and `num_classes` where it has arguments of that name.
+    The function gets `shape` and `num_classes` if it has arguments of these names.
 
     Raises:
-        UserError: no such function, one that wants other arguments, or returns no model.
+        UserError: there is no such function, it needs other arguments, or it returns no model.
     """
     module, _, function = name.partition(":")
     try:
@@ -121,7 +121,7 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
         raise
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"expected module:function, a function of nothing, or of shape and num_classes; "
+            "expected module:function, a function without arguments, or of shape and num_classes; "
             f"received {name!r}: {reason_of(error)}"
         ) from error
     if not isinstance(model, keras.Model):
@@ -131,14 +131,15 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
     if shape and not model.built:
         try:
             model(keras.ops.zeros((1, *shape)), training=False)
-        except Exception as error:  # a model may fail in any way on images it was not made for
+        except Exception as error:  # on such images a model can fail in any way
             raise UserError(
                 f"expected a model for images {list(shape)} from {name}; {reason_of(error)}"
             ) from error
     return model
 
 
-# Pattern of a name -> what builds the network; the first that fits. To add one, add a line.
+# Pattern of a name -> function that builds the network; the first match counts. To add one, add a
+# line.
 ARCHITECTURES: dict[str, Callable[..., keras.Model]] = {
     r"wrn-\d+-\d+": wide_resnet,
     "mnist-cnn": mnist_cnn,
@@ -168,7 +169,7 @@ def build_network(
         input_layer, synchronized, activation: of wrn networks, see `madry_models.WideResNet`.
 
     Raises:
-        UserError: an unknown name, or a network that is not for such images.
+        UserError: the name is unknown, or the network does not accept such images.
     """
     build = builder_of(name)
     with _dtype_policy(precision):
@@ -179,10 +180,10 @@ def build_network(
 
 
 def builder_of(name: str) -> Callable[..., keras.Model]:
-    """What builds the networks of that name.
+    """The function that builds the network of this name.
 
     Raises:
-        UserError: an unknown name, or a depth of wrn that there is not.
+        UserError: the name is unknown, or the depth of a wrn is not 6n + 2.
     """
     for pattern, build in ARCHITECTURES.items():
         if re.fullmatch(pattern, name):
@@ -193,7 +194,7 @@ def builder_of(name: str) -> Callable[..., keras.Model]:
 
 
 def import_classes(name: str) -> None:
-    """Imports the module of a module:function, whose registered classes a `.keras` file may hold.
+    """Imports the module of a module:function, whose classes a `.keras` file can contain.
 
     Raises:
         UserError: there is no such module.

@@ -1,4 +1,4 @@
-"""The input conventions that a network may have instead of pixels in 0..pixel_max; see `preprocess`."""
+"""The inputs that a network can expect instead of pixels in 0..pixel_max; see `preprocess`."""
 
 import contextlib
 import re
@@ -7,7 +7,7 @@ import numpy as np
 
 from igam_tf.common.errors import UserError
 
-# Name -> mean and deviation of each channel, in pixels of 0..1, and whether the channels come as BGR.
+# Name -> mean and standard deviation of each channel, in pixels of 0..1; whether the order is BGR.
 CONVENTIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], bool]] = {
     "0..1": ((0.0,), (1.0,), False),
     "0..255": ((0.0,), (1 / 255,), False),
@@ -16,14 +16,14 @@ CONVENTIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], bool]] = {
     "caffe": ((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,), True),
 }
 FORMS = (
-    f"{', '.join(CONVENTIONS)}, or mean=0.5,0.5,0.5/std=0.2,0.2,0.2 in pixels of 0..1; with /bgr behind "
-    "it the channels are turned around first"
+    f"{', '.join(CONVENTIONS)}, or mean=0.5,0.5,0.5/std=0.2,0.2,0.2 in pixels of 0..1; /bgr at "
+    "the end reverses the channels first"
 )
 _NUMBERS = re.compile(r"mean=([^/]+)/std=([^/]+)")
 
 
 def contradiction(preprocess: str, pixel_max: float) -> str:
-    """Why --preprocess and --pixel_max are refused together."""
+    """The sentence that refuses --preprocess together with --pixel_max."""
     return (
         "expected --preprocess or --pixel_max, which both say what the model takes; received "
         f"--preprocess={preprocess} and --pixel_max={pixel_max:g}"
@@ -33,7 +33,7 @@ def contradiction(preprocess: str, pixel_max: float) -> str:
 def parsed(convention: str, name: str = "preprocess") -> tuple[np.ndarray, np.ndarray, bool]:
     """(mean, deviation, whether BGR) of an input convention; [1] or [C], in pixels of 0..1.
 
-    `name` is what an error calls it.
+    An error calls it `name`.
 
     Raises:
         UserError: another form, numbers that are not finite, or a deviation that is not above 0.

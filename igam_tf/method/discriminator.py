@@ -1,4 +1,4 @@
-"""f_disc: tells a teacher's input gradient (1) from a student's (0) (paper §4.2.1, Appendix A)."""
+"""f_disc classifies input gradients as the teacher's (1) or the student's (0) (paper §4.2.1, A)."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ CHANNELS = (16, 32, 64, 128, 256)  # of IGAM-MNIST (App. A.1)
 
 
 def normalize(j: tf.Tensor) -> tf.Tensor:
-    """Zero mean and unit l2 norm per gradient (R4), so that f_disc judges shape, not size.
+    """Zero mean and unit l2 norm per gradient (R4), so that f_disc sees direction, not length.
 
-    J [B,...] -> the same shape, in at least float32; a constant J, up to rounding, becomes 0, with
-    slope 0.
+    J [B,...] -> the same shape, in at least float32. A J that is constant up to rounding becomes 0,
+    and its derivative is 0.
     """
     flat, _ = of_unit_size(j)
     rounding = 256 * float(np.finfo(flat.dtype.as_numpy_dtype).eps)
@@ -30,8 +30,8 @@ def normalize(j: tf.Tensor) -> tf.Tensor:
 class Discriminator(keras.Model):
     """4x4 convolutions of stride 2 with bias, BN, leaky ReLU 0.1; flatten; dense (App. A, R4).
 
-    Batch norm always runs on batch statistics, as in any GAN step of this size: call it on one batch
-    that holds J_s and J_t together.
+    Batch norm always runs on batch statistics, as GANs do: call it on a single batch that holds
+    both J_s and J_t.
 
     Args:
         channels: output channels of each convolution, e.g. (16, 32, 64, 128, 256).

@@ -1,4 +1,4 @@
-"""The first batch of whatever Keras trains on: arrays, data sets, generators."""
+"""Takes the first batch out of the data that Keras trains on: arrays, data sets, generators."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -13,15 +13,15 @@ from igam_tf.common.errors import UserError
 def looked_at(
     x: Any, y: Any = None, *, labels: bool = True
 ) -> tuple[Any, tuple[np.ndarray, np.ndarray | None]]:
-    """What Keras is to be given for x, and its first (images, labels).
+    """(the data to pass to Keras as x, the first (images, labels) in it).
 
     Args:
-        x, y: arrays, or a tf.data.Dataset, PyDataset or other iterable of batches; a generator is put
-            together again.
-        labels: whether there must be labels; else None stands for them.
+        x, y: arrays, or a tf.data.Dataset, PyDataset or other iterable of batches; a generator gets
+            its first batch back.
+        labels: whether labels are required; otherwise they are None.
 
     Raises:
-        UserError: something else, or batches that are not pairs.
+        UserError: other data, or batches that are not pairs.
     """
     if hasattr(x, "__array__"):
         if labels and y is None:
@@ -30,7 +30,7 @@ def looked_at(
             raise UserError(
                 f"expected labels as an array; received a {type(y).__name__}: take numpy.asarray(y)"
             )
-        # As tensors: an array of another library is none of numpy's.
+        # Convert to tensors, because an array of another library is not a NumPy array.
         first = (x[:128], None if y is None else y[:128])
     else:
         x, first = _first_of(x)
@@ -44,7 +44,7 @@ def looked_at(
 
 
 def _first_of(batches: Any) -> tuple[Any, Any]:
-    """(the same batches, the first of them)."""
+    """(the same batches, the first one)."""
     if isinstance(batches, keras.utils.PyDataset):
         return batches, batches[0]
     if not isinstance(batches, Iterable) or isinstance(batches, tuple | list | dict):
@@ -58,5 +58,5 @@ def _first_of(batches: Any) -> tuple[Any, Any]:
         raise UserError(
             f"expected batches of images; received an empty {type(batches).__name__.lstrip('_')}"
         )
-    # As a generator, which is what Keras takes.
+    # Keras accepts a generator, but no other iterator.
     return (batch for batch in itertools.chain([first], iterator)) if once else batches, first

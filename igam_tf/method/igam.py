@@ -5,8 +5,8 @@ J_s  input gradient of the student                                         (eq. 
 student        L_xent + lambda_adv L_adv + lambda_diff L_diff -> min       (eq. 14)
 discriminator  L_adv -> max, every `disc_every`-th step                    (eq. 12)
 
-Its relatives (l2, cosine, jarn, gradient_penalty) leave a term out, or have another one, or put
-something else in the place of J_t: `igam_tf.method.objectives.METHODS`.
+Related methods (l2, cosine, jarn, gradient_penalty) drop or replace a term, or match J_s to
+something other than J_t: `igam_tf.method.objectives.METHODS`.
 """
 
 import dataclasses
@@ -45,13 +45,14 @@ from igam_tf.method.trainer import (
 )
 from madry_models.network import wide_dtype
 
-# A finite difference steps from each image at most so many times the batch's mean step.
+# A finite difference clips the step of each image to LONGEST times the batch mean.
 LONGEST = 5.0
-# |J_s| and |J_t| of a student that is not trained yet differ by less, where both see their own pixels.
+# Before training, |J_s| and |J_t| differ by less than this factor if both networks get the pixels
+# that they expect.
 FAR = 1e4
-# Floor of that mean, against a division by 0: no term sees J_s with the cosine to 0, for instance.
+# Smallest batch mean: avoids 0/0 if no term depends on J_s, as with the cosine to zero gradients.
 SHORTEST = 1e-20
-# Kinds of step: L_xent alone; the student's eq. 14; the student's, then the discriminator's eq. 12.
+# Kinds of step: L_xent alone; eq. 14 for the student; eq. 14, then eq. 12 for the discriminator.
 PHASES = ("plain", "student", "discriminator")
 
 
@@ -59,25 +60,26 @@ PHASES = ("plain", "student", "discriminator")
 class IGAM(ClassifierTrainer):
     """Student, teacher and discriminator; `fit`, `igam_tf.training.loop` or `train_step` trains them.
 
-    With nothing but student and teacher, everything else is the paper's: f_disc, hyperparameters,
-    weight decay, and momentum at a constant rate of 0.1 (`compile()`).
+    If only student and teacher are given, everything else is as in the paper: f_disc,
+    hyperparameters, weight decay, and momentum at a constant rate of 0.1 (`compile()`).
 
     Args:
         student: any Keras model, x [B,H,W,C] -> logits [B,K]; it is trained.
-        teacher: any built Keras model from x to logits of the same classes, as
-            `igam_tf.method.teacher.Teacher`; it stays as it is. None where the method needs none.
-        discriminator: maps J [B,...] to the logit [B] that it is the teacher's; None: the paper's,
-            where the method has one.
+        teacher: any built Keras model from x to logits of the same classes, such as
+            `igam_tf.method.teacher.Teacher`; it is not trained. None if the method has none.
+        discriminator: maps J [B,...] to the logit [B] that it is the teacher's; None means the
+            paper's, if the method has one.
         settings: hyperparameters of the objective.
-        pixel_max: x lies in 0..pixel_max; None: as a network of `madry_models` tells.
-        adaptor: layer between J_s and the discriminator, trained with the student; None: JARN's,
-            where that is the method.
-        weight_decay: of student and discriminator alike (R7); JARN's adaptor has none.
-        seed: of a difference with a random draw, see `igam_tf.method.objectives.Method`.
+        pixel_max: x lies in 0..pixel_max; None means that the student is a network of
+            `madry_models`, which knows it.
+        adaptor: layer between J_s and the discriminator, trained with the student; None means
+            JARN's, with that method.
+        weight_decay: of both student and discriminator (R7); JARN's adaptor has none.
+        seed: of a difference that draws random numbers, see `igam_tf.method.objectives.Method`.
         decayed, from_probabilities, preprocess: of the student, see `ClassifierTrainer`.
 
     Raises:
-        UserError: no teacher where the method needs one, one without variables, or no pixel range.
+        UserError: the teacher is missing or has no variables, or the pixel range is not known.
 
     Example:
         >>> import keras, numpy as np
@@ -121,19 +123,19 @@ class IGAM(ClassifierTrainer):
         if method.discriminator and discriminator is None:
             self.discriminator = Discriminator(CHANNELS)
         self._unit = self.pixel_max / settings.gradient_pixel_max
-        self._looked_at = False  # whether `check_derivatives` has found nothing
-        self._phase: str | None = None  # of the step being run or traced, where the host knows it
+        self._looked_at = False  # whether `check_derivatives` has passed
+        self._phase: str | None = None  # of the current step, if it is known outside the graph
 
     def compile(self, optimizer=None, discriminator_optimizer=None, **kwargs):
-        """Takes an optimizer, or its name, for each player there is; None: momentum, see above.
+        """Takes an optimizer or its name for student and discriminator; None means momentum.
 
         Raises:
-            UserError: several steps per execution.
+            UserError: more than one step per execution.
         """
         if kwargs.get("steps_per_execution", 1) != 1:
             raise UserError(
-                "expected steps_per_execution=1, for the kind of each step is chosen between steps; "
-                f"received {kwargs['steps_per_execution']!r}: match_every=4 saves more time"
+                "expected steps_per_execution=1, because the kind of each step is chosen between "
+                f"steps; received {kwargs['steps_per_execution']!r}: match_every=4 saves more time"
             )
         super().compile(optimizer, **kwargs)
         self._compiled = {}  # kind of step -> its train function
@@ -146,7 +148,7 @@ class IGAM(ClassifierTrainer):
             self._build_optimizers()
 
     def build(self, input_shape: tuple) -> None:
-        """Makes the variables of every player for images [B,H,W,C]."""
+        """Creates the variables of student, adaptor and discriminator for images [B,H,W,C]."""
         super().build(input_shape)
         self.make_players(input_shape[1:])
 
@@ -164,11 +166,11 @@ class IGAM(ClassifierTrainer):
             self._looked_at = True
 
     def check_derivatives(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Looks for derivatives that the student's step needs at images [n,H,W,C] with labels [n].
+        """Checks that all derivatives of the student's step exist, on images [n,H,W,C], labels [n].
 
         Raises:
             UserError: the student's or the teacher's loss has no gradient with respect to x, or the
-                exact update needs a second derivative that TensorFlow lacks.
+                exact update needs a second derivative that TensorFlow does not have.
         """
         y = np.asarray(y, np.int64)
         images, labels = tf.constant(x), tf.constant(y)
@@ -195,12 +197,12 @@ class IGAM(ClassifierTrainer):
 
     @property
     def differentiated(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-        """What J is the gradient of: (logits [B,K], y [B]) -> [B]."""
+        """The loss whose input gradient is J: (logits [B,K], y [B]) -> [B]."""
         of = losses.GRADIENT_OF[self.settings.input_gradient]
         return self.xent if of is losses.xent else of
 
     def make_players(self, image_shape: tuple[int, ...]) -> None:
-        """Makes the variables of adaptor and discriminator for images [H,W,C], where they have none."""
+        """Creates the variables of adaptor and discriminator for images [H,W,C] if needed."""
         shape = (None, *image_shape)
         if self.method.adaptor and self.adaptor is None:
             self.adaptor = jarn_adaptor(image_shape, wide_dtype(self.network.compute_dtype))
@@ -211,7 +213,7 @@ class IGAM(ClassifierTrainer):
             self.discriminator.build((None, *seen.shape[1:]))
 
     def loss_of(self, means: dict[str, tf.Tensor]) -> tf.Tensor:
-        """L_xent + lambda_adv L_adv + lambda_diff L_diff of the means, where they were measured."""
+        """L_xent + lambda_adv L_adv + lambda_diff L_diff, from the means that were measured."""
         weights = {"L_adv": self.settings.lambda_adv, "L_diff": self.settings.lambda_diff}
         loss = super().loss_of(means)
         for name in weights.keys() & means.keys():
@@ -220,10 +222,10 @@ class IGAM(ClassifierTrainer):
         return loss
 
     def get_config(self) -> dict:
-        """Keras configuration: the players and every setting."""
+        """Keras configuration: the networks and every setting."""
         serialize = keras.saving.serialize_keras_object
         config = super().get_config()
-        del config["terms"]  # the method's
+        del config["terms"]  # the method creates it
         return {
             **config,
             "teacher": self.teacher and serialize(self.teacher),
@@ -242,7 +244,7 @@ class IGAM(ClassifierTrainer):
         return cls(config.pop("network"), **config)
 
     def get_compile_config(self) -> dict | None:
-        """As of `ClassifierTrainer`, with both optimizers."""
+        """As in `ClassifierTrainer`, with both optimizers."""
         config = super().get_compile_config()
         if config is not None:
             disc = self.discriminator_optimizer
@@ -251,13 +253,13 @@ class IGAM(ClassifierTrainer):
 
     @property
     def trained_variables(self) -> list:
-        """The variables of the student's step: theta, and the adaptor's where there is one."""
+        """The variables that the student's step updates: theta, and those of an adaptor."""
         adaptor = self.adaptor.trainable_variables if self.adaptor else []
         return self.network.trainable_variables + adaptor
 
     @property
     def state_variables(self) -> list:
-        """Everything that training changes: each player and its optimizer."""
+        """Everything that training changes: each network and its optimizer."""
         state = super().state_variables + (self.adaptor.variables if self.adaptor else [])
         if self.method.discriminator:
             state += self.discriminator.variables + self.discriminator_optimizer.variables
@@ -266,7 +268,7 @@ class IGAM(ClassifierTrainer):
     # --- the schedule: which of the three kinds of step comes next -----------------------------
 
     def phase(self, step: int) -> str:
-        """Kind of step number `step`: "plain", "student", or "discriminator", where both take a step."""
+        """Kind of step number `step`: "plain", "student", or "discriminator" (both are updated)."""
         s, since = self.settings, step - self.settings.igam_start
         if since < 0 or since % s.match_every:
             return "plain"
@@ -274,17 +276,18 @@ class IGAM(ClassifierTrainer):
         return "discriminator" if turn and self.method.discriminator else "student"
 
     def make_train_function(self, force: bool = False):
-        """One compiled function for each kind of step, chosen on the host.
+        """One compiled function for each kind of step; Python chooses between them.
 
-        A discriminator update inside `tf.cond` is not possible under MirroredStrategy.
+        MirroredStrategy does not allow a discriminator update inside `tf.cond`.
         """
         if force:
             self._compiled.clear()
-        step = None  # read at the first call: a callback may restore the optimizer before it
+        step = None  # read at the first call: a callback can restore the optimizer
 
         def train_function(iterator):
             nonlocal step
-            # A LossScaleOptimizer may skip a step, and several batches may make one.
+            # A LossScaleOptimizer can skip a step, and an optimizer can accumulate several batches
+            # into one.
             slower = isinstance(self.optimizer, LossScaleOptimizer) or bool(
                 self.optimizer.gradient_accumulation_steps
             )
@@ -307,12 +310,13 @@ class IGAM(ClassifierTrainer):
         """One step on (x [B,H,W,C] in the student's pixel range, y [B]); returns running means.
 
         Raises:
-            UserError: called in a graph of the caller's own, which cannot choose the step's kind.
+            UserError: it is called inside a tf.function, which cannot choose the kind of the step.
         """
         if self._phase is None and not tf.executing_eagerly():
             raise UserError(
-                "expected train_step outside a graph, where the host chooses each step's kind: use fit, "
-                "make_train_function, or step_of_kind(data, phase) with phase(step)"
+                "expected train_step outside a tf.function, because Python chooses the kind of "
+                "each step: use fit, make_train_function, or step_of_kind(data, phase) with "
+                "phase(step)"
             )
         phase = self._phase or self.phase(int(self.optimizer.iterations.numpy()))
         return self.step_of_kind(data, phase)
@@ -329,7 +333,7 @@ class IGAM(ClassifierTrainer):
         apply(self.optimizer, grads, self.trained_variables)
         if phase == "discriminator":
             if self.settings.disc_gradients == "recomputed":
-                with keras.StatelessScope():  # the averages have moved and dropout has drawn
+                with keras.StatelessScope():  # averages and dropout were used up above
                     j_s, _, _ = self.input_gradient(self.network, x, y, training=True)
             grads, _ = self.discriminator_gradients(j_s, j_t)
             apply(self.discriminator_optimizer, grads, self.discriminator.trainable_variables)
@@ -344,7 +348,7 @@ class IGAM(ClassifierTrainer):
         return j * self._unit, values, logits
 
     def target_gradient(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """What J_s is matched to, in the place of J_t: [B,H,W,C]; see `Method.matched_to`.
+        """What J_s is matched to, J_t or its replacement: [B,H,W,C]; see `Method.matched_to`.
 
         Raises:
             InvalidArgumentError: "shuffled" gradients of a single image.
@@ -356,7 +360,7 @@ class IGAM(ClassifierTrainer):
         if kind == "zero":
             return tf.zeros_like(x)
         batch_norm = self.settings.teacher_batch_norm == "batch"
-        with keras.StatelessScope():  # it is frozen: neither its averages nor its seeds move
+        with keras.StatelessScope():  # it is frozen: neither its averages nor its seeds change
             j_t, _, _ = self.input_gradient(self.teacher, x, y, training=batch_norm)
         if kind == "shuffled":
             tf.debugging.assert_greater(
@@ -383,7 +387,7 @@ class IGAM(ClassifierTrainer):
         return grads, terms, logits, (j_s, j_t)
 
     def _exact(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
-        """Double back-propagation: the outer tape differentiates the inner one's J_s."""
+        """Double back-propagation: the outer tape differentiates J_s of the inner tape."""
         with whole_second_derivatives(), tf.GradientTape() as tape:
             j_s, _, logits = self.input_gradient(self.network, x, y, training=True)
             l_xent = self.xent(logits, y)
@@ -399,9 +403,9 @@ class IGAM(ClassifierTrainer):
         return grads, {"L_xent": l_xent} | terms, logits, j_s
 
     def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):
-        """With v = d(matching)/dJ_s held fixed, d<v, J_s>/dtheta = d/dh grad_theta L_xent(x + h v).
+        """For a constant v = d(matching)/dJ_s, d<v, J_s>/dtheta = d/dh grad_theta L_xent(x + h v).
 
-        One gradient at x serves L_xent, J_s and the difference; the other is taken at x + h v.
+        The gradient at x serves L_xent, J_s and the difference; the second one is taken at x + h v.
         """
         theta = self.network.trainable_variables
         before = [(v, tf.identity(v.value)) for v in self.network.non_trainable_variables]
@@ -409,7 +413,7 @@ class IGAM(ClassifierTrainer):
             tape.watch(x)
             logits = self.network(x, training=True)
             l_xent = self.xent(logits, y)
-        # Of the sum over the batch.
+        # Gradient of the sum over the batch.
         own_scale = float16_scale(self.network)
         j_s, *here = gradients.scaled(tape, l_xent, [x, *theta], own_scale)
         j_s = gradients.connected(j_s) * self._unit
@@ -423,13 +427,14 @@ class IGAM(ClassifierTrainer):
         norms = gradients.l2_norm(v)
         length = self.mean(norms)
         length = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, length)
-        # f_disc sees J_s / |J_s|, so that a tiny J_s has a huge v: no image goes beyond LONGEST steps.
+        # f_disc sees J_s / |J_s|, so a tiny J_s has a huge v: the step is clipped to LONGEST batch
+        # means.
         shorter = tf.minimum(tf.ones_like(norms), tf.math.divide_no_nan(LONGEST * length, norms))
         v *= tf.reshape(shorter, [-1, *[1] * (v.shape.rank - 1)])
         length = tf.maximum(length, tf.cast(SHORTEST, length.dtype))
         h = self.settings.difference_length * self.pixel_max / length
 
-        # The same dropout at both points, and averages that are those of x.
+        # Both points use the same dropout mask, and the moving averages are those of x.
         with keras.StatelessScope(before), tf.GradientTape() as tape:
             l_there = self.xent(self.network(x + h * v, training=True), y)
             there = tf.reduce_sum(l_there) / tf.cast(h, l_there.dtype)
@@ -443,8 +448,8 @@ class IGAM(ClassifierTrainer):
     def matching(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """(this replica's share of lambda_adv L_adv + lambda_diff L_diff, both terms per example).
 
-        Of the two, the method's, the share `match_every` times as large and ramped; f_disc's
-        accuracy is reported with L_adv.
+        Only the terms that the method has. The loss is multiplied by `match_every` and by the
+        warm-up; f_disc's accuracy is reported with L_adv.
         """
         s, share, terms = self.settings, tf.zeros([], j_s.dtype), {}
         if self.method.discriminator:
@@ -459,12 +464,12 @@ class IGAM(ClassifierTrainer):
         return s.match_every * grown * share, terms
 
     def difference(self, j_s: tf.Tensor, j_t: tf.Tensor) -> tf.Tensor:
-        """The method's difference of J_s from what it is matched to, before lambda_diff. -> [B]."""
+        """The method's difference between J_s and its target, without lambda_diff. -> [B]."""
         if self.method.in_norm:
             return losses.DIFF_NORMS[self.settings.diff_norm](j_s, j_t)
         draw = {}
         if "key" in inspect.signature(self.method.difference).parameters:
-            # Not the key of a teacher's random map.
+            # This key differs from that of a teacher's random map.
             draw["key"] = tf.random.fold_in(step_key(self.optimizer, self.seed), 1)
         return self.method.difference(j_s, j_t, **draw)
 
@@ -474,7 +479,7 @@ class IGAM(ClassifierTrainer):
         with (
             whole_second_derivatives(),
             tf.GradientTape() as tape,
-        ):  # moments as in the student's step
+        ):  # computes the moments as the student's step does
             d_s, d_t = self.discriminator_logits(j_s, j_t)
             l_adv = losses.l_adv(d_s, d_t)
             total = -self.reduce_adv(l_adv)

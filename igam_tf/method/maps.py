@@ -1,14 +1,14 @@
-"""The maps to the teacher's input by name (§4.3); TensorFlow is not loaded for the names."""
+"""The maps to the teacher's input by name (§4.3); TensorFlow is not imported for the names."""
 
 from collections.abc import Callable
 from types import ModuleType
 
-SAMPLINGS = ("half_pixel", "legacy")  # where bilinear resizing samples
-AUTO = "auto"  # name of the choice of `igam_tf.method.transforms.map_between`
-Size = int | tuple[int, int]  # of a square image, or (height, width)
+SAMPLINGS = ("half_pixel", "legacy")  # the points at which bilinear resizing samples
+AUTO = "auto"  # the name under which `igam_tf.method.transforms.map_between` chooses
+Size = int | tuple[int, int]  # side of a square image, or (height, width)
 
-# Name -> its layers, which are classes of the module `igam_tf.method.transforms`, given the teacher's
-# image size and `up_resize`.
+# Name -> function from the module `igam_tf.method.transforms`, the teacher's image size and
+# `up_resize` to the layers of the map.
 MAPS: dict[str, Callable[[ModuleType, Size, str], list]] = {
     "identity": lambda layer, size, up_resize: [],
     "grey_crop": lambda layer, size, up_resize: [layer.ChannelMean(), layer.CenterCrop(size)],

@@ -1,8 +1,8 @@
-"""What the project needs to know of any Keras model, and Keras does not say.
+"""Introspection of Keras models.
 
-Which variables decay, what the last dense layer reads, whether the outputs are logits: each has a
-default that holds for Sequential, functional and subclassed models alike. The networks of the
-challenges answer for themselves.
+Which variables have weight decay, what the last dense layer reads, whether the outputs are logits:
+each has a default for Sequential, functional and subclassed models. The networks of the challenges
+define these themselves.
 """
 
 import re
@@ -21,22 +21,22 @@ from igam_tf.formulas.losses import at_least_float32
 from madry_models.network import Network
 
 _SMALLEST = 1.2e-38  # the smallest normal float32
-# Rows of probabilities that went through float16 still add up to 1 within this.
+# Probabilities that were rounded to float16 still sum to 1 within this.
 SUM_TOLERANCE = 1e-3
 
 
 def decayed_variables(model: keras.Model, pattern: str | None = None) -> list:
-    """The variables under weight decay: by default the kernels of convolutions and dense layers.
+    """The variables with weight decay: by default the kernels of convolutions and dense layers.
 
     Args:
         model: built.
         pattern: regular expression that a trainable variable's path ends with, such as "kernel|gamma".
 
     Raises:
-        UserError: a pattern that no variable has.
+        UserError: no variable matches the pattern.
     """
     if pattern is None:
-        if isinstance(getattr(type(model), "kernels", None), property):  # ours tell, in their order
+        if isinstance(getattr(type(model), "kernels", None), property):  # of madry_models
             return model.kernels
         return [v for v in model.trainable_variables if v.name.endswith("kernel")]
     found = [v for v in model.trainable_variables if re.search(rf"(?:{pattern})$", v.path)]
@@ -52,17 +52,17 @@ def decayed_variables(model: keras.Model, pattern: str | None = None) -> list:
 def pixel_max_of(
     model: keras.Model, given: float | None = None, default: float | None = None
 ) -> float:
-    """Highest pixel value of a model's input: as given, else as the model tells, else `default`.
+    """Highest pixel value of a model's input: as given, else the model's attribute, else `default`.
 
     Raises:
-        UserError: none of them, or a number that is not above 0.
+        UserError: there is none of them, or it is not above 0.
     """
     found = (given, getattr(model, "pixel_max", None), default)
     value = next((value for value in found if value is not None), None)
     if value is None:
         raise UserError(
-            "expected pixel_max, the highest pixel value of the student's input, such as 1.0 or 255.0; "
-            f"received none, and this {type(model).__name__} does not tell"
+            "expected pixel_max, the highest pixel value of the student's input, such as 1.0 or "
+            f"255.0; received none, and this {type(model).__name__} does not say it"
         )
     check_pixel_max(value)
     return float(value)
@@ -72,7 +72,7 @@ def pixel_max_of(
 
 
 def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Those of wrappers too; not of TimeDistributed, whose layer sees a part of each image at a time."""
+    """All layers, also in wrappers, but not in TimeDistributed, which splits the image."""
     for layer in layers_just_inside(model):
         yield layer
         if not isinstance(layer, keras.layers.TimeDistributed):
@@ -82,16 +82,17 @@ def _layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]:
     """(x [B,H,W,C], training=False) -> the features [B,F] of any Keras model.
 
-    Those of a challenge's network, or by `model.igam_features(x, training=)` where a model has that;
-    else the input of the dense layer that is called last, or the output of the layer that is named.
+    A network of a challenge has its own; so has a model with `igam_features(x, training=)`.
+    Otherwise they are the input of the dense layer that is called last, or the output of the named
+    layer.
 
     Args:
-        model: Sequential, functional or subclassed; layers of models inside it count too.
-        layer: name of a layer whose output [B,F] is taken.
+        model: Sequential, functional or subclassed; layers of models inside it count as well.
+        layer: name of a layer whose output [B,F] are the features.
 
     Raises:
-        UserError: no dense layer, or none of that name; when called, a layer that is not reached, or
-            features that are not [B,F].
+        UserError: there is no dense layer, or no layer of this name; when called, the layer is not
+            used, or its features are not [B,F].
     """
     if isinstance(model, LogProbabilities):
         return features_of(model.base, layer)
@@ -139,17 +140,17 @@ def features_of(model: keras.Model, layer: str = "") -> Callable[..., tf.Tensor]
 def float16_layers(
     model: keras.layers.Layer, types: Sequence[str] = ("float16",)
 ) -> list[keras.layers.Layer]:
-    """The layers of a model, itself among them, that compute in float16, or in one of these types."""
+    """The layers of a model, including itself, that compute in float16 (or in one of `types`)."""
     return [part for part in layers_of(model) if part.compute_dtype in types]
 
 
 def in_float32(
     model: keras.layers.Layer, types: Sequence[str] = ("float16",)
 ) -> AbstractContextManager[None]:
-    """Context in which those layers compute in float32, with the same weights.
+    """Context in which these layers compute in float32, with the same weights.
 
-    float16 holds no gradient below 6e-8 and no number above 65504: what an attack does not find
-    there is no robustness. What is traced in the context stays so.
+    float16 has no gradients below 6e-8 and no numbers above 65504, so an attack that fails in
+    float16 does not show robustness. A function traced in this context stays in float32.
     """
     return private_api.in_float32(float16_layers(model, types))
 
@@ -158,13 +159,13 @@ def in_float32(
 
 
 def _before_last(outputs: tf.Tensor) -> tf.Tensor | None:
-    """The logits that a last softmax or sigmoid was given, [B,K]; None where it cannot be found.
+    """The logits [B,K] that the last softmax or sigmoid was applied to; None if they are not found.
 
-    Keras keeps them with what its own functions return; a graph knows them of every softmax.
+    Keras keeps them with the outputs of its own functions; a graph has them for every softmax.
     """
     found = outputs
     while (logits := private_api.kept_logits(found)) is None:
-        op = getattr(found, "op", None)  # there is none without a graph
+        op = getattr(found, "op", None)  # eager tensors have no `op`
         if op is None or op.type not in ("Softmax", "Sigmoid", "Identity", "Cast"):
             return None
         found = op.inputs[0]
@@ -176,12 +177,12 @@ def _before_last(outputs: tf.Tensor) -> tf.Tensor | None:
 class LogProbabilities(keras.Model):
     """The logits of a model that returns probabilities.
 
-    A last softmax or sigmoid is taken off. Where there is none to be found, these are log p where the
-    outputs of an image add up to 1, and log p - log(1 - p) where they do not. Then there is no
-    gradient where p is 0, or a sigmoid's 1, in the type that the model computes in.
+    A last softmax or sigmoid is removed. If none is found, the logits are log p if the outputs of
+    an image sum to 1, and log p - log(1 - p) otherwise. These have no gradient where rounding makes
+    p 0, or a sigmoid's output 1.
 
     Args:
-        base: returns probabilities [B,K]: of classes, or each for itself.
+        base: returns probabilities [B,K], either of exclusive classes or of each class separately.
     """
 
     def __init__(self, base: keras.Model):

@@ -17,7 +17,7 @@ from igam_tf.method.settings import Settings
 from igam_tf.method.teacher import FineTune, check_teacher
 from igam_tf.method.trainer import WEIGHT_DECAY, ClassifierTrainer
 
-# What every trainer takes.
+# Arguments of every trainer.
 _COMMON = (
     "pixel_max", "weight_decay", "label_smoothing", "decayed", "from_probabilities", "preprocess",
     "name",
@@ -32,26 +32,25 @@ def trainer(
     settings: Settings | None = None,
     **arguments: Any,
 ) -> ClassifierTrainer:
-    """The trainer of a method: `compile()`, `fit()` and `save()` as of any Keras model.
+    """The trainer of a method; it has `compile()`, `fit()` and `save()` like any Keras model.
 
     Args:
         method: igam, l2, cosine, jarn, gradient_penalty, pgd, fast, n_fgsm, trades, ard, standard or
-            finetune; docs/methods.md says what each one is.
-        student: x [B,H,W,C] -> logits [B,K], any Keras model; with finetune an `igam_tf.Teacher`.
-        teacher: with igam, l2, cosine and ard, as in `igam_tf.IGAM`.
-        settings: where the hyperparameters come from that are not given; None: `igam_tf.Settings()`.
-        **arguments: what the method reads, and nothing else:
-
-            - each: pixel_max, weight_decay (default 2e-4), label_smoothing, decayed,
-              from_probabilities, preprocess, name;
-            - on adversarial examples: eps, the l-inf radius, without a default; ramp_steps, seed;
-              with pgd, trades and ard also steps and step_size of the attack; beta of trades; alpha
-              and temperature of ard;
-            - matched input gradients: the fields of `igam_tf.Settings` that concern the method, as
-              lambda_diff; seed; discriminator with igam and jarn, and jarn's adaptor.
+            finetune; docs/methods.md describes them.
+        student: x [B,H,W,C] -> logits [B,K], any Keras model; for finetune an `igam_tf.Teacher`.
+        teacher: for igam, l2, cosine and ard, as in `igam_tf.IGAM`.
+        settings: values of hyperparameters that are not given here; None means
+            `igam_tf.Settings()`.
+        **arguments: only those that the method uses: - every method: pixel_max, weight_decay
+            (default 2e-4), label_smoothing, decayed, from_probabilities, preprocess, name; -
+            methods with adversarial examples: eps, the l-inf radius, which is required; ramp_steps,
+            seed; with pgd, trades and ard also steps and step_size of the attack; beta of trades;
+            alpha and temperature of ard; - methods that match input gradients: the fields of
+            `igam_tf.Settings` that the method uses, such as lambda_diff; seed; discriminator for
+            igam and jarn; adaptor for jarn.
 
     Raises:
-        UserError: an unknown method, an argument that the method does not read, or one that it needs.
+        UserError: the method is unknown, or an argument is missing or not used by the method.
 
     Example:
         >>> import keras, numpy as np
@@ -101,7 +100,7 @@ def trainer(
 
 
 def arguments_of(method: str) -> dict[str, str]:
-    """Name of each argument of `trainer` that a method reads -> its field of `Settings`, or ""."""
+    """Name of each argument of `trainer` that a method uses -> its field of `Settings`, or ""."""
     entry = METHODS[method]
     read = {
         "eps": entry.adversarial,
@@ -114,7 +113,7 @@ def arguments_of(method: str) -> dict[str, str]:
     for field in dataclasses.fields(Settings):
         needs = field.metadata["needs"]
         if method in needs or any(getattr(entry, need, False) for need in needs):
-            # trades_beta is the beta of trades, pgd_steps the steps of every attack of several.
+            # trades_beta is called beta here, and pgd_steps is called steps.
             names[field.name.removeprefix(f"{method}_").removeprefix("pgd_")] = field.name
     return names
 

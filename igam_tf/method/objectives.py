@@ -1,10 +1,11 @@
-"""The methods: what each trains a student with, one entry and one formula each.
+"""The methods that train a student, each with one entry and one formula.
 
-    J_s is matched, no adversarial example is made   igam, l2, cosine, jarn, gradient_penalty
-    trained on adversarial examples                  pgd, fast, n_fgsm, trades, ard
+    match J_s, use no adversarial examples            igam, l2, cosine, jarn, gradient_penalty
+    train on adversarial examples                  pgd, fast, n_fgsm, trades, ard
     neither                                          standard, finetune
 
-To add a method, add an entry to METHODS; `igam_tf.method.new_trainer.trainer` makes its trainer of it.
+To add a method, add an entry to METHODS; `igam_tf.method.new_trainer.trainer` then makes its
+trainer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from igam_tf.common.lazy import keras, tf
 from igam_tf.formulas import losses
 
-# x [B,H,W,C] -> logits [B,K] of the student in training
+# x [B,H,W,C] -> logits [B,K] of the student in training mode
 Forward = Callable[["tf.Tensor"], "tf.Tensor"]
 Loss = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]  # logits [B,K], y [B] -> [B]
 # (loss [B], terms to report, each [B], logits whose accuracy is reported [B,K])
@@ -69,22 +70,27 @@ def ard(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """What one method needs and minimises beside L_xent and weight decay.
+    """What one method needs, and what it minimises besides L_xent and weight decay.
 
     Attributes:
-        teacher: f_t of stages 0 and 1. With nothing else beside it, it is the student itself.
-        matched_to: what J_s is matched to: "teacher" (J_t), "zero" or "image" (x itself); None: J_s
-            is not looked at.
-        difference: (J_s, what it is matched to) -> [B], the term that lambda_diff multiplies; L_diff
-            is in the norm of `diff_norm`. One with a random draw has a third argument, `key`, [2]
-            int32, of the trainer's seed, the step and the replica alone.
-        discriminator: f_disc, and with it the term L_adv.
-        adaptor: J_s passes a trained 1x1 convolution and a tanh before f_disc sees it.
-        adversarial: objective on adversarial examples, see `trades`; a function. Its
-            numbers are fields of `Settings` with the method's name before them, as trades_beta.
-        attack_loss: what the attack maximises, "xent" or the "kl" from p(x).
-        one_step: the attack is one step of so many eps; None: `pgd_steps` of `step_size`.
-        noise: the attack starts uniformly within so many eps of x; beyond 1 it stays where it gets.
+        teacher: whether it needs f_t of stages 0 and 1. If this is all it has, f_t itself is the
+            student.
+        matched_to: what J_s is matched to: "teacher" (J_t), "zero" or "image" (x itself); None
+            means that J_s is not used.
+        difference: (J_s, what it is matched to) -> [B], the term that lambda_diff multiplies;
+            L_diff is in the norm of `diff_norm`. A difference that draws random numbers has a third
+            argument, `key`, [2] int32, which depends only on the trainer's seed, the step and the
+            replica.
+        discriminator: whether it has f_disc, and with it the term L_adv.
+        adaptor: whether a trained 1x1 convolution and a tanh come between J_s and f_disc.
+        adversarial: the function of the objective on adversarial examples, see `trades`. Its
+            numbers are fields of `Settings` whose names begin with the method's, such as
+            trades_beta.
+        attack_loss: the loss that the attack maximises, "xent" or "kl", the divergence from p(x).
+        one_step: step size in eps of an attack with one step; None means `pgd_steps` steps of
+            `step_size`.
+        noise: the attack starts from uniform noise within noise * eps of x; above 1 it is not
+            projected back.
     """
 
     teacher: bool = False
@@ -99,7 +105,7 @@ class Method:
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether the student is the teacher of stage 1 itself."""
+        """Whether the fine-tuned teacher of stage 1 is itself the student."""
         return self.teacher and not (self.matched_to or self.adversarial)
 
     @property
@@ -109,17 +115,17 @@ class Method:
 
     @property
     def in_norm(self) -> bool:
-        """Whether L_diff is a norm, that of `diff_norm`."""
+        """Whether L_diff is the norm that `diff_norm` names."""
         return self.difference is losses.l_diff
 
     @property
     def many_steps(self) -> bool:
-        """Whether it trains on an attack of several steps."""
+        """Whether its attack takes several steps."""
         return self.adversarial is not None and self.one_step is None
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of what a step reports."""
+        """Names of the terms that a step reports."""
         terms = ["L_xent"]
         terms += ["L_adv", "disc_accuracy"] if self.discriminator else []
         terms += ["L_diff"] if self.difference else []
@@ -136,11 +142,11 @@ METHODS: dict[str, Method] = {
     "standard": Method(),
     # Madry et al. 2018, the paper's PGD7-trained.
     "pgd": Method(adversarial=adversarial_xent),
-    # The paper's FT-*: the teacher with its new logits, as a classifier.
+    # The paper's FT-* rows: the teacher with new logits, as a classifier.
     "finetune": Method(teacher=True),
     # eq. 13 alone.
     "l2": Method(teacher=True, matched_to="teacher", difference=losses.l_diff),
-    # Direction alone, whatever the size.
+    # Matches the direction of J, not its length.
     "cosine": Method(teacher=True, matched_to="teacher", difference=losses.l_cosine),
     # Chan et al. 2020, arXiv 1912.10185: f_disc tells the adapted J_s from the image.
     "jarn": Method(matched_to="image", discriminator=True, adaptor=True),

@@ -11,10 +11,10 @@ from igam_tf.common.private_api import slot_of
 class Momentum(keras.optimizers.SGD):
     """a <- momentum a + g; w <- w - learning_rate a (the rule of the challenge code and the release).
 
-    With `nesterov` the second is w <- w - learning_rate (momentum a + g).
+    With `nesterov`, w <- w - learning_rate (momentum a + g).
 
-    Keras's SGD folds the learning rate into a, so the two differ for some 1 / (1 - momentum) steps
-    after the learning rate drops.
+    Keras's SGD multiplies the learning rate into a, so the two differ for about 1 / (1 - momentum)
+    steps after the learning rate drops.
 
     Example:
         >>> w = keras.Variable([1.0])
@@ -46,7 +46,7 @@ def schedule(
             the challenge code, 40 000 and 60 000 of 80 000, and of the release); or "cosine", a
             linear warm-up over a tenth of the steps and a half cosine to 0.
         learning_rate: its highest value.
-        steps: length of the schedule; 0 where nothing is trained on it.
+        steps: length of the schedule; 0 if it is not used.
 
     Example:
         >>> rate = schedule("step", 0.1, 80_000)
@@ -69,7 +69,7 @@ def schedule(
 
 @keras.saving.register_keras_serializable("igam_tf")
 class JoinSchedules(keras.optimizers.schedules.LearningRateSchedule):
-    """`first` for `steps` steps, then `second` from its own beginning."""
+    """Follows `first` for `steps` steps, then `second` from its beginning."""
 
     def __init__(self, first, second, steps: int):
         self.first, self.second, self.steps = first, second, steps

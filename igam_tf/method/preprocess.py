@@ -1,4 +1,4 @@
-"""Another input convention than pixels in 0..pixel_max, as a layer in front of the network."""
+"""Converts pixels in 0..pixel_max to the input that a network expects."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from igam_tf.method.transforms import Identity
 
 @keras.saving.register_keras_serializable("igam_tf")
 class Preprocess(Identity):
-    """x' = (x / pixel_max - mean) / deviation, for each channel; see `CONVENTIONS`.
+    """x' = (x / pixel_max - mean) / deviation in each channel; see `CONVENTIONS`.
 
     Args:
-        convention: one of `CONVENTIONS`, or "mean=0.5,0.5,0.5/std=0.2,0.2,0.2" in pixels of 0..1; with
-            "/bgr" behind it the channels are turned around first.
+        convention: one of `CONVENTIONS`, or "mean=0.5,0.5,0.5/std=0.2,0.2,0.2" in pixels of 0..1;
+            "/bgr" at the end reverses the channels first.
         pixel_max: highest pixel value of x.
 
     Example:
@@ -35,7 +35,7 @@ class Preprocess(Identity):
         """Checks the number of channels.
 
         Raises:
-            UserError: it is not that of the convention.
+            UserError: the convention has another number of channels.
         """
         channels, expected = input_shape[-1], max(self.factor.size, self._offset.size)
         if expected not in (1, channels):
@@ -46,7 +46,7 @@ class Preprocess(Identity):
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B,H,W,C] in 0..pixel_max -> the same as the network takes it."""
+        """Pixels [B,H,W,C] in 0..pixel_max -> the network's input [B,H,W,C]."""
         x = x[..., ::-1] if self._bgr else x
         return x * tf.cast(self.factor, x.dtype) + tf.cast(self._offset, x.dtype)
 
@@ -58,11 +58,11 @@ class Preprocess(Identity):
 
 @keras.saving.register_keras_serializable("igam_tf")
 class Preprocessed(keras.Model):
-    """A network behind `Preprocess`: a model of pixels in 0..pixel_max.
+    """A network with `Preprocess` in front of it: a model that takes pixels in 0..pixel_max.
 
     Args:
-        base: the network, which takes what `Preprocess` makes of the pixels.
-        convention, pixel_max: as of `Preprocess`.
+        base: the network, which takes the output of `Preprocess`.
+        convention, pixel_max: see `Preprocess`.
 
     Example:
         >>> network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()])
@@ -72,14 +72,14 @@ class Preprocessed(keras.Model):
 
     def __init__(self, base: keras.Model, convention: str, pixel_max: float = 1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        # In the order of calls.
+        # In the order in which they are called.
         self.preprocess, self.base = Preprocess(convention, pixel_max), base
         self.pixel_max = float(pixel_max)
         if base.built:
             self.built = True
 
     def build(self, input_shape: Sequence) -> None:
-        """Builds the network where it is not built yet."""
+        """Builds the network if it is not built yet."""
         self.preprocess.build(input_shape)
         if not self.base.built:
             self.base.build(input_shape)
@@ -105,5 +105,5 @@ class Preprocessed(keras.Model):
 
 
 def preprocessed(model: keras.Model, convention: str | None, pixel_max: float = 1.0) -> keras.Model:
-    """The model behind an input convention; None: as it is."""
+    """The model with `Preprocess` in front of it; the model itself if the convention is None."""
     return model if convention is None else Preprocessed(model, convention, pixel_max)

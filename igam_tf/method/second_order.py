@@ -1,13 +1,13 @@
-"""Whether the second derivatives that the exact update through J_s needs are there, and right.
+"""Checks that the second derivatives for the exact update through J_s exist and are right.
 
-TensorFlow finds d<v, J_s>/dtheta where it can differentiate the gradient of every layer once more.
-Where it cannot it raises a LookupError or, worse, takes 0. The same derivative is a difference of two
-ordinary gradients, since it does not matter which of two derivatives is taken first:
+TensorFlow computes d<v, J_s>/dtheta if it can differentiate the gradient of every layer once more.
+If it cannot, it raises a LookupError or, worse, returns 0. The order of the two derivatives does
+not matter, so a difference of two ordinary gradients gives the same value:
 
     d<v, J_s>/dtheta = d/dh grad_theta L(x + h v)   at h = 0
 
-Both are taken in float64, where h is so small that no ReLU changes sides, at images with some noise,
-where no two pixels are equal.
+Both are computed in float64, with h so small that no ReLU switches, and on images with some noise,
+so that no two pixels are equal.
 """
 
 from collections.abc import Callable
@@ -29,22 +29,22 @@ from igam_tf.common.private_api import (
 from igam_tf.formulas.gradients import connected
 from igam_tf.formulas.second_derivatives import whole_second_derivatives
 
-IMAGES = 4  # that are looked at
-FEW, LARGE = 2, 10_000_000  # so many of a network with more parameters than that
+IMAGES = 4  # images that are used
+FEW, LARGE = 2, 10_000_000  # images for a network with more parameters than that
 NOISE = 0.1  # share of the pixel range that is noise
-# h, in pixels of 0..1. The first difference counts that agrees with the exact derivative or with the one
-# before it; longer ones are for layers that round to float32.
+# h, in pixels of 0..1. The first difference that agrees with the exact derivative or with the
+# previous difference counts; larger h are for layers that round to float32.
 STEPS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
-CONSISTENT = 3e-4  # two differences of neighbouring h agree within it
+CONSISTENT = 3e-4  # largest relative difference at which two neighbouring h agree
 RIGHT = 1e-3  # largest error of the exact derivative in float64
 RIGHT_IN_FLOAT32 = 0.3
-SMALL = 1e-3  # of the largest gradient of a variable: smaller ones need not be as exact
+SMALL = 1e-3  # share of the largest gradient of a variable, below which the error is not relative
 
-# How the gradient of a gradient fails that was written by hand, or in Python.
+# Errors of a custom gradient, or of one written in Python, when it is differentiated.
 _FAILED = (NotImplementedError, tf.errors.OpError)
 
 Tensors = list[tf.Tensor]
-# (x, sources) -> [B]: in x the first derivative is taken, in the sources the second.
+# (x, sources) -> [B]; the first derivative is with respect to x, the second to the sources.
 Values = Callable[[Tensors, Tensors], tf.Tensor]
 
 
@@ -55,12 +55,12 @@ def missing_second_derivative(
     y: np.ndarray,
     pixel_max: float,
 ) -> str | None:
-    """What of d<v, J_s>/dtheta is missing or wrong in words; None: nothing. No variable changes.
+    """Says what of d<v, J_s>/dtheta is missing or wrong, else None. No variable changes.
 
     Args:
-        network: built; called in training mode, with one draw of its random numbers.
-        loss: (logits [B,K], y [B]) -> [B], whose gradient J_s is.
-        x, y: images [n,H,W,C] in 0..pixel_max, of which the first few are looked at, and labels [n].
+        network: a built network; it is called in training mode with fixed random numbers.
+        loss: (logits [B,K], y [B]) -> [B]; J_s is its input gradient.
+        x, y: images [n,H,W,C] in 0..pixel_max, of which the first few are used, and labels [n].
 
     Raises:
         UserError: the loss has no gradient with respect to x.
@@ -78,7 +78,7 @@ def missing_second_derivative(
     except LookupError as error:
         return f"{_where(network, images, False)} has none ({missing_gradient(error)})"
     except _FAILED as error:
-        _gradient(values, images, theta)  # raises where there is no first derivative either
+        _gradient(values, images, theta)  # raises if the first derivative is missing too
         return f"that of {_where(network, images, False)} fails ({reason_of(error)})"
     try:
         with in_float64(network):
@@ -86,7 +86,7 @@ def missing_second_derivative(
             exact, difference = _both(values64, wide, v, _state(variables, wide=True))
             if difference is not None and _error(exact, difference) > RIGHT:
                 return f"that of {_where(network, wide, True)} is wrong or missing"
-    except Exception as error:  # a network may fail in any way in a type it was not made for
+    except Exception as error:  # a network can fail in any way in another dtype
         logging.debug("no second derivatives in float64: %s", error)
         difference = None
     narrow = any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers_of(network))
@@ -97,7 +97,8 @@ def missing_second_derivative(
                 "the second derivatives of this %s could not be checked", type(network).__name__
             )
     else:
-        # In float32 dropout draws other masks, and a saturated softmax has no gradient.
+        # In float32 dropout draws other masks than in float64, and a saturated softmax has no
+        # gradient.
         drawn = drops_at_random(network)
         comparable = not narrow and not drawn and any(np.any(f) for f in found)
         wrong = comparable and _error(found, exact) > RIGHT_IN_FLOAT32
@@ -108,7 +109,7 @@ def missing_second_derivative(
 
 
 def _in_replica(function: Callable[[], Any]) -> Any:
-    """What a function returns on the first replica; synchronised layers need all of them."""
+    """The function's value on the first replica; synchronised layers need all replicas to run."""
     found: list = []
     tf.distribute.get_strategy().run(lambda: found.append(function()))
     return found[0]
@@ -149,7 +150,7 @@ def _gradient(values: Values, x: Tensors, sources: Tensors) -> Tensors:
 def _both(
     values: Values, x: Tensors, v: Tensors, sources: Tensors
 ) -> tuple[Tensors, Tensors | None]:
-    """(`_exact`, a central difference that it, or another, agrees with); None where there is none."""
+    """(`_exact`, a central difference that agrees with it or with another difference, or None)."""
     exact = last = _exact(values, x, v, sources)
     for h in STEPS:
         ahead, behind = (
@@ -164,7 +165,7 @@ def _both(
 
 
 def _error(found: Tensors, expected: Tensors) -> float:
-    """Largest l2 error of a source's gradient, relative to its size and a share of the largest."""
+    """Largest l2 error of a source's gradient, relative to its norm and a share of the largest."""
     sizes = [float(np.linalg.norm(e)) for e in expected]
     off = [
         float(np.linalg.norm(np.asarray(f, np.float64) - np.asarray(e)))
@@ -175,10 +176,11 @@ def _error(found: Tensors, expected: Tensors) -> float:
 
 
 def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> bool | None:
-    """Whether d/d sources of <v, d/dx> is another than <v, d/dx> of d/d sources, along a direction.
+    """Whether the two orders, d/d sources of <v, d/dx> and <v, d/dx> of d/d sources, differ.
 
-    It needs no difference, and so no float64, but does not see what both orders lack alike. None: one
-    order needs the gradient of a gradient that training does not differentiate, and that is missing.
+    Both are compared along one direction. This needs no finite difference and so no float64, but
+    does not find a part that both orders lack. None: the second order needs a gradient of a
+    gradient that TensorFlow does not have, and that training does not use.
     """
     rng = np.random.default_rng(1)
     d = [tf.constant(rng.normal(size=t.shape) * (np.std(t) or 1e-2), t.dtype) for t in sources]
@@ -207,7 +209,7 @@ def _orders_differ(values: Values, x: Tensors, v: Tensors, sources: Tensors) -> 
 
 
 def _state(variables: list, *, wide: bool = False) -> Tensors:
-    """The values of variables; `wide`: those of a floating type in float64."""
+    """The values of variables; with `wide`, floating ones are in float64."""
     values = [tf.identity(v.value) for v in variables]
     return [tf.cast(t, tf.float64) if wide and t.dtype.is_floating else t for t in values]
 
@@ -220,13 +222,13 @@ def _values_of(
     wide: bool = False,
     call: Callable | None = None,
 ) -> Values:
-    """total of the layer's outputs at x, with the sources in the place of its variables."""
+    """`total` of the outputs at x, with the sources as values of the variables."""
     state = list(zip(layer.variables, _state(layer.variables, wide=wide), strict=True))
 
     def values(x: Tensors, sources: Tensors) -> tf.Tensor:
         scope = keras.StatelessScope()
         for pair in (*state, *zip(variables, sources, strict=True)):
-            scope.add_update(pair)  # in the type that it has
+            scope.add_update(pair)  # in its own dtype
         with scope:
             return total(call(x) if call else layer(x[0], training=True))
 
@@ -237,7 +239,7 @@ def _values_of(
 
 
 def _where(network: keras.Model, x: Tensors, wide: bool) -> str:
-    """The first layer that lacks a second derivative by itself, in words."""
+    """Names the first layer that lacks a second derivative when it is tested alone."""
     theta = _state(network.trainable_variables, wide=wide)
     values = _values_of(network, network.trainable_variables, lambda z: z, wide=wide)
 
@@ -253,7 +255,7 @@ def _where(network: keras.Model, x: Tensors, wide: bool) -> str:
 
 
 def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> bool:
-    """Whether the gradient of sum(g layer(z)) in z cannot be differentiated in z, g and the weights."""
+    """Whether d sum(g layer(z)) / dz cannot be differentiated by z, g and the weights."""
     flat = tf.nest.flatten((args, kwargs))
     places = [i for i, t in enumerate(flat) if tf.is_tensor(t) and t.dtype.is_floating]
     z = [flat[i] for i in places]
@@ -281,7 +283,7 @@ def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> 
     theta = _state(weights, wide=wide)
     try:
         outputs = _values_of(layer, weights, lambda out: out, wide=wide, call=call)(z, theta)
-    except Exception:  # a layer that cannot be called by itself is not the one that is named
+    except Exception:  # a layer that cannot be called alone is passed over
         return False
     try:
         sources = [*map(tf.zeros_like, z), *normal(outputs), *theta]

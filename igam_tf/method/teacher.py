@@ -17,9 +17,9 @@ from igam_tf.method.trainer import ClassifierTrainer, in_training_step, step_key
 from igam_tf.method.transforms import Identity
 from madry_models.network import Network, wide_dtype
 
-# The highest value of images, as a share of the network's range, when they are of that range.
+# Images of the network's range have a highest value within these multiples of the range.
 DARKEST, BRIGHTEST = 0.02, 5.0
-# Untrained logits that are so far apart come of features that are too large by orders of magnitude.
+# Untrained logits that differ this much mean that the features are far too large.
 HUGE = 100.0
 
 
@@ -28,11 +28,11 @@ class Teacher(keras.Model):
     """f_t(x) = new logits(features(A x + b)) (eq. 6, 15).
 
     Args:
-        network: robust source model, any Keras model; all of it stays frozen.
-        transform: the map from the target image to the network's input; None: the identity.
+        network: robust source model, any Keras model; it is not trained.
+        transform: the map from the target image to the network's input; None means the identity.
         num_classes: classes of the target task.
-        features: name of the layer whose output [B,F] the new logits read; empty: what the network's
-            own last dense layer reads, see `igam_tf.method.networks.features_of`.
+        features: name of the layer whose output [B,F] the new logits read; if empty, they read the
+            input of the network's last dense layer, see `igam_tf.method.networks.features_of`.
 
     Example:
         >>> import keras, numpy as np
@@ -67,10 +67,10 @@ class Teacher(keras.Model):
         )
 
     def build(self, input_shape):
-        """Creates logits layer and map; input_shape [B,H,W,C] of the target images.
+        """Creates the variables of logits and map; input_shape [B,H,W,C] of the target images.
 
         Raises:
-            UserError: the network fails on the map's images, or has no features [B,F].
+            UserError: the network fails on the output of the map, or has no features [B,F].
         """
         if not self.transform.built:
             self.transform.build(input_shape)
@@ -79,20 +79,20 @@ class Teacher(keras.Model):
             features = self._features(self.transform(x))
         except UserError:
             raise
-        except Exception as error:  # a network may fail in any way on images it was not made for
+        except Exception as error:  # on such images a network can fail in any way
             raise UserError(
                 f"expected a map from images {list(input_shape[1:])} to those of this "
-                f"{type(self.network).__name__}, which fails on what {type(self.transform).__name__} "
-                f"makes of them: {reason_of(error)}"
+                f"{type(self.network).__name__}, which fails on the output of "
+                f"{type(self.transform).__name__}: {reason_of(error)}"
             ) from error
         self.logits_layer.build((None, features.shape[-1]))
         self.built = True
 
     def check_range(self, x: np.ndarray) -> None:
-        """Holds what the map makes of images x [n,H,W,C] against the range that the network tells.
+        """Compares the map's output for images x [n,H,W,C] with the network's pixel range.
 
         Raises:
-            UserError: the network is made for pixels of another range.
+            UserError: the network expects another pixel range.
         """
         high = float(np.abs(self.transform(tf.convert_to_tensor(x))).max())
         own = getattr(self.network, "pixel_max", None)
@@ -104,26 +104,26 @@ class Teacher(keras.Model):
         else:
             return
         raise UserError(
-            f"expected a map to the network's own pixel range; what it makes of these images goes up to "
-            f"{high:.3g}, and {wrong}: put igam_tf.Scale into the transform, such as Scale(1 / 255) "
-            "from 0..255 to 0..1"
+            "expected a map to the network's own pixel range; its output for these images goes up "
+            f"to {high:.3g}, and {wrong}: put igam_tf.Scale into the transform, such as Scale(1 / "
+            "255) from 0..255 to 0..1"
         )
 
     @property
     def trained_variables(self) -> list:
-        """What stage 1 trains: psi_logit, and the map where it has weights (§5.1.2)."""
+        """The variables of stage 1: psi_logit, and the weights of the map if it has any (§5.1.2)."""
         return self.logits_layer.trainable_variables + self.transform.trainable_variables
 
     @property
     def kernels(self) -> list:
-        """The variables under weight decay: the new logits layer's alone (R11)."""
+        """The variables with weight decay: only those of the new logits layer (R11)."""
         return [self.logits_layer.kernel]
 
     def set_precision(self, precision: str) -> None:
-        """Lets all of a challenge's network but its first layer and the logits compute in `precision`.
+        """Casts a MadryLab network to `precision`, except its first layer and its logits.
 
-        J_t stays float32. In the first layer bfloat16 costs J_t far more accuracy than time. Any other
-        network keeps the precision it came with.
+        J_t stays float32. bfloat16 in the first layer would cost J_t much accuracy and save little
+        time. Any other network keeps its precision.
         """
         if not isinstance(self.network, Network):
             return
@@ -134,11 +134,11 @@ class Teacher(keras.Model):
 
     @contextmanager
     def offsets_of(self, optimizer: keras.optimizers.Optimizer, seed: int) -> Iterator[None]:
-        """Context in which a random map draws from (seed, step of `optimizer`, replica) alone.
+        """Context that fixes a random map for each (seed, step of `optimizer`, replica).
 
-        So J_t at x and all that one step does with it share one map, the next step has another, and
-        a resumed run repeats the steps of the one that was killed. Outside a step, as in validation,
-        images are centred, and afterwards.
+        Within one step J_t always uses the same map, the next step draws another, and a resumed run
+        repeats the draws of the run that was killed. Outside a training step, as in validation, and
+        after the context, images are centred.
         """
 
         def key() -> tf.Tensor | None:
@@ -153,7 +153,7 @@ class Teacher(keras.Model):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Target images [B,H,W,C] in the target's pixel range -> logits [B,num_classes].
 
-        `training` only chooses the frozen network's batch statistics (R6).
+        `training` only makes the frozen network use batch statistics (R6).
         """
         return self.logits_layer(self._features(self.transform(x), training=training))
 
@@ -181,11 +181,11 @@ class Teacher(keras.Model):
 class FineTune(ClassifierTrainer):
     """Stage 1: trains the teacher's new logits layer on natural target images (eq. 5-6).
 
-    A map with weights is trained with it (§5.1.2). Everything else stays as it is.
+    A map with weights is trained with it (§5.1.2). Everything else stays frozen.
 
     Args:
-        teacher: what is fine-tuned.
-        **kwargs: as of `ClassifierTrainer`.
+        teacher: the teacher that is fine-tuned.
+        **kwargs: see `ClassifierTrainer`.
 
     Example:
         See `Teacher`.
@@ -194,7 +194,7 @@ class FineTune(ClassifierTrainer):
         False
     """
 
-    batch_statistics = False  # the frozen features stay as they are
+    batch_statistics = False  # the frozen features do not change
 
     def __init__(self, teacher: Teacher, **kwargs):
         if not isinstance(teacher, Teacher):
@@ -204,33 +204,34 @@ class FineTune(ClassifierTrainer):
         super().__init__(teacher, **kwargs)
         if self.network is not teacher:
             raise UserError(
-                "expected an igam_tf.Teacher as it is; received preprocess or from_probabilities: put "
-                "igam_tf.Preprocess into its transform, and leave out its network's softmax"
+                "expected an igam_tf.Teacher alone; received preprocess or from_probabilities: "
+                "put igam_tf.Preprocess into its transform, and remove the softmax of its network"
             )
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         self.network.check_range(x)
         if (spread := float(np.median(np.ptp(z, axis=1)))) > HUGE:
             logging.warning(
-                "DOUBTFUL: the untrained logits of the teacher are %.3g apart in the median: does its "
-                "network take other pixels than the map makes, such as those of 0..1? Then put "
-                "igam_tf.Scale or igam_tf.Preprocess into the transform.", spread,
+                "DOUBTFUL: the untrained logits of the teacher differ by %.3g in the median. If "
+                "its network expects another pixel range than the map's output, such as 0..1, put "
+                "igam_tf.Scale or igam_tf.Preprocess into the transform.",
+                spread,
             )  # fmt: skip
         super()._make(x, y, z)
 
     @property
     def trained_variables(self) -> list:
-        """psi_logit, and the map's weights where it has some."""
+        """psi_logit, and the map's weights if it has any."""
         return self.network.trained_variables
 
     @property
     def state_variables(self) -> list:
-        """What is trained and its optimizer; everything else is frozen."""
+        """The trained variables and their optimizer; everything else is frozen."""
         return self.trained_variables + self.optimizer.variables
 
 
 def check_teacher(teacher: keras.Model | None, method: str) -> None:
-    """Raises a UserError where that is no teacher for the method: no model, or one without variables."""
+    """Raises a UserError if this is not a teacher for the method: no model, or without variables."""
     expect(teacher is not None, f"a teacher with method={method}", "none")
     check_model(teacher, f"teacher of method={method}", keras.Model)
     expect(
@@ -246,12 +247,12 @@ def check_teacher_outputs(
     """Compares a teacher at images x [n,H,W,C] in 0..pixel_max with the student's logits z [n,K].
 
     Raises:
-        UserError: other classes, probabilities, or a network of another pixel range.
+        UserError: the classes differ, it returns probabilities, or it expects another pixel range.
     """
     z_t = logits_of(teacher, x, "teacher", z.shape[1])
     expect(
         not are_probabilities(z_t), "a teacher that returns logits", "probabilities",
-        "leave out its softmax",
+        "remove its softmax",
     )  # fmt: skip
     if isinstance(teacher, Teacher):
         teacher.check_range(x)

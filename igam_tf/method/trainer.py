@@ -1,10 +1,9 @@
-"""Plain training of a classifier, and what every trainer here shares: one step, one reduction.
+"""Plain training of a classifier, and what all trainers share: the step and its reduction.
 
-A trainer is a keras.Model around the network it trains, so `fit` and `igam_tf.training.loop` drive it
-alike.
-Losses come one per example; `mean` and `total` below reduce them by the *global* batch, so that the
-sum over replicas which `optimizer.apply` takes is the gradient of the global mean, however unevenly
-a batch is split.
+A trainer is a keras.Model around the network it trains, so both `fit` and `igam_tf.training.loop`
+can run it. A loss is one value per example. `mean` and `total` below divide by the size of the
+*global* batch. So the sum over replicas, which `optimizer.apply` takes, is the gradient of the
+global mean, even if the replicas have unequal shares of a batch.
 """
 
 import contextlib
@@ -39,8 +38,12 @@ from igam_tf.method.optimizers import Momentum
 from igam_tf.method.preprocess import Preprocessed
 from madry_models.network import wide_dtype
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 2e-4  # of the challenge and of the paper (R7)
-_CHECKED = 32  # images of the first batch that are classified before training
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = (
+    0.1,
+    0.9,
+    2e-4,
+)  # that of the challenge and of the paper (R7)
+_CHECKED = 32  # images of the first batch on which the network is checked before training
 
 
 def replicas() -> int:
@@ -59,7 +62,7 @@ _running = threading.local()  # replicas are threads
 
 @contextlib.contextmanager
 def training_step() -> Iterator[None]:
-    """Context, or decorator, of what belongs to a step of training, and not to a look at it."""
+    """Context or decorator of a training step; random maps draw only within it."""
     before, _running.step = in_training_step(), True
     try:
         yield
@@ -68,24 +71,24 @@ def training_step() -> Iterator[None]:
 
 
 def in_training_step() -> bool:
-    """Whether this thread is within a step of training."""
+    """Whether this thread is within a training step."""
     return getattr(_running, "step", False)
 
 
 def step_key(optimizer: keras.optimizers.Optimizer, seed: int) -> tf.Tensor:
-    """Key [2] int32 of what is random in a step: of seed, the optimizer's step and the replica alone."""
+    """Key [2] int32 of a step's random numbers: depends only on seed, optimizer step and replica."""
     context = tf.distribute.get_replica_context()  # None outside a step
     replica = context.replica_id_in_sync_group if context else 0
     step = tf.cast(optimizer.iterations, tf.int32) * 1024
     return tf.stack([seed, step + tf.cast(replica, tf.int32)])
 
 
-# float16 holds nothing below 6e-8: what is back-propagated there is so many times as large.
+# Static loss scale for float16, which has no numbers below 6e-8.
 FLOAT16_SCALE = 8.0
 
 
 def float16_scale(model: keras.Model) -> float | None:
-    """Scale of each example's loss in back-propagation (`gradients.scaled`); None: as it is."""
+    """Loss scale of each example in back-propagation (`gradients.scaled`); None means no scaling."""
     narrow = any(layer.compute_dtype == "float16" for layer in layers_of(model))
     return FLOAT16_SCALE if narrow else None
 
@@ -93,9 +96,9 @@ def float16_scale(model: keras.Model) -> float | None:
 def mean_scale(
     optimizer: keras.optimizers.Optimizer, model: keras.Model, per_example: tf.Tensor
 ) -> tf.Tensor | None:
-    """The scale where the global mean of these losses [B] is differentiated.
+    """The loss scale for the gradient of the global mean of these losses [B].
 
-    The optimizer's own where it has one, as a LossScaleOptimizer does; else that of `float16_scale`.
+    A LossScaleOptimizer has its own; otherwise it is that of `float16_scale`.
     """
     if isinstance(optimizer, LossScaleOptimizer) or optimizer.loss_scale_factor:
         return optimizer.scale_loss(1.0)
@@ -104,26 +107,26 @@ def mean_scale(
 
 
 def apply(optimizer: keras.optimizers.Optimizer, grads: list, variables: list) -> None:
-    """One update; an optimizer that scales losses divides the gradients by that scale itself."""
+    """Applies one update; a LossScaleOptimizer divides the gradients by its scale itself."""
     optimizer.apply([optimizer.scale_loss(g) for g in grads], variables)
 
 
 def total_of(first: tf.Tensor, *others: tf.Tensor | float) -> tf.Tensor:
-    """The sum, in the dtype of the first, whichever dtypes the players compute in."""
+    """The sum, in the dtype of the first term."""
     return first + sum(tf.cast(t, first.dtype) for t in others)
 
 
 class Mean(keras.metrics.Mean):
-    """A running mean; NaN where nothing came: a term that was not measured is not 0.
+    """A running mean; NaN if never updated, because a term that was not measured is not 0.
 
-    It adds up in float32 at least, for float16 counts no further than 2048.
+    It sums in at least float32, because float16 cannot count beyond 2048.
     """
 
     def __init__(self, name: str):
         super().__init__(name, dtype=wide_dtype(keras.config.floatx()))
 
     def result(self):
-        """The mean of what came since the last reset."""
+        """The mean since the last reset."""
         return self.total / self.count
 
 
@@ -131,19 +134,20 @@ class Mean(keras.metrics.Mean):
 class ClassifierTrainer(keras.Model):
     """Trains any Keras model on L_xent + weight_decay * half the squared kernels (eq. 7).
 
-    `fit` takes what Keras's takes and checks the first batch; `validation_data`, `evaluate` and
-    callbacks see L_xent as `loss`, and `accuracy`.
+    `fit` has Keras's arguments and checks the first batch; `validation_data`, `evaluate` and
+    callbacks get L_xent as `loss`, and `accuracy`.
 
     Args:
         network: x [B,H,W,C] -> logits [B,K].
         weight_decay: factor of half the summed squares of the kernels (method of Madry's code).
-        pixel_max: x lies in 0..pixel_max; None: as a network of `madry_models` tells, else unknown.
-        decayed: regular expression of the paths of the variables under weight decay; None: the
+        pixel_max: x lies in 0..pixel_max; None means that of a network of `madry_models`, else
+            unknown.
+        decayed: regular expression for the paths of the variables with weight decay; None means the
             kernels of convolutions and dense layers.
-        from_probabilities: the network returns probabilities, whose logarithm is trained.
-        preprocess: what the network takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`;
-            None: pixels.
-        label_smoothing: share of each label that is spread over all classes, within L_xent.
+        from_probabilities: whether the network returns probabilities; their logarithms are trained.
+        preprocess: the input that the network expects instead of pixels in 0..pixel_max, see
+            `igam_tf.evaluate`; None means pixels.
+        label_smoothing: fraction of each label that L_xent spreads over all classes.
         terms: names of the per-example terms that a step reports.
     """
 
@@ -169,17 +173,17 @@ class ClassifierTrainer(keras.Model):
         self.weight_decay, self.decayed = weight_decay, decayed
         self.from_probabilities, self._given_pixel_max = from_probabilities, pixel_max
         self.label_smoothing = label_smoothing
-        self._prepared = False  # whether a batch has been looked at
+        self._prepared = False  # whether a batch has been checked
         self._means = {name: Mean(name) for name in terms}
         self._directions = directions(
             up=("accuracy", "cosine"), down=("L_xent", "L_adv", "L_diff", "L_kl")
         )
 
-    # Whether the network's batch norm runs on batch statistics while it is trained.
+    # Whether batch norm uses batch statistics during training.
     batch_statistics = True
 
     def build(self, input_shape: tuple) -> None:
-        """Makes the network's variables for images [B,H,W,C], where it has none."""
+        """Creates the network's variables for images [B,H,W,C], if it has none."""
         if not self.network.built:
             self.network(tf.zeros((1, *input_shape[1:])))
         self.built = True
@@ -189,7 +193,7 @@ class ClassifierTrainer(keras.Model):
         """Highest pixel value of x.
 
         Raises:
-            UserError: nobody said.
+            UserError: it is not known.
         """
         return pixel_max_of(self.network, self._given_pixel_max)
 
@@ -206,20 +210,20 @@ class ClassifierTrainer(keras.Model):
         auto_scale_loss: bool = False,
         **kwargs,
     ):
-        """As Keras's. Without an optimizer: the challenge's momentum, at a constant rate of 0.1.
+        """As Keras's `compile`; by default with the challenge's momentum at a constant rate of 0.1.
 
-        XLA stays off unless it is asked for: on processors it slows these steps (bench/README.md). So
-        does the LossScaleOptimizer of float16, for the steps scale their losses themselves, by a
-        number that no step has to be skipped for; one that is passed, or asked for, is heeded.
+        XLA is off by default, because it slows these steps on CPUs (bench/README.md). The
+        LossScaleOptimizer for float16 is off as well, because the steps have a static loss scale,
+        for which no step is skipped. Either is used if it is requested.
 
         Raises:
-            UserError: a loss or metrics, which are the trainer's own.
+            UserError: a loss or metrics are given; the trainer defines its own.
         """
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
                 raise UserError(
-                    f"expected an optimizer, for loss and metrics of {type(self).__name__} are its own; "
-                    f"received {name}={kwargs[name]!r}: leave it out"
+                    f"expected only an optimizer, because {type(self).__name__} defines its loss "
+                    f"and metrics; received {name}={kwargs[name]!r}: leave it out"
                 )
         if optimizer is None:
             optimizer = Momentum(LEARNING_RATE, momentum=MOMENTUM)
@@ -230,17 +234,17 @@ class ClassifierTrainer(keras.Model):
     # --- Keras's loop -------------------------------------------------------------------------------
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As Keras's `fit`; the first batch is looked at before training begins.
+        """As Keras's `fit`; the first batch is checked before training begins.
 
         Args:
             x, y: arrays, or a tf.data.Dataset, keras.utils.PyDataset or generator of pairs: images
                 [B,H,W,C] in 0..pixel_max, labels [B] of any integer type, below K.
-            *args, **kwargs: `epochs`, `batch_size`, `validation_data`, `callbacks` and all else;
-                `validation_data` is looked at like x and y.
+            *args, **kwargs: `epochs`, `batch_size`, `validation_data`, `callbacks` and so on;
+                `validation_data` is checked like x and y.
 
         Raises:
-            UserError: images, labels, networks or settings that do not go together, or a term that
-                is NaN or infinite.
+            UserError: images, labels, networks or settings do not fit together, or a term is NaN or
+                infinite.
         """
         _refuse_weights(kwargs)
         x, first = looked_at(x, y)
@@ -254,21 +258,21 @@ class ClassifierTrainer(keras.Model):
                 self.check(*first)
             kwargs["validation_data"] = (x_val, y_val) if pair else x_val
         if y is None and not isinstance(x, keras.utils.PyDataset):
-            kwargs.setdefault("shuffle", False)  # a data set shuffles itself; Keras would warn
+            kwargs.setdefault("shuffle", False)  # a data set shuffles itself, and Keras would warn
         with _training_errors():
             return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        """As Keras's; the first batch is looked at as in `fit`, with the same errors."""
+        """As Keras's; the first batch is checked as in `fit`, with the same errors."""
         _refuse_weights(kwargs)
-        if not kwargs.get(EVALUATED_BY_FIT):  # Keras's own call within `fit`
+        if not kwargs.get(EVALUATED_BY_FIT):  # called by Keras within `fit`
             x, first = looked_at(x, y)
             self._check_or_prepare(*first)
         with _training_errors():
             return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
-        """As Keras's: logits [n,K]; the first images are looked at as in `fit`."""
+        """As Keras's: logits [n,K]; the first images are checked as in `fit`."""
         x, (images, _) = looked_at(x, labels=False)
         self._check_images(images)
         return super().predict(x, *args, **kwargs)
@@ -288,7 +292,7 @@ class ClassifierTrainer(keras.Model):
             return super().test_on_batch(x, y, return_dict=return_dict)
 
     def predict_on_batch(self, x):
-        """As Keras's: logits [B,K]; the images are looked at as in `fit`."""
+        """As Keras's: logits [B,K]; the images are checked as in `fit`."""
         self._check_images(np.asarray(x))
         return super().predict_on_batch(x)
 
@@ -306,7 +310,7 @@ class ClassifierTrainer(keras.Model):
         return logits_of(self.network, x[:_CHECKED], "network")
 
     def check(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Logits [n,K] of the first images of a batch, which is checked against the network.
+        """Checks a batch against the network; returns the logits [n,K] of its first images.
 
         Raises:
             UserError: they do not go together.
@@ -320,7 +324,7 @@ class ClassifierTrainer(keras.Model):
         return z
 
     def prepare(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Checks a batch against the networks, and makes every variable that training needs.
+        """Checks a batch against the networks, and creates every variable that training needs.
 
         Raises:
             UserError: they do not go together.
@@ -345,17 +349,17 @@ class ClassifierTrainer(keras.Model):
         self.built = self._prepared = True
 
     def _known_pixel_max(self) -> float | None:
-        """Plain training needs no pixel range; where one is known, the images are held to it."""
+        """Plain training needs no pixel range; a known one is used to check the images."""
         try:
             return self.pixel_max
         except UserError:
             return None
 
     def _make(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
-        """Makes what else there is to train, for images x [n,H,W,C] with labels y and logits z."""
+        """Creates other trained parts, for images x [n,H,W,C] with labels y and logits z."""
 
     def _build_optimizers(self) -> None:
-        """Makes the optimizers' variables."""
+        """Creates the optimizers' variables."""
         if not self.optimizer.built:
             self.optimizer.build(self.trained_variables)
 
@@ -391,7 +395,7 @@ class ClassifierTrainer(keras.Model):
         return cls(config.pop("network"), **config)
 
     def get_compile_config(self) -> dict | None:
-        """The optimizer and how steps run, where it is compiled; the objective is the trainer's own."""
+        """The optimizer and how steps run, if it is compiled; the trainer defines the objective."""
         if not self.compiled:
             return None
         return {
@@ -402,7 +406,7 @@ class ClassifierTrainer(keras.Model):
         }
 
     def compile_from_config(self, config: dict) -> None:
-        """Compiles as before; the optimizer's variables are made where the network has its own."""
+        """Compiles as before; creates the optimizer's variables if the network has its own."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.network.built:
             self._build_optimizers()
@@ -414,12 +418,12 @@ class ClassifierTrainer(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """What Keras resets at each epoch, and asks which way is better: the means, and callbacks'."""
+        """The metrics that Keras resets at each epoch: the means, and those of callbacks."""
         return list(metrics_of(self))
 
     @property
     def metrics_names(self) -> list[str]:
-        """Names of what `train_on_batch` returns, in its order."""
+        """Names of the values that `train_on_batch` returns, in order."""
         return [*self._means, "loss"]
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -439,10 +443,10 @@ class ClassifierTrainer(keras.Model):
     trainable_weights = trainable_variables
 
     def batch_of(self, data: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-        """(x, y) of what Keras hands to a step: x in float64 for a float64 network, y int64.
+        """(x, y) of the data that Keras passes to a step: x float64 if the network is, y int64.
 
         Raises:
-            UserError: no labels, or weights of examples.
+            UserError: there are no labels, or there are sample weights.
         """
         x, y = pair_of(data)
         return tf.cast(x, wide_dtype(self.network.compute_dtype)), tf.cast(y, tf.int64)
@@ -465,11 +469,12 @@ class ClassifierTrainer(keras.Model):
         return self.descend(objective, y)
 
     def descend(self, objective: Callable[[], Objective], y: tf.Tensor) -> dict:
-        """One update on the global mean of `objective`'s loss, and weight decay."""
+        """One update on the global mean of `objective`'s loss plus weight decay."""
         with tf.GradientTape() as tape:
             loss, terms, logits = objective()
             total = total_of(self.mean(loss), self.decay(self.kernels))
-        # A variable that the loss does not depend on has gradient 0: JARN's adaptor in plain steps.
+        # A variable that the loss does not depend on gets gradient 0, such as JARN's adaptor in
+        # plain steps.
         variables = [v.value for v in self.trained_variables]
         scale = mean_scale(self.optimizer, self.network, loss)
         grads = gradients.scaled(tape, total, variables, scale, unconnected_gradients="zero")
@@ -481,7 +486,7 @@ class ClassifierTrainer(keras.Model):
         return losses.xent(logits, y, self.label_smoothing)
 
     def ramp(self, start: int, steps: int) -> tf.Tensor | float:
-        """Grows evenly from 1 / steps at step number `start` to 1; 1 where `steps` is 0."""
+        """Linear warm-up from 1 / steps at step number `start` to 1; 1 if `steps` is 0."""
         if not steps:
             return 1.0
         since = tf.cast(self.optimizer.iterations, tf.float32) - start + 1
@@ -499,13 +504,14 @@ class ClassifierTrainer(keras.Model):
         """Adds per-example terms to the running means; a term that is not finite stops the step.
 
         Returns:
-            The means, and `loss`, what they add up to in the objective; NaN where nothing came.
+            The means, and `loss`, the objective that they sum to; NaN for terms that were not
+                measured.
         """
         hits = tf.cast(tf.argmax(logits, 1) == tf.cast(y, tf.int64), tf.float32)
         for name, value in (terms | {"accuracy": hits}).items():
             self._means[name].update_state(tf.debugging.check_numerics(value, name))
         if tf.distribute.get_strategy().cluster_resolver:
-            # Between workers Keras averages what a step returns, one by one, along a first axis.
+            # Between workers Keras averages the values that a step returns along a first axis.
             return {"L_xent": self._means["L_xent"].result()[None]}
         means = {name: mean.result() for name, mean in self._means.items()}
         return {"loss": self.loss_of(means)} | means
@@ -516,7 +522,7 @@ class ClassifierTrainer(keras.Model):
 
 
 def pair_of(data) -> tuple:
-    """(images, labels) of what Keras passes on: a pair, or a triple without weights.
+    """(images, labels) of the data that Keras passes: a pair, or a triple without weights.
 
     Raises:
         UserError: something else.
@@ -538,7 +544,7 @@ def _refuse_weights(given: dict) -> None:
 
 @contextlib.contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Says which of several data a sentence is about."""
+    """Context that adds to an error which data it is about."""
     try:
         yield
     except UserError as error:
@@ -547,10 +553,10 @@ def _naming(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _training_errors() -> Iterator[None]:
-    """Says in one sentence what a graph error of a step means.
+    """Context that turns a graph error of a step into one sentence.
 
     Raises:
-        UserError: a term that is not finite, or a label beyond the classes.
+        UserError: a term is not finite, or a label is none of the classes.
     """
     try:
         yield

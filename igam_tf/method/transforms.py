@@ -1,11 +1,11 @@
 """Affine maps x' = A x + b from a target image to the teacher's input (paper §4.3, eq. 15-17).
 
-Each map is a layer, so J_t is taken through it by back-propagation: J_t = A^T g. `teacher_view` shows a
-gradient as the teacher's field of view: where A discards pixels or channels, every J_t is zero or
-grey there, and a discriminator that saw it would tell J_t from J_s at a glance (§4.3.2). A map that
-pads or resizes discards nothing, and hides nothing.
+Each map is a layer, so back-propagation through it gives J_t = A^T g. `teacher_view` restricts a
+gradient to what the teacher sees: where A discards pixels or channels, every J_t is zero or grey,
+which would let a discriminator tell J_t from J_s at once (§4.3.2). A map that pads or resizes
+discards nothing, so its view is the whole gradient.
 
-Two maps are more than a formula: `RandomPad` draws a new A for each image and step, and
+Two maps are not fixed: `RandomPad` draws a new A for each image and step, and
 `TransposeConvolution` has weights, which stage 1 trains.
 """
 
@@ -29,7 +29,7 @@ def _sides(size: Size) -> tuple[int, int]:
 class Identity(keras.layers.Layer):
     """A = I, b = 0: source and target have the same image shape and pixel range.
 
-    Every other map derives from it and keeps the dtype of x.
+    All other maps are subclasses of it and keep the dtype of x.
 
     Example:
         >>> Identity()(np.ones((1, 2, 2, 3), "float32")).shape.as_list()
@@ -47,7 +47,7 @@ class Identity(keras.layers.Layer):
         """Shape [B,H,W,C] of an image after the map.
 
         Raises:
-            UserError: the map is not for images of this shape.
+            UserError: the map does not accept images of this shape.
         """
         return tuple(input_shape)
 
@@ -56,7 +56,7 @@ class Identity(keras.layers.Layer):
         return j
 
     def draw_from(self, key: Callable[[], tf.Tensor | None] | None) -> None:
-        """Says where a random map gets its key from, [2] int32; None, of either: it is not random."""
+        """Sets the source of the random key, [2] int32; without one the map is not random."""
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -105,7 +105,7 @@ class ChannelMean(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class ChannelRepeat(Identity):
-    """One channel as C equal ones: A holds C ones for each pixel; J_t is the sum over the copies.
+    """Repeats one channel C times: A has C ones for each pixel; J_t is the sum over the copies.
 
     Example:
         >>> ChannelRepeat(3)(np.ones((1, 2, 2, 1), "float32")).shape.as_list()
@@ -135,10 +135,10 @@ class ChannelRepeat(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class CenterCrop(Identity):
-    """The central `size` pixels (§4.3.2): A is the identity without the rows cut away.
+    """The central `size` pixels (§4.3.2): A is the identity without the rows that are cropped.
 
     Args:
-        size: side of the square that is left, or (height, width).
+        size: side of the square that remains, or (height, width).
 
     Example:
         >>> CenterCrop(2)(np.arange(16, dtype="float32").reshape(1, 4, 4, 1))[0, :, :, 0].numpy()
@@ -167,7 +167,7 @@ class CenterCrop(Identity):
         return (input_shape[0], rows, columns, input_shape[3])
 
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
-        """J cropped likewise."""
+        """J, cropped in the same way."""
         return self.call(j)
 
     def get_config(self) -> dict:
@@ -177,9 +177,9 @@ class CenterCrop(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class CenterPad(Identity):
-    """Zeros around the image up to `size` pixels (§4.3.3): A is the identity between zero rows.
+    """Pads the image with zeros to `size` pixels (§4.3.3): A is the identity between zero rows.
 
-    An odd number of rows or columns has the larger half below or on the right.
+    Of an odd number of rows or columns the larger half is added below or on the right.
 
     Args:
         size: side of the square that results, or (height, width).
@@ -223,10 +223,10 @@ class CenterPad(Identity):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class RandomPad(CenterPad):
-    """`CenterPad` with each image at its own offset, every place equally likely (§5.1.2).
+    """`CenterPad` with a random, uniformly distributed offset for each image (§5.1.2).
 
-    The offsets are a function of the key that `draw_from` names and of the image's place in the
-    batch, so one key means one A_i per image, forwards and backwards. Without a key, as in
+    The offsets are a function of the key that `draw_from` sets and of the image's index in the
+    batch, so the forward and the backward pass use the same A_i for a key. Without a key, as in
     evaluation and after loading, the images are centred.
 
     Example:
@@ -239,7 +239,7 @@ class RandomPad(CenterPad):
     _key: Callable[[], tf.Tensor | None] | None = None
 
     def draw_from(self, key: Callable[[], tf.Tensor | None] | None) -> None:
-        """Offsets from `key()` at every call from now on, or centred images."""
+        """Draws the offsets from `key()` at every later call; None centres the images."""
         self._key = key
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -249,7 +249,8 @@ class RandomPad(CenterPad):
             return super().call(x)
         rows, columns = self._room(x)
         top, left = self.offsets(key, tf.shape(x)[0], rows, columns)
-        # Between `rows` rows of zeros on either side, the window that begins `rows - top` below.
+        # Pad `rows` rows of zeros on either side, and take the window that begins at row `rows -
+        # top`.
         x = tf.pad(x, [[0, 0], [rows, rows], [columns, columns], [0, 0]])
         down, across = map(np.arange, _sides(self.size))
         x = tf.gather(x, (rows - top)[:, None] + down, axis=1, batch_dims=1)
@@ -265,8 +266,8 @@ class RandomPad(CenterPad):
 def resize_matrix(size: int, new_size: int, sampling: str = "half_pixel") -> np.ndarray:
     """One axis of a resize as a matrix [new_size, size], float64; each row sums to 1.
 
-    To a whole fraction of the size it is the mean of each block, which at one half is what bilinear
-    sampling gives (§4.3.1). Otherwise it is bilinear sampling at size / new_size (i + 1/2) - 1/2
+    If new_size divides size, it is the mean of each block, which for half the size equals bilinear
+    sampling (§4.3.1). Otherwise it is bilinear sampling at size / new_size (i + 1/2) - 1/2
     ("half_pixel"), or at size / new_size i ("legacy", R12).
 
     Example:
@@ -288,11 +289,11 @@ def resize_matrix(size: int, new_size: int, sampling: str = "half_pixel") -> np.
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Resize(Identity):
-    """To `size` pixels (§4.3.1): bilinear, and the mean of blocks to a whole fraction.
+    """Resizes to `size` pixels (§4.3.1), bilinearly or by the mean of blocks; see `resize_matrix`.
 
     Args:
         size: side of the square that results, or (height, width).
-        sampling: "half_pixel", or "legacy", TensorFlow 1's bilinear (R12); see `resize_matrix`.
+        sampling: "half_pixel", or "legacy", as in TensorFlow 1 (R12); see `resize_matrix`.
 
     Example:
         >>> Resize(1)(np.float32([[[[1], [2]], [[3], [6]]]])).numpy().item()
@@ -326,9 +327,9 @@ class Resize(Identity):
 class TransposeConvolution(Identity):
     """One 3x3 transpose convolution of stride 2, with a bias: twice the height and width (§5.1.2).
 
-    Trained together with the new logits in stage 1, frozen afterwards; A and b of eq. 15 are then
-    its kernel [3,3,C,C] and its bias [C]. Like every map, and unlike Keras's Conv2DTranspose, it keeps
-    the dtype of x and has a `teacher_view`.
+    It is trained with the new logits in stage 1 and frozen afterwards; A and b of eq. 15 are then
+    its kernel [3,3,C,C] and its bias [C]. Unlike Keras's Conv2DTranspose it keeps the dtype of x
+    and has a `teacher_view`, as all maps do.
 
     Example:
         >>> TransposeConvolution()(np.ones((1, 32, 32, 3), "float32")).shape.as_list()
@@ -362,7 +363,8 @@ class TransposeConvolution(Identity):
 class Compose(Identity):
     """Several maps one after another: A = A_n ... A_1.
 
-    Maps that discard pixels or channels come first: `teacher_view` begins in the target's frame.
+    Maps that discard pixels or channels have to come first, because `teacher_view` applies to J in
+    the target's frame.
 
     Example:
         >>> a = Compose([ChannelMean(), CenterCrop(28), Scale(1 / 255)])  # CIFAR-10 to MNIST's network
@@ -380,24 +382,24 @@ class Compose(Identity):
         self.built = True
 
     def draw_from(self, key: Callable[[], tf.Tensor | None] | None) -> None:
-        """Passes `key` on."""
+        """Passes `key` to every map."""
         for m in self.maps:
             m.draw_from(key)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Every map in turn."""
+        """Applies the maps in order."""
         for m in self.maps:
             x = m(x)
         return x
 
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
-        """Of every map in turn."""
+        """The shape after all maps."""
         for m in self.maps:
             input_shape = m.compute_output_shape(input_shape)
         return tuple(input_shape)
 
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
-        """Every map's field of view in turn."""
+        """Applies the maps' fields of view in order."""
         for m in self.maps:
             j = m.teacher_view(j)
         return j
@@ -414,17 +416,17 @@ class Compose(Identity):
         return cls(maps, **config)
 
 
-_NEAR = 5 / 4  # sides that differ by no more are cropped or padded, which blurs nothing
+_NEAR = 5 / 4  # up to this ratio, sides are cropped or padded, which avoids blur
 
 
 def map_between(
     target_shape: Sequence[int], source_shape: Sequence[int], *, up_resize: str = "half_pixel"
 ) -> tuple[str, Compose]:
-    """A map from any target images to any teacher's input, and what it does in words.
+    """A map from target images to a teacher's input: (its description, the map).
 
-    Channels first: as they are where there are as many, averaged to one, or one repeated. Then the
-    size: where each side is at most a quarter longer than its counterpart, longer ones are cropped and
-    shorter ones padded with zeros; else the image is resized.
+    First the channels: unchanged if the numbers are equal, averaged to one, or one repeated. Then
+    the size: if no side differs by more than a quarter, longer sides are cropped and shorter ones
+    padded with zeros; otherwise the image is resized.
 
     Args:
         target_shape: (H, W, C) of the target's images.
@@ -432,7 +434,7 @@ def map_between(
         up_resize: where a resize samples, see `resize_matrix`.
 
     Raises:
-        UserError: several channels on either side, and not as many.
+        UserError: both sides have several channels, in different numbers.
 
     Example:
         >>> map_between((32, 32, 3), (28, 28, 1))[0]
