@@ -461,7 +461,14 @@ def test_every_setting_is_in_the_results():
     assert (row["after"], row["restarts"], row["seed"]) == ("autoattack/apgd-ce", 1, 4)
     assert (results["autoattack"]["kind"], results["autoattack"]["steps"]) == ("square", 5000)
     shown = table(
-        {"dataset": "d", "split": "test", "data": "tfds", "pixel_max": 1.0, "results": results}
+        {
+            "dataset": "d",
+            "split": "test",
+            "data": "tfds",
+            "pixel_max": 1.0,
+            "doubts": [],
+            "results": results,
+        }
     )
     assert "1 x 4 targets" in shown
 

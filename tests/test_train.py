@@ -22,10 +22,13 @@ from igam_tf.common.errors import UserError
 from igam_tf.storage.run_folder import read_metrics
 
 SMOKE = ["--preset=smoke", "--data=builtin", "--teacher=train"]
+RUN = [*SMOKE, "--student=conftest:small_student"]
 # One thread for each operation, as in this process: the same bits.
 ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_NUM_INTRAOP_THREADS": "1"}
+PATHS = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT |= {"PYTHONPATH": os.pathsep.join(PATHS)}  # where the student is
 # As on a user's screen, who asks for no silence.
-SCREEN = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+SCREEN = {name: value for name, value in ENVIRONMENT.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
 def command(*flags: str) -> list[str]:
@@ -61,7 +64,7 @@ def logged(folder: Path) -> list[tuple[str, int]]:
 def finished(tmp_path_factory) -> Path:
     """A run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    run_here(program, *SMOKE, f"--workdir={folder}")
+    run_here(program, *RUN, f"--workdir={folder}")
     return folder
 
 
@@ -112,7 +115,7 @@ def test_metrics_are_logged_one_by_one(finished):
 def test_finished_stages_are_not_done_again(finished, capsys):
     before = {p.name: p.stat().st_mtime_ns for p in finished.glob("*.keras")}
     log = (finished / "metrics.jsonl").read_bytes()
-    run_here(program, *SMOKE, f"--workdir={finished}")
+    run_here(program, *RUN, f"--workdir={finished}")
     assert {p.name: p.stat().st_mtime_ns for p in finished.glob("*.keras")} == before
     assert (finished / "metrics.jsonl").read_bytes() == log
     printed = capsys.readouterr().out
@@ -133,7 +136,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(finished, tmp_path, moment)
     """SIGKILL as soon as the moment is logged; the discriminator's turn comes on steps 2, 4, 6."""
     folder = tmp_path / "killed[1]"  # which is no pattern here
     process = subprocess.Popen(
-        command(*SMOKE, f"--workdir={folder}"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        command(*RUN, f"--workdir={folder}"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         env=ENVIRONMENT,
     )  # fmt: skip
     deadline = time.monotonic() + 300
@@ -143,7 +146,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(finished, tmp_path, moment)
     process.kill()
     process.wait()
     assert not (folder / "results.json").exists()
-    run_here(program, *SMOKE, f"--workdir={folder}")
+    run_here(program, *RUN, f"--workdir={folder}")
     for name in ("teacher_source.keras", "teacher.keras", "student.keras"):
         ours, whole = weights(folder / name), weights(finished / name)
         assert ours.keys() == whole.keys()
@@ -185,16 +188,16 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
 def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     folder = tmp_path / "terminated"
     assert "warning: Stopped by SIGTERM. student is saved at step" in stopped(
-        folder, signal.SIGTERM
+        folder, signal.SIGTERM, RUN[-1]
     )
-    assert train(*SMOKE, f"--workdir={folder}").returncode == 0
+    assert train(*RUN, f"--workdir={folder}").returncode == 0
     for key, value in weights(finished / "student.keras").items():
         np.testing.assert_array_equal(weights(folder / "student.keras")[key], value)
 
 
 def test_other_settings_are_refused_and_named(finished):
     with pytest.raises(UserError, match=r"--lambda_diff was 0\.049.*--seed was 0, is 1"):
-        run_here(program, *SMOKE, f"--workdir={finished}", "--lambda_diff=3", "--seed=1")
+        run_here(program, *RUN, f"--workdir={finished}", "--lambda_diff=3", "--seed=1")
 
 
 def test_all_images_to_train_on(tmp_path):
