@@ -447,6 +447,7 @@ STRANGERS: dict[str, Stranger] = {
     "logits x 1e6": scaled(1e6),
     "logits + 1000": changed(after=lambda z: z + 1000, right=({},), wrong=()),
     "logits + 1e6": changed(after=lambda z: z + 1e6),
+    "exp of logits": Stranger(around(after=tf.exp), weak=True),
     "tanh of logits": changed(after=tf.tanh),
     "two classes swapped": changed(after=lambda z: tf.gather(z, [1, 0, *range(2, 10)], axis=1)),
     "classes in another order": changed(after=lambda z: tf.gather(z, [*range(1, 10), 0], axis=1)),

@@ -390,11 +390,12 @@ def test_steps_that_cannot_search_the_ball(rows, doubtful):
     [
         (["xent"], 3, True),  # 3 of 50 looked at, of 50 left of 100: 3 points
         (["xent"], 2, False),
+        (["cw", "xent"], 3, True),
         (["xent", "dlr"], 50, False),  # the table has it already
         ([], 50, False),
     ],
 )
-def test_what_the_margin_breaks_beyond_the_cross_entropy(losses, broken, doubtful):
+def test_what_the_ratio_breaks_beyond_cross_entropy_and_margin(losses, broken, doubtful):
     specs = [AttackSpec(name="clean")]
     specs += [AttackSpec(name=f"pgd20 {loss}", steps=20, loss=loss) for loss in losses]
     tried = []
@@ -403,9 +404,12 @@ def test_what_the_margin_breaks_beyond_the_cross_entropy(losses, broken, doubtfu
         tried.append((spec.loss, spec.steps, len(chosen)))
         return np.arange(len(chosen)) >= broken
 
-    found = weak_loss(specs, np.arange(100) < 50, attack)
+    specs.append(AttackSpec(name="square", kind="square", steps=5000, loss="cw"))
+    found = weak_loss(specs, np.arange(100) < 50, attack, 10)
     assert [doubt.code for doubt in found] == ["weak_loss"] * doubtful
-    assert tried == [("cw", 20, 50)] * (losses == ["xent"])
+    assert tried == [("dlr", 20, 50)] * ("xent" in losses and "dlr" not in losses)
+    weak_loss(specs, np.arange(100) < 50, attack, 2)  # of two classes there is no third logit
+    assert tried[1:] == [("cw", 20, 50)] * (losses == ["xent"])
 
 
 def test_mcnemar_by_hand():

@@ -15,9 +15,7 @@ LEAST_STEPS = 20  # of a PGD that is judged: shorter ones honestly leave more
 # By how large a share of the images an iterative attack may be beaten, beyond chance: by one step, by
 # another attack, and all iterative attacks together by Square, which takes no gradient.
 BY_ONE_STEP, BY_ANOTHER, BY_SQUARE = 0.0, 0.10, 0.02
-BY_MARGIN = (
-    0.02  # share of all images by which the cross-entropy may leave more than the margin does
-)
+BY_RATIO = 0.02  # share of all images by which the table may leave more than the DLR loss does
 LEAST_TRAVEL = 0.5  # of all steps of a PGD together, in eps; MadryLab's PGD-20 on MNIST has 0.67
 
 
@@ -92,31 +90,36 @@ def weak_loss(
     specs: Sequence[AttackSpec],
     left: np.ndarray,
     attack: Callable[[AttackSpec, np.ndarray], np.ndarray],
+    classes: int,
 ) -> list[Doubt]:
-    """The doubt that a table of attacks on the cross-entropy alone leaves what the margin breaks.
+    """The doubt that a table of cross-entropy and margin alone leaves what their ratio breaks.
 
-    Cross-entropy is weak on a network that is less sure than right, and on some bounded outputs. The
-    longest attack runs once more, on the margin, on at most LOOKED_AT of the images that are left.
+    Cross-entropy is weak on a network that is less sure than right, and on some bounded outputs; both
+    on outputs that grow as exp does, where the highest outweighs all others. The longest attack runs
+    once more, on the DLR loss, on at most LOOKED_AT of the images that are left.
 
     Args:
         specs: the attacks of the table.
         left: mask [n] bool of the images that all of them leave.
         attack: (spec, indices [m]) -> mask [m] bool of those that the attack leaves.
+        classes: of two, the margin stands for the DLR loss, which needs three.
     """
-    long = [spec for spec in specs if spec.steps > 1]
-    if not long or {spec.loss for spec in specs} - {None, "xent"}:
+    long = [spec for spec in specs if spec.steps > 1 and spec.kind != "square"]
+    loss, short = ("dlr", "the DLR loss") if classes > 2 else ("cw", "the margin")
+    tried = {spec.loss for spec in specs if spec.kind != "square"} - {None}
+    if not long or tried - {"xent", "cw"} or loss in tried:
         return []
     chosen = np.flatnonzero(left)[:LOOKED_AT]
     longest = max(long, key=lambda spec: spec.steps)
-    again = dataclasses.replace(longest, name=f"{longest.name} on the margin", loss="cw")
+    again = dataclasses.replace(longest, name=f"{longest.name} on {short}", loss=loss)
     broken = int((~attack(again, chosen)).sum()) if len(chosen) else 0
-    if broken < LEAST_EXAMPLES or broken / len(chosen) * left.mean() <= BY_MARGIN:
+    if broken < LEAST_EXAMPLES or broken / len(chosen) * left.mean() <= BY_RATIO:
         return []
     return [
         Doubt(
             code="weak_loss",
-            sentence=f"{longest.name} on the margin instead of the cross-entropy breaks {broken} "
-            f"of {len(chosen)} images that are robust to these attacks.",
-            remedy="Add apgd or autoattack to --attacks, or set --loss=cw.",
+            sentence=f"{longest.name} on {short} breaks {broken} of {len(chosen)} images that are "
+            "robust to these attacks.",
+            remedy=f"Add apgd or autoattack to --attacks, or set --loss={loss}.",
         )
     ]

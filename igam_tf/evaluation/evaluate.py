@@ -277,7 +277,9 @@ def model_report(
         return masks[spec.name]
 
     masks = [mask_of_text(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
-    doubts += disagreements(results) + weak_loss(specs, np.logical_and.reduce(masks), further)
+    left = np.logical_and.reduce(masks)
+    doubts += disagreements(results)
+    doubts += weak_loss(specs, left, further, split.spec.num_classes)
     return about | {"results": results, "doubts": as_json(doubts)}
 
 
