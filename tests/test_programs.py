@@ -18,7 +18,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.flagfiles import expanded
 from igam_tf.common.program import (
     _Sentences,
-    _told,
+    _is_shown,
     default_and_range,
     run_entry_point,
 )
@@ -335,9 +335,9 @@ def test_log_lines_are_sentences_of_these_packages():
     here, there = program.__file__, logging.__file__
     assert _Sentences().format(record(logging.INFO, here)) == "step 3"
     assert _Sentences().format(record(logging.WARNING, here)) == "warning: step 3"
-    assert _told(record(logging.INFO, here))
-    assert not _told(record(logging.INFO, there))
-    assert _told(record(logging.WARNING, there))
+    assert _is_shown(record(logging.INFO, here))
+    assert not _is_shown(record(logging.INFO, there))
+    assert _is_shown(record(logging.WARNING, there))
 
 
 def test_print_config_says_where_each_setting_comes_from(command_of, capsys, tmp_path):

@@ -1,1 +1,1 @@
-"""What every room and madry_models stand on: errors, the frame of a program, files, locks, devices."""
+"""Shared by all packages and madry_models: errors, the frame of a program, files, locks, devices."""

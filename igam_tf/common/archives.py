@@ -1,4 +1,4 @@
-"""Zip archives of unknown origin: looked through before anything in them is read or written."""
+"""Zip archives of unknown origin, which are checked before anything is read or unpacked."""
 
 import stat
 import zipfile
@@ -13,13 +13,13 @@ MAX_UNPACKED = 4 * 2**30  # bytes; the largest checkpoint, weights and momentum,
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Opens an archive; refuses it whole if an entry is a link, leaves its folder, or all are too large.
+    """Opens an archive, unless an entry is a link or leaves its folder, or the entries are too large.
 
-    `zipfile` never reads more of an entry than the size that counts here. To be called, as whatever
-    reads the archive, inside `archive_errors`.
+    `zipfile` never reads more of an entry than the size that is checked here. Call this, and read
+    the archive, within `archive_errors`.
 
     Raises:
-        UserError: refused; the sentence does not name the file.
+        UserError: the archive is unsafe; the sentence does not name the file.
     """
     bundle = zipfile.ZipFile(path)
     entries = bundle.infolist()
@@ -42,10 +42,11 @@ def _is_safe(entry: zipfile.ZipInfo) -> bool:
 
 @contextmanager
 def archive_errors() -> Iterator[None]:
-    """Makes one sentence of what `zipfile` raises.
+    """Context that turns the errors of `zipfile` into one sentence.
 
     Raises:
-        UserError: a damaged archive, or one of a kind that is not read; the file is not named.
+        UserError: the archive is damaged or of an unsupported kind; the sentence does not name the
+            file.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""What a user hands over, checked before anything is computed.
+"""Checks of the user's input, before anything is computed.
 
-Every refusal is one sentence: "expected <what>; received <what came>: <what to do>".
+Every error is one sentence: "expected <what>; received <what came>: <what to do>".
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
 
 
 def expect(ok: Any, what: str, received: Any, remedy: str = "") -> None:
-    """Raises a UserError, in the one form that all have, where what was expected is not `ok`."""
+    """Raises a UserError in the form above unless `ok`."""
     if not ok:
         raise UserError(f"expected {what}; received {received}" + (f": {remedy}" if remedy else ""))
 
 
 def _shape(t: Any) -> list | None:
-    """Shape of an array or tensor; None where a graph does not know how many axes there are."""
+    """Shape of an array or tensor; None if a graph does not know the number of axes."""
     shape = tf.TensorShape(t.shape)
     return None if shape.rank is None else shape.as_list()
 
@@ -46,18 +46,18 @@ def check_batch_size(value: int) -> None:
 
 
 def check_pixel_max(value: float) -> None:
-    """The highest pixel value of a model's input: above 0."""
+    """Checks the highest pixel value of a model's input, which is above 0."""
     fits = isinstance(value, Real) and np.isfinite(value) and value > 0
     expect(fits, "pixel_max above 0, such as 1 or 255", repr(value))
 
 
 def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
-    """A radius as a fraction of the pixel range: above 0, and not one that allows every image.
+    """Checks a radius as a fraction of the pixel range: above 0, and too small to allow every image.
 
     Args:
-        eps: radius; None: the data set's own, which is of l-inf.
+        eps: radius; None means the data set's own, which is for l-inf.
         norm: "linf" or "l2".
-        shape: of an image, where it is known.
+        shape: of an image, if it is known.
     """
     expect(norm in NORM_TEXT, f"a norm among {', '.join(NORM_TEXT)}", repr(norm))
     if eps is None:
@@ -76,12 +76,12 @@ def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
 
 
 def check_images(x: np.ndarray, pixel_max: float | None, *, uint8: bool = False) -> None:
-    """Images [n,H,W,C], n > 0, of a floating type in 0..pixel_max (None: in any range).
+    """Checks images [n,H,W,C], n > 0, of a floating type in 0..pixel_max (None: in any range).
 
     Args:
         x: the images.
         pixel_max: highest pixel value.
-        uint8: whether bytes in 0..255 will do as well.
+        uint8: whether uint8 images in 0..255 are allowed as well.
     """
     expect(x.ndim == 4 and len(x), "images [n,H,W,C], at least one", f"the shape {list(x.shape)}")
     if uint8 and x.dtype == np.uint8:
@@ -93,12 +93,12 @@ def check_images(x: np.ndarray, pixel_max: float | None, *, uint8: bool = False)
 
 
 def check_pixels(x: np.ndarray, pixel_max: float | None, *, some: bool = False) -> None:
-    """Finite pixels in 0..pixel_max (None: in any range) that are not those of 0..1.
+    """Checks that pixels are finite, in 0..pixel_max (None: in any range), and not those of 0..1.
 
     Args:
         x: images of a floating type.
         pixel_max: highest pixel value.
-        some: they are a part of the images, all of which may be dark.
+        some: whether these are only a part of the images, and so can all be dark.
     """
     expect(np.isfinite(x).all(), "finite pixels", "NaN or infinity")
     if pixel_max is None:
@@ -111,12 +111,12 @@ def check_pixels(x: np.ndarray, pixel_max: float | None, *, some: bool = False) 
 
 
 def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) -> None:
-    """Labels [B], an array or tensor of any integer type.
+    """Checks labels [B], an array or tensor of any integer type.
 
     Args:
         y: the labels.
-        n: how many images they are of; None: not known.
-        classes: the classes they are of, 0 to classes - 1; None: not known.
+        n: number of images; None if not known.
+        classes: labels are in 0 to classes - 1; None if not known.
     """
     shape, dtype = _shape(y), getattr(y.dtype, "as_numpy_dtype", y.dtype)
     rank = None if shape is None else len(shape)
@@ -140,7 +140,7 @@ def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) ->
 
 
 def check_model(model: Any, what: str, kind: type | None = None) -> None:
-    """A model, or where that will do a layer, of Keras's; named `what` in the sentence."""
+    """Checks that this is a Keras model, or a layer if that is allowed; the sentence calls it `what`."""
     expect(
         isinstance(model, kind or keras.layers.Layer),
         f"a keras.Model as the {what}", f"a {type(model).__name__}",
@@ -149,12 +149,12 @@ def check_model(model: Any, what: str, kind: type | None = None) -> None:
 
 
 def check_logits(z: Any, of: str, *, n: int | None = None, classes: int | None = None) -> None:
-    """Logits [B,K], one array or tensor of a floating type.
+    """Checks logits [B,K], one array or tensor of a floating type.
 
     Args:
-        z: what was returned.
-        of: names what returned it, such as "the student".
-        n, classes: B and K that are expected; None: any.
+        z: the model's output.
+        of: the sentence's name of the model, such as "the student".
+        n, classes: expected B and K; None allows any.
     """
     what = f"logits [{n or 'B'},{classes or 'K'}] of {of}, one tensor of a floating type"
     kind = f"a {type(z).__name__}"
@@ -172,13 +172,13 @@ def logits_of(
     what: str,
     classes: int | None = None,
 ) -> np.ndarray:
-    """Logits [n,K] of a model on images; builds the model where it is not yet.
+    """Logits [n,K] of a model on images; builds the model if it is not built yet.
 
     Args:
         model: any Keras model, in inference mode; or x -> logits.
         x: images [n,H,W,C] in the model's pixel range.
-        what: names the model in an error, such as "student".
-        classes: K that is expected; None: any.
+        what: the error's name of the model, such as "student".
+        classes: expected K; None allows any.
 
     Raises:
         UserError: the model fails on such images, or does not return one row [K] for each.
@@ -186,7 +186,7 @@ def logits_of(
     try:
         x = tf.convert_to_tensor(x)
         z = model(x, training=False) if isinstance(model, keras.Model) else model(x)
-    except Exception as error:  # a model may fail in any way on images it was not made for
+    except Exception as error:  # on such images a model can fail in any way
         kind = getattr(model, "__name__", type(model).__name__)
         raise UserError(
             f"expected a {what} for images {list(x.shape[1:])}; received a {kind} that "

@@ -1,8 +1,8 @@
-"""Where a run computes: on one device, on several of one machine, or on several machines.
+"""The devices of a run: one, several of one machine, or those of several machines.
 
-A replica's share of a batch is the same part of the same examples whichever machine it is on, so
-that the weights do not depend on how many there are; `igam_tf.method.trainer` reduces over all of
-them. How several machines are started: `docs/cluster.md`.
+A replica gets the same part of a batch on whichever machine it is, so the weights do not depend on
+the number of machines; `igam_tf.method.trainer` reduces over all replicas. docs/cluster.md says how
+to start several machines.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ TF_CONFIG = "TF_CONFIG"
 
 
 def _gone() -> tuple[type[Exception], ...]:
-    """The errors where a worker is gone; InternalError has other causes too."""
+    """The errors raised when a worker is gone; InternalError has other causes too."""
     return tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError
 
 
 def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
-    """The strategy of a command line. Call it before any tensor is made.
+    """The strategy that the flags ask for. Call this before any tensor is created.
 
     Args:
         name: "default", one device; "mirrored", see `local_strategy`; "multiworker", all devices of
-            every worker that the environment's TF_CONFIG names; "auto": multiworker where there is a
-            TF_CONFIG, else mirrored.
+            the workers in the environment variable TF_CONFIG; "auto", multiworker if TF_CONFIG is
+            set, else mirrored.
         replicas: devices of this machine, see `local_strategy`.
 
     Raises:
-        UserError: as `local_strategy`; no TF_CONFIG or a wrong one, workers that do not come, or a
-            number of replicas where there is no choice.
+        UserError: as `local_strategy`; TF_CONFIG is missing or wrong, a worker does not start, or a
+            number of replicas is given where it is fixed.
     """
     if name == "multiworker" or (name == "auto" and os.environ.get(TF_CONFIG)):
         return _multiworker(replicas)
@@ -48,14 +48,15 @@ def strategy(name: str, replicas: int) -> tf.distribute.Strategy:
 
 
 def local_strategy(replicas: int) -> tf.distribute.Strategy:
-    """MirroredStrategy over so many devices of this machine, the default strategy for a single one.
+    """MirroredStrategy over devices of this machine; the default strategy for a single one.
 
     Args:
-        replicas: 0: all GPUs, or one CPU. CPUs are divided into as many logical ones, which share
-            the cores; for that it must be called before any tensor is made.
+        replicas: number of devices; 0 means all GPUs, or one CPU. Without GPUs the CPU is divided
+            into that many logical ones, which share the cores; call this before any tensor is
+            created.
 
     Raises:
-        UserError: more replicas than GPUs.
+        UserError: there are more replicas than GPUs.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if replicas < 0 or (gpus and replicas > len(gpus)):
@@ -73,16 +74,16 @@ def local_strategy(replicas: int) -> tf.distribute.Strategy:
 
 
 def without_peers(chosen: tf.distribute.Strategy) -> tf.distribute.Strategy:
-    """The strategy for work of the chief alone: `chosen`, or the default one if that needs workers."""
+    """The strategy for work that only the chief does: `chosen`, or the default one if it has workers."""
     return tf.distribute.get_strategy() if chosen.cluster_resolver else chosen
 
 
 def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
-    """MirroredStrategy that adds up on one device instead of through collective kernels.
+    """MirroredStrategy that sums on one device instead of with collective kernels.
 
-    Those are paired by the order in which each replica's tapes happen to create them. In a step with
-    nested tapes and synchronised batch norms that order differed between replicas now and then,
-    which ended in an error or a deadlock.
+    Collective kernels are paired by the order in which each replica's tapes create them. In a step
+    with nested tapes and synchronised batch norms this order sometimes differed between replicas,
+    which led to an error or a deadlock.
     """
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
@@ -92,8 +93,8 @@ def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
 def _multiworker(replicas: int) -> tf.distribute.MultiWorkerMirroredStrategy:
     if replicas:
         raise UserError(
-            "expected no --replicas with --strategy=multiworker, where each worker takes all of its "
-            f"devices; received {replicas}"
+            "expected no --replicas with --strategy=multiworker, where each worker uses all of "
+            f"its devices; received {replicas}"
         )
     text = os.environ.get(TF_CONFIG, "")
     try:
@@ -123,7 +124,7 @@ def is_chief(chosen: tf.distribute.Strategy) -> bool:
 
 
 def same_everywhere(chosen: tf.distribute.Strategy, value: float) -> bool:
-    """Whether all workers call this with the same value. It waits until every worker has called it."""
+    """Whether all workers call this with the same value; waits until every worker has called it."""
     per_replica = chosen.experimental_distribute_values_from_function(
         lambda _: tf.constant(value, tf.float64)
     )
@@ -144,16 +145,17 @@ def lost_workers(chosen: tf.distribute.Strategy) -> Iterator[None]:
         if chosen.cluster_resolver is None or not (reason or isinstance(error, _gone())):
             raise
         raise UserError(
-            "another worker stopped or cannot be reached, so this one stops too; the same command on "
-            f"every worker goes on from the last checkpoint ({reason or error.message})"
+            "another worker stopped or cannot be reached, so this one stops too; run the same "
+            "command on every worker to resume from the last checkpoint "
+            f"({reason or error.message})"
         ) from error
 
 
 def sharded(batches: tf.data.Dataset) -> Iterator:
     """Iterator over global batches (x [b,...], y [b]), split over the replicas in order.
 
-    Every worker makes every batch and takes its part: batches are functions of the step, and an
-    automatic shard would deal out examples, or whole batches, instead of parts of each batch.
+    Every worker makes every batch and takes its part of it. Batches are functions of the step, and
+    automatic sharding would distribute examples, or whole batches, instead.
     """
     chosen = tf.distribute.get_strategy()
     replicas = chosen.num_replicas_in_sync
@@ -169,8 +171,8 @@ def sharded(batches: tf.data.Dataset) -> Iterator:
                 lambda i: tuple(shard(tensor, i, replicas) for tensor in batch)
             )
 
-        # The data set is declared infinite, so that workers need not agree on its end at each batch;
-        # a batch beyond its real end is an error.
+        # The data set is declared infinite, so that workers do not have to agree on its end at each
+        # batch; reading beyond its real end is an error.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return batches.flat_map(parts).apply(endless).prefetch(2 * local)
 

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake; `igam_tf.common.program` shows it."""
+"""The exception for a user's mistake; `igam_tf.common.program` prints it."""
 
 import errno
 import os
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from igam_tf.common.private_api import file_and_reason
 
-# A full or failing disk, and one that may not be written to.
+# Errors of a full, failing or read-only disk.
 _DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
 )  # fmt: skip
 
 
 class UserError(ValueError):
-    """Bad input: one sentence with what was expected and what came. Shown without a traceback."""
+    """Bad input: one sentence says what was expected and what was received, without a traceback."""
 
-    ag_pass_through = True  # tells a tf.function not to put "in user code: File ..." before it
+    ag_pass_through = True  # makes tf.function leave out its "in user code: File ..."
 
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Says in one sentence that the disk is full, failing or read-only.
+    """Context that turns errors of a full, failing or read-only disk into one sentence.
 
     Raises:
-        UserError: an OSError of such a kind came, or a TensorFlow error that ends in one's text.
+        UserError: such an OSError was raised, or a TensorFlow error that ends in its text.
     """
     try:
         yield
@@ -40,17 +40,17 @@ def disk_errors() -> Iterator[None]:
         else:
             raise
         raise UserError(
-            f"cannot write: {what}{f': {where}' if where else ''}; what was saved before is kept: mend "
-            "this, and run the same command to continue"
+            f"cannot write: {what}{f': {where}' if where else ''}; what was saved before is kept: "
+            "correct this and run the same command to continue"
         ) from error
 
 
 @contextmanager
 def folder_in_place(path: Path) -> Iterator[None]:
-    """Context in which a file is written to a folder that was there before.
+    """Context in which a file is written to an existing folder.
 
     Raises:
-        UserError: it is there no more.
+        UserError: the folder no longer exists.
     """
     try:
         yield
@@ -58,17 +58,17 @@ def folder_in_place(path: Path) -> Iterator[None]:
         if path.parent.is_dir():
             raise
         raise UserError(
-            f"expected the folder of {path} to stay at its place; it was renamed or removed "
-            "meanwhile: what was finished is kept where it is now"
+            f"expected the folder of {path} to stay in place; it was renamed or removed "
+            "meanwhile: finished work is still in it"
         ) from error
 
 
 def writable(flag: str, path: str | os.PathLike) -> Path:
-    """The path of a file that can be written, checked before the work rather than after it.
+    """The path of a file, which is checked to be writable before the work begins.
 
     Args:
         flag: name of the flag that holds the path.
-        path: the file; its folder must be there.
+        path: the file; its folder must exist.
 
     Raises:
         UserError: it cannot be written.
@@ -84,6 +84,6 @@ def writable(flag: str, path: str | os.PathLike) -> Path:
 
 
 def flags_alone(argv: list[str]) -> None:
-    """Raises a UserError where a command line has more than flags; argv: what `main` was given."""
+    """Raises a UserError if a command line has more than flags; argv: the argument of `main`."""
     if argv[1:]:
         raise UserError(f"expected flags alone; received {' '.join(argv[1:])!r} as well")

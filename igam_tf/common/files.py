@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: made beside their place, and renamed."""
+"""Files and folders that are complete or absent: written under another name, then renamed."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from igam_tf.common.errors import UserError, folder_in_place
 
 
 def temporary_of(path: Path) -> Path:
-    """Where `replacing` has a file or folder made."""
+    """The temporary path that `replacing` uses for `path`."""
     return path.with_name(f".tmp.{path.name}")
 
 
@@ -26,18 +26,18 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """A path to make a file or a folder at; it becomes `path` once the block ends without error.
+    """Context with a path for a new file or folder; it is renamed to `path` if the block succeeds.
 
     Args:
-        path: absent, a file that is replaced by one, or an empty folder.
-        temporary: what is yielded; what is there is removed. None: `temporary_of`, for a path that no
-            other process writes.
+        path: absent, a file to be replaced by a file, or an empty folder.
+        temporary: the yielded path; what exists there is removed. None means `temporary_of`, for a
+            path that no other process writes.
 
     Raises:
-        UserError: the folder of `path` is there no more.
+        UserError: the folder of `path` no longer exists.
     """
     temporary = temporary or temporary_of(path)
-    _remove(temporary)  # what a killed process left
+    _remove(temporary)  # left by a killed process
     try:
         with folder_in_place(path):
             yield temporary
@@ -52,14 +52,14 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(flag: str, path: str) -> Iterator[Path]:
-    """A folder beside `path` to work in; it takes the name of `path` once the block ends without error.
+    """Context with a folder beside `path`; it is renamed to `path` if the block succeeds.
 
     Args:
-        flag: names the path to the user.
+        flag: name of the flag that holds the path.
         path: absent, or an empty folder.
 
     Raises:
-        UserError: something is there already, or the folder cannot be made.
+        UserError: something else exists there, or the folder cannot be created.
     """
     place = Path(path).expanduser().absolute()
     if place.is_dir() and any(place.iterdir()):
@@ -90,7 +90,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Copies a file to `path`, which appears whole."""
+    """Copies a file to `path` atomically."""
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
 
@@ -101,11 +101,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote.
+    """Reads a JSON object from a file.
 
     Raises:
-        UserError: damaged.
-        OSError: not there, or not to be read.
+        UserError: it is damaged, or no object.
+        OSError: it is absent or cannot be read.
     """
     try:
         content = json.loads(path.read_bytes())

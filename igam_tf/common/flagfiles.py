@@ -1,6 +1,6 @@
-"""Flagfiles: a flag a line, comments behind #, and `--flagfile=<another>` where another belongs.
+"""Flagfiles: one flag per line, # comments, and `--flagfile=<another>` to include another file.
 
-A file is named by its path, or by its path within the folder of flagfiles that the package brings.
+A file is named by its path, or by its path within the package's folder of flagfiles.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from igam_tf.common.errors import UserError
 
-# In the package where it is installed, in flags/ of a checkout.
+# Within the package if it is installed, else flags/ of the checkout.
 FOLDER = Path(__file__).parents[1] / "flagfiles"
 if not FOLDER.is_dir():
     FOLDER = Path(__file__).parents[2] / "flags"
@@ -19,13 +19,13 @@ Line = tuple[str, str]  # (flag, "<file>:<number of the line>")
 
 
 def names(folder: Path, pattern: str = "**/*") -> list[str]:
-    """The flagfiles of a folder, by their paths within it, folder by folder."""
+    """The paths of the flagfiles within a folder, sorted by subfolder."""
     found = (path.relative_to(folder) for path in folder.glob(f"{pattern}.flags"))
     return [path.as_posix() for path in sorted(found, key=lambda p: (p.parent.parts, p.name))]
 
 
 def find(name: str, folder: Path | None, *, here: Path = Path()) -> Path:
-    """The file of a name, in `here` or in the folder.
+    """The path of a named flagfile, in `here` or in the folder.
 
     Raises:
         UserError: there is none.
@@ -40,10 +40,10 @@ def find(name: str, folder: Path | None, *, here: Path = Path()) -> Path:
 
 @lru_cache
 def read(path: Path, folder: Path | None) -> tuple[Line, ...]:
-    """The flags of a file, those of files that it includes in their places.
+    """The flags of a file, with those of included files in the places of the includes.
 
     Raises:
-        UserError: a file that is absent, cannot be read, or includes itself; a line that is no flag.
+        UserError: a file is absent, cannot be read or includes itself, or a line is not a flag.
     """
     return tuple(_lines(path, folder, ()))
 
@@ -74,13 +74,13 @@ def _included(argument: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """A file for people: one of the package as flags/<path within it>, any other by its whole path."""
+    """A file's name in messages: flags/<path within it> for one of the package, else the full path."""
     path, folder = path.resolve(), FOLDER.resolve()
     return f"flags/{path.relative_to(folder).as_posix()}" if folder in path.parents else str(path)
 
 
 def expanded(argv: list[str], folder: Path | None) -> tuple[list[str], dict[str, str]]:
-    """(a command line with the flags of its flagfiles in their place, flag -> place of those).
+    """(the command line with its flagfiles replaced by their flags, flag -> file and line of these).
 
     Raises:
         UserError: as `read`.

@@ -1,6 +1,6 @@
-"""What is imported when it is first used: TensorFlow and Keras, and classes that Keras finds by name.
+"""Imports TensorFlow and Keras at first use, and registered classes when Keras looks for them.
 
-A module that only names things, such as the attacks for a help text, imports `tf` and `keras` from here.
+A module that a help text needs, such as that of the attacks, imports `tf` and `keras` from here.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _WhenUsed(ModuleType):
-    """Stands for a module, which is imported when the first of its names is looked up."""
+    """A placeholder for a module, which is imported when one of its names is first used."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
@@ -32,12 +32,12 @@ class _Around(importlib.abc.MetaPathFinder):
         self._name, self._around, self._looking = name, around, False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The module's own spec, with `around` around its execution."""
+        """The module's own spec, with `around` called around its execution."""
         if name != self._name or self._looking:
             return None
         self._looking = True
         try:
-            spec = importlib.util.find_spec(name)  # of the finders after this one
+            spec = importlib.util.find_spec(name)  # from the finders after this one
         finally:
             self._looking = False
         if spec is None:
@@ -53,12 +53,12 @@ class _Around(importlib.abc.MetaPathFinder):
 
 
 def around_import(name: str, around: Callable[[Callable[[], None]], None]) -> None:
-    """Lets `around` run the code of a module, which it is given, when the module is imported."""
+    """When the module is imported, passes its code to `around` as a function to call."""
     sys.meta_path.insert(0, _Around(name, around))
 
 
 class _Later:
-    """Stands among Keras's custom objects for a class whose module registers it when imported."""
+    """A placeholder in Keras's custom objects for a class that its module registers when imported."""
 
     def __init__(self, module: str, name: str):
         self._module, self._name = module, name
@@ -69,7 +69,7 @@ class _Later:
 
 
 def register_later(modules: Mapping[str, str]) -> None:
-    """Lets `keras.saving.load_model` find classes by name, and import their modules when it does.
+    """Lets `keras.saving.load_model` find classes by name and import their modules only then.
 
     Args:
         modules: registered name, such as "madry_models>MnistCNN" -> the module that registers it.

@@ -1,4 +1,4 @@
-"""Folders whose names TensorFlow would take for patterns."""
+"""Makes folders usable whose names TensorFlow would read as patterns."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ _numbers = itertools.count()
 
 @functools.cache
 def _links() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="igam-")  # removed with the process
+    return tempfile.TemporaryDirectory(prefix="igam-")  # removed when the process ends
 
 
 @functools.cache
@@ -23,13 +23,13 @@ def _link(folder: Path) -> Path:
 
 
 def literal(folder: Path) -> Path:
-    """A path of a folder without *, ?, [, ] and backslashes: its own, or that of a link to it.
+    """A path to the folder without *, ?, [, ] and backslashes: its own, or that of a link to it.
 
-    TensorFlow looks for checkpoints, and tensorflow-datasets for records, by patterns that begin with
-    the folder's name, and does not find them in one that is called `run[1]`.
+    TensorFlow looks for checkpoints, and tensorflow-datasets for records, by patterns that begin
+    with the folder's name, and do not find them in a folder named `run[1]`.
 
     Args:
-        folder: of an existing folder.
+        folder: path of an existing folder.
     """
     whole = folder.absolute()
     return _link(whole) if re.search(r"[*?\[\]\\]", os.fspath(whole)) else folder

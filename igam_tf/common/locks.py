@@ -1,4 +1,4 @@
-"""Locks between processes; they go with the process that holds them, however it ends."""
+"""Locks between processes; a lock is released when its process ends in any way."""
 
 import fcntl
 import os
@@ -7,16 +7,16 @@ from typing import IO
 
 
 def take_lock(path: Path, *, wait: bool = False) -> IO[bytes]:
-    """Opens a file, made if absent, that no other process has locked; closing it releases the lock.
+    """Opens and locks a file, which is created if absent; closing it releases the lock.
 
-    Whoever holds the lock may remove the file.
+    The process that holds the lock can remove the file.
 
     Args:
-        path: of the file, whose content stays.
-        wait: whether to wait while another process has it.
+        path: of the file; its content is kept.
+        wait: whether to wait while another process holds the lock.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
         OSError: the file cannot be written.
     """
     while True:
@@ -28,11 +28,11 @@ def take_lock(path: Path, *, wait: bool = False) -> IO[bytes]:
             raise
         if is_at(file, path):
             return file
-        file.close()  # its last owner has removed it meanwhile
+        file.close()  # the process that held it has removed it
 
 
 def is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether `path` is still the place of an open file."""
+    """Whether `path` is still the path of an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except OSError:

@@ -1,7 +1,7 @@
-"""Every private part of Keras and TensorFlow that the project uses; no other file reads one.
+"""All private parts of Keras and TensorFlow that the project uses; no other file uses one.
 
-Tried with keras 3.12.1 and 3.15.1, and tensorflow 2.18.0 and 2.21.0. tests/test_private_api.py fails
-where a part has moved.
+Tested with keras 3.12.1 and 3.15.1, and tensorflow 2.18.0 and 2.21.0. tests/test_private_api.py
+fails if a part changes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from igam_tf.common.lazy import keras, tf
 
 
 def layers_of(layer: keras.layers.Layer, *, include_self: bool = True) -> list[keras.layers.Layer]:
-    """Every layer inside a layer, at any depth; Keras lists those of models alone."""
+    """Every layer inside a layer, at any depth; Keras lists only those of models."""
     return list(layer._flatten_layers(include_self=include_self))
 
 
 def layers_just_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers that a layer holds itself."""
+    """The layers that a layer holds directly."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-_thread = threading.local()  # its open contexts of `calls_of`; replicas are threads
+_thread = threading.local()  # the open contexts of `calls_of` of each thread; replicas are threads
 _lock = threading.Lock()
-_watchers: dict[int, int] = {}  # id of a layer -> how many contexts watch it now
-_own_calls: dict[int, Any] = {}  # id of a watched layer -> what its __dict__ had as `call`, or None
+_watchers: dict[int, int] = {}  # id of a layer -> number of contexts that watch it
+_own_calls: dict[int, Any] = {}  # id of a watched layer -> `call` in its __dict__ before, or None
 
 
 @contextlib.contextmanager
 def calls_of(layers: Sequence[keras.layers.Layer]) -> Iterator[list[tuple]]:
-    """Context in which this thread's calls of the layers are kept: (layer, args, kwargs, outputs).
+    """Context that records this thread's calls of the layers: (layer, args, kwargs, outputs).
 
-    They come in the order in which they end. A layer's own `call` is back in its place when nobody
-    watches any more.
+    They are in the order in which they end. A layer's own `call` is restored when the last context
+    that watches it ends.
     """
     calls: list[tuple] = []
     outer = getattr(_thread, "open", [])
@@ -71,7 +71,7 @@ def _watch(layer: keras.layers.Layer) -> None:
                 calls.append((layer, args, kwargs, outputs))
         return outputs
 
-    layer.__dict__["call"] = watched  # past Keras, which tracks what is set
+    layer.__dict__["call"] = watched  # bypasses Keras, which tracks attributes
 
 
 def _unwatch(layer: keras.layers.Layer) -> None:
@@ -82,7 +82,7 @@ def _unwatch(layer: keras.layers.Layer) -> None:
 
 
 def drops_at_random(model: keras.Model) -> bool:
-    """Whether a model has a layer with a random generator of Keras's, such as dropout."""
+    """Whether a model has a layer with a Keras random generator, such as dropout."""
     return any(v.name == "seed_generator_state" for v in model.non_trainable_variables)
 
 
@@ -91,7 +91,7 @@ def drops_at_random(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def _set(values: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Context in which attributes have other values; `layer.dtype_policy` would set others too."""
+    """Context that sets attributes; setting `layer.dtype_policy` would change other layers too."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
     try:
         for owner, name, value in values:
@@ -106,7 +106,7 @@ def in_float32(layers: Sequence[keras.layers.Layer]) -> contextlib.AbstractConte
     """Context in which layers compute in float32, with the same weights."""
 
     class ComputedInFloat32(keras.DTypePolicy):
-        """With variables of another type, which Keras then casts."""
+        """Gives the variables' dtype, so that Keras casts them."""
 
         def __init__(self, variables: str):
             super().__init__("float32")
@@ -114,7 +114,7 @@ def in_float32(layers: Sequence[keras.layers.Layer]) -> contextlib.AbstractConte
 
         @property
         def variable_dtype(self) -> str:
-            """Theirs."""
+            """The dtype of the variables."""
             return self._of_variables
 
     return _set(
@@ -123,9 +123,9 @@ def in_float32(layers: Sequence[keras.layers.Layer]) -> contextlib.AbstractConte
 
 
 def in_float64(model: keras.Model) -> contextlib.AbstractContextManager[None]:
-    """Context in which every layer computes in float64, of variables that are given in it."""
+    """Context in which every layer computes in float64, with variables that are passed in float64."""
     layers, policy = layers_of(model), keras.DTypePolicy("float64")
-    # Models cast what they are called with to the type of their input layers.
+    # Models cast their inputs to the dtype of their input layers.
     functional = [getattr(layer, "_functional", layer) for layer in layers]  # of a Sequential
     inputs = [t for part in functional for t in getattr(part, "_inputs", None) or ()]
     inputs += [layer for layer in layers if isinstance(layer, keras.layers.InputLayer)]
@@ -134,7 +134,7 @@ def in_float64(model: keras.Model) -> contextlib.AbstractContextManager[None]:
 
 
 def functional_of(model: keras.Model) -> keras.Model | None:
-    """The functional model that a built Sequential holds its layers in once more; else None."""
+    """The functional model inside a built Sequential; else None."""
     return getattr(model, "_functional", None)
 
 
@@ -150,7 +150,7 @@ EVALUATED_BY_FIT = "_use_cached_eval_dataset"
 
 
 def directions(*, up: Sequence[str] = (), down: Sequence[str] = ()) -> Any:
-    """Tells Keras's callbacks, as a metric of a model, which way a logged name is better."""
+    """A metric that tells Keras's callbacks in which direction a logged name is better."""
     return _directions()(up, down)
 
 
@@ -159,7 +159,7 @@ def _directions() -> type:
     from keras.src.trainers.compile_utils import MetricsList
 
     class Directions(MetricsList):
-        """Measures nothing. Keras looks for directions among compiled metrics alone."""
+        """Measures nothing; Keras looks for directions only in compiled metrics."""
 
         def __init__(self, up, down):
             super().__init__([SimpleNamespace(name=name, _direction="up") for name in up])
@@ -176,14 +176,14 @@ def _directions() -> type:
 
 
 def metrics_of(model: keras.Model) -> list:
-    """The list in which Keras keeps a model's metrics; what is added to it, callbacks find."""
+    """The list of a model's metrics in Keras; callbacks find metrics that are added to it."""
     return model._metrics
 
 
 def slot_of(
     optimizer: keras.optimizers.Optimizer, slots: list[keras.Variable], variable: keras.Variable
 ) -> keras.Variable:
-    """The slot of a variable, within `update_step`, where it may be one replica's own."""
+    """The slot of a variable within `update_step`, where each replica can have its own."""
     return slots[optimizer._get_variable_index(variable)]
 
 
@@ -191,12 +191,12 @@ def slot_of(
 
 
 def place_of_moments() -> tuple[Any, str]:
-    """(module, name) of what Keras's normalisation layers call for mean and variance."""
+    """(module, name) of the function that Keras's normalisation layers call for mean and variance."""
     return tf.nn, "moments"
 
 
 def place_of_resize_bilinear_grad() -> tuple[Any, str]:
-    """(module, name) of what TensorFlow calls for the gradient of bilinear resizing."""
+    """(module, name) of the function that computes TensorFlow's gradient of bilinear resizing."""
     from tensorflow.python.ops import gen_image_ops
 
     return gen_image_ops, "resize_bilinear_grad"
@@ -208,10 +208,10 @@ _PLAIN = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\} ?")  # colours, and names of gr
 
 
 def reason_of(error: Exception) -> str:
-    """The line of a Keras or TensorFlow error that says why.
+    """The line of a Keras or TensorFlow error that gives the reason.
 
     Keras's own first line is only "Exception encountered when calling Sequential.call()."; the
-    reason stands below it.
+    reason is below it.
 
     Example:
         >>> reason_of(ValueError("Exception encountered when calling A.call().\\n\\nwrong shape"))
@@ -227,23 +227,23 @@ def reason_of(error: Exception) -> str:
 
 
 def reason_of_loading(error: Exception) -> str:
-    """The first sentence of the innermost error of `keras.saving.load_model`, which writes pages."""
+    """The first sentence of the innermost error of `keras.saving.load_model`, which is very long."""
     return str(error).rsplit("Exception encountered: ")[-1].split(". ")[0]
 
 
 def missing_gradient(error: LookupError) -> str:
-    """The operation of which TensorFlow has no gradient."""
+    """The operation for which TensorFlow has no gradient."""
     return str(error).strip().rsplit(":", 1)[-1].strip()
 
 
 def not_finite(error: tf.errors.OpError) -> str | None:
-    """The name that `tf.debugging.check_numerics` was given, if it raised the error."""
+    """The message of `tf.debugging.check_numerics`, if it raised the error."""
     found = re.search(r"(\w+) : Tensor had", error.message)
     return found[1] if found else None
 
 
 def label_outside(error: tf.errors.OpError) -> tuple[str, str] | None:
-    """(label, range of the classes) of a cross-entropy whose label is none of them; else None."""
+    """(label, range of the classes) if a cross-entropy had a label outside the classes; else None."""
     found = re.search(
         r"label value of (-?\d+) which is outside the valid range of (\[.*?\))", error.message
     )
@@ -251,12 +251,12 @@ def label_outside(error: tf.errors.OpError) -> tuple[str, str] | None:
 
 
 def file_and_reason(error: Exception, reasons: Iterable[str]) -> tuple[str, str] | None:
-    """(file, reason) of an error of TensorFlow's file system for one of these reasons; else None."""
+    """(file, reason) of a TensorFlow file system error with one of these reasons; else None."""
     found = re.search(rf"(\S+); ({'|'.join(reasons)})", str(error))
     return (found[1], found[2]) if found else None
 
 
 def aborted_by(error: tf.errors.OpError) -> str | None:
-    """Why the collective operations between workers were given up; None: they were not."""
+    """Why the collective operations between workers were aborted; None if they were not."""
     found = re.search("Collective ops is aborted by: (.+)", error.message)
     return found[1] if found else None

@@ -1,4 +1,4 @@
-"""What every program here shares: --help, --version, plain log lines, one sentence for a mistake."""
+"""The frame of all programs: --help, --version, plain log lines, one sentence for a mistake."""
 
 import igam_tf.common.quiet  # noqa: F401 (before tqdm is imported)
 
@@ -35,9 +35,9 @@ _HELP, _VERSION = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}, 
 _GENERAL = """
 general: of every program
   --flagfile=<file>
-      Reads flags from a file, one a line.{flagfiles}
+      Reads flags from a file, one per line.{flagfiles}
   --verbosity=<debug|info|warning|error>
-      How much is said on the way; debug shows TensorFlow's own lines as well, and the traceback of an
+      How much is logged; debug also shows TensorFlow's own lines, and the traceback of an
       error. (default: info)
   --version
       Prints the versions of igam_tf, TensorFlow and Keras, and exits.
@@ -49,7 +49,7 @@ _VALUES = {
     "string": "<text>",
     "comma separated list of strings": "<text>,<text>,...",
 }
-# What programs call the same thing, for the suggestion where one is asked for by another's name.
+# Flags with the same meaning in different programs, for the suggestion after an unknown flag.
 _ALIKE = (
     ("output", "workdir", "json", "dest"),
     ("model", "run", "runs", "reference", "checkpoint"),
@@ -59,21 +59,21 @@ _ALIKE = (
     ("checks", "lines"),
     ("eps", "epsilon", "radius"),
 )
-# Name of a flag that a flagfile has -> "<file>:<number of the line>".
+# Name of a flag that was set in a flagfile -> "<file>:<line number>".
 PLACES: dict[str, str] = {}
-_headings: dict[str, str] = {}  # name of a flag -> heading below which --help shows it
+_headings: dict[str, str] = {}  # name of a flag -> its heading in --help
 
 
 @contextmanager
 def heading(text: str) -> Iterator[None]:
-    """Context: --help shows the flags that are defined in it below `text`."""
+    """Context: --help lists the flags that are defined in it below the heading `text`."""
     before = set(flags.FLAGS)
     yield
     _headings.update({name: text for name in flags.FLAGS if name not in before})
 
 
 def default_and_range(default: object, least: float | None, most: float | None) -> str:
-    """The end of a help text, such as " (default: 100; at least 1)"; None and "": left out."""
+    """The end of a help text, such as " (default: 100; at least 1)"; None and "" are left out."""
     said = [] if default in (None, "", [], ()) else [f"default: {value_text(default)}"]
     if least is not None and math.isfinite(least):
         limited = most is not None and math.isfinite(most)
@@ -113,7 +113,7 @@ def _flag_text(flag: flags.Flag, width: int) -> str:
 
 
 def called_as() -> str:
-    """How the program was called: "python -m igam_tf.train", or the name of a script, "igam-train"."""
+    """How the program was called: "python -m igam_tf.train", or a script's name, "igam-train"."""
     spec = sys.modules["__main__"].__spec__
     return f"python -m {_dotted(spec.name)}" if spec else Path(sys.argv[0]).name
 
@@ -123,10 +123,10 @@ def _dotted(module: str) -> str:
 
 
 def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
-    """What the program does, then its flags below their headings, in the order of definition.
+    """The help text: what the program does, then its flags below their headings.
 
     Args:
-        module: the program's own, whose docstring says what it does.
+        module: that of the program; its docstring says what it does.
         flagfiles: folder of the flagfiles that the program finds by name.
     """
     width = min(shutil.get_terminal_size().columns, 100)
@@ -146,7 +146,7 @@ def help_text(module: ModuleType, flagfiles: Path | None = None) -> str:
 
 
 def _flagfiles_text(folder: Path, width: int) -> str:
-    """The flagfiles of a folder, a paragraph for each of its folders."""
+    """Lists the flagfiles of a folder, with one paragraph for each subfolder."""
     lines = ["The package has these, each named by its path:"]
     for within, found in groupby(names(folder), lambda name: name.rpartition("/")[0]):
         own = ", ".join(name.removeprefix(f"{within}/") for name in found)
@@ -169,7 +169,7 @@ def version_text() -> str:
 
 
 class _Verbosity(flags.IntegerParser):
-    """A level of absl by name, or by its number."""
+    """Parses a level of absl, given by its name or its number."""
 
     levels: ClassVar = {"debug": 1, "info": 0, "warning": -1, "error": -2}
     enum_values = tuple(levels)
@@ -184,7 +184,7 @@ def _error(sentence: object) -> int:
 
 
 def _unknown_flag(name: str) -> str:
-    """The sentence for a flag that there is not, with what another program calls the same thing."""
+    """The sentence for an unknown flag, with a suggestion."""
     alike = [other for names in _ALIKE if name in names for other in names if other in flags.FLAGS]
     near = [*alike, *difflib.get_close_matches(name, flags.FLAGS, 1)]
     meant = f"did you mean --{near[0]}? " if near else ""
@@ -192,7 +192,7 @@ def _unknown_flag(name: str) -> str:
 
 
 def _wrong_value(error: flags.Error) -> str:
-    """The sentence for a flag with a value that it does not take."""
+    """The sentence for a flag with a wrong value."""
     text = str(error).replace("\n", " ")
     found = re.match(r"flag --(\w+)=(.*?): |Missing value for flag --?(\w+)", text)
     if not found or (found[1] or found[3]) not in flags.FLAGS:
@@ -203,7 +203,7 @@ def _wrong_value(error: flags.Error) -> str:
 
 
 def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[str]:
-    """Parses the flags; answers --help, --version and a wrong flag, and exits."""
+    """Parses the flags; after --help, --version or a wrong flag it prints the answer and exits."""
     asked = set(takewhile("--".__ne__, argv[1:]))
     if asked & _HELP:
         print(help_text(module, flagfiles))
@@ -227,7 +227,7 @@ def _parse(argv: list[str], module: ModuleType, flagfiles: Path | None) -> list[
 
 
 class _AboveBars(logging.Handler):
-    """Writes to standard error, on a terminal above progress bars."""
+    """Writes to standard error; on a terminal, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         write = tqdm.write if sys.stderr.isatty() else print
@@ -235,7 +235,7 @@ class _AboveBars(logging.Handler):
 
 
 class _Sentences(logging.Formatter):
-    """A message without time and place; its level in front from warnings on."""
+    """A message without time and place; warnings and errors begin with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -243,8 +243,8 @@ class _Sentences(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{level}: {text}"
 
 
-def _told(record: logging.LogRecord) -> bool:
-    """Whether a log line is shown: every warning, and what these packages say on their way."""
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Whether a log line is shown: all warnings, and all lines of these packages."""
     ours = Path(__file__).parents[2]
     place = Path(record.pathname)
     return record.levelno >= logging.WARNING or any(
@@ -254,11 +254,11 @@ def _told(record: logging.LogRecord) -> bool:
 
 _SCREEN = _AboveBars()
 _SCREEN.setFormatter(_Sentences())
-_SCREEN.addFilter(_told)
+_SCREEN.addFilter(_is_shown)
 
 
 def _talk_plainly() -> None:
-    """Log lines as sentences, from info on; with --verbosity=debug all of them, as absl has them."""
+    """Shows log lines as sentences, from info on; with --verbosity=debug all lines in absl's format."""
     if flags.FLAGS["verbosity"].using_default_value:
         absl_logging.set_verbosity(absl_logging.INFO)
     if absl_logging.get_verbosity() < absl_logging.DEBUG:
@@ -269,14 +269,14 @@ def _talk_plainly() -> None:
 def run_entry_point(
     main: Callable[[list[str]], int | None], *, flagfiles: Path | None = None
 ) -> None:
-    """Runs `main` with the arguments that are no flags, and exits with its status.
+    """Runs `main` with the arguments that are not flags, and exits with its status.
 
-    A wrong flag and a `UserError` end in one line and status 1, Ctrl-C in one line and status 130.
-    Where nobody reads what is printed any more, as behind `| head`, it ends in silence.
+    A wrong flag or a `UserError` prints one line and exits with status 1; Ctrl-C prints one line
+    and exits with status 130. If the reader of the output ends, as in `| head`, it exits silently.
 
     Args:
-        main: the program; the docstring of its module is what --help begins with.
-        flagfiles: folder whose files `--flagfile=<name>` finds, as well as the current folder's.
+        main: the program; --help begins with the docstring of its module.
+        flagfiles: folder in which `--flagfile=<name>` finds files, besides the current folder.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -298,6 +298,6 @@ def run_entry_point(
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):  # Python writes what is left once more as it ends
+        for stream in (sys.stdout, sys.stderr):  # Python would flush the rest again at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -1,7 +1,7 @@
-"""Silences what TensorFlow's C++ code writes when it is imported; `program` imports this.
+"""Silences the lines that TensorFlow's C++ code writes at import; `program` imports this.
 
-They stay where the command line has --verbosity=debug, or the environment TF_CPP_MIN_LOG_LEVEL=0. In a
-process that imports a program's module, and is another program, nothing happens here.
+--verbosity=debug, or TF_CPP_MIN_LOG_LEVEL=0 in the environment, keeps these lines. If another
+program imports the module of one of these programs, this does nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ from igam_tf.common.lazy import around_import
 
 
 def is_program() -> bool:
-    """Whether this process is a program of these packages: `python -m`, or a script that pip wrote."""
+    """Whether this process runs a program of these packages, by `python -m` or by a pip script."""
     path = Path(sys.argv[0] if sys.argv else "")
     ours = Path(__file__).absolute().parents[2]
     script = re.fullmatch(r"(igam|madry)-[a-z-]+(\.exe)?", path.name)
@@ -27,7 +27,7 @@ def is_program() -> bool:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Context: what is written to the process's standard error, from C++ too, is dropped."""
+    """Context that drops everything written to standard error, also from C++."""
     sys.stderr.flush()
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -45,7 +45,7 @@ def _quietly(execute: Callable[[], None]) -> None:
 
 
 def _in_lines(file: IO[str]) -> Callable[[str], object]:
-    """Prints each state of a progress bar on a line of its own, not in place of the one before."""
+    """Prints each state of a progress bar on a new line, instead of overwriting the last one."""
     return lambda text: text and print(text, file=file, flush=True)
 
 
@@ -57,16 +57,14 @@ def _stop_in_one_line(kind, error, traceback) -> None:
 
 
 if is_program():
-    sys.excepthook = (
-        _stop_in_one_line  # before and after `run_entry_point`, which does it by itself
-    )
-    if not sys.stderr.isatty():  # a log: a bar writes a line a minute
+    sys.excepthook = _stop_in_one_line  # for the time before and after `run_entry_point`, which handles it itself
+    if not sys.stderr.isatty():  # in a log a bar writes one line a minute
         for name in ("DELAY", "MININTERVAL"):
             os.environ.setdefault(f"TQDM_{name}", "60")
         from tqdm import tqdm
 
         tqdm.status_printer = staticmethod(_in_lines)
     _debug = re.search(r"^--?v(erbosity)?[=\n](debug|[1-9]\d*)$", "\n".join(sys.argv), re.M)
-    # Some lines come before TensorFlow looks at the environment, others as long as the process lives.
+    # Some lines are written before TensorFlow reads the environment, others at any later time.
     if not _debug and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
         around_import("tensorflow", _quietly)

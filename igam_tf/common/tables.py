@@ -1,4 +1,4 @@
-"""A table of texts, written as plain text, Markdown, LaTeX and HTML."""
+"""A table of texts that can be written as plain text, Markdown, LaTeX and HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _TEX = str.maketrans({
 
 
 def interval_text(ends: Sequence[float], form: str = ".1f") -> str:
-    """An interval in words.
+    """An interval as text.
 
     Example:
         >>> interval_text([12.34, 56.78])
@@ -21,7 +21,7 @@ def interval_text(ends: Sequence[float], form: str = ".1f") -> str:
 
 
 def with_interval(value: float, ends: Sequence[float], form: str = ".1f") -> str:
-    """A value and its interval.
+    """A value and its interval as text.
 
     Example:
         >>> with_interval(34.56, [12.34, 56.78])
@@ -32,7 +32,7 @@ def with_interval(value: float, ends: Sequence[float], form: str = ".1f") -> str
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts below a head; the first column stands to the left, the others to the right.
+    """Rows of texts below a header; the first column is aligned left, the others right.
 
     Example:
         >>> table = Table(("attack", "%"), [("pgd_20", "7.5"), ("fgsm", "12.0")])
@@ -51,7 +51,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        """In columns of one width, two spaces apart."""
+        """As plain text, in columns two spaces apart."""
         lines = [self.head, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
@@ -63,13 +63,13 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """With pipes; those of a text are escaped."""
+        """As a Markdown table; pipes in a text are escaped."""
         lines = [[cell.replace("|", "\\|") for cell in line] for line in (self.head, *self.rows)]
         lines.insert(1, ["---"] * len(self.head))
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self) -> str:
-        """As a tabular; a row of one text spans all columns, and heads the rows below it."""
+        """As a tabular; a row of one text spans all columns, as a heading of the rows below it."""
         n = len(self.head)
         head, *rows = ([cell.translate(_TEX) for cell in line] for line in (self.head, *self.rows))
         rows = [row if len(row) > 1 else [rf"\multicolumn{{{n}}}{{l}}{{{row[0]}}}"] for row in rows]

@@ -1,7 +1,7 @@
-"""The checkpoints of a stage under way; a damaged one is passed over for the one before it.
+"""The checkpoints of an unfinished stage; if one is damaged, the previous one is used.
 
-tf.train.CheckpointManager does less: it writes files at their final place, and reads the newest
-checkpoint or none. That a file was damaged is told by TensorFlow's own checksums.
+tf.train.CheckpointManager does less: it writes files directly to their final place, and reads only
+the newest checkpoint. TensorFlow's own checksums detect damaged files.
 """
 
 import re
@@ -15,18 +15,18 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import replacing
 from igam_tf.common.literal import literal
 
-KEPT = 2  # checkpoints, of those that were read or written by this process
+KEPT = 2  # checkpoints kept, of those that this process read or wrote
 
 
 class Checkpoints:
     """The newest checkpoints of one stage, each a folder `ckpt-<step>`.
 
-    A checkpoint is written to `.partial` and then renamed, so that a folder `ckpt-<step>` was written
-    completely. The newest is the one of the highest step, whatever its files' times are.
+    A checkpoint is written to `.partial` and then renamed, so a folder `ckpt-<step>` is always
+    complete. The newest is the one with the highest step; the times of the files do not count.
 
     Args:
-        state: what is saved.
-        folder: the stage's own.
+        state: the state to save.
+        folder: the stage's folder.
     """
 
     def __init__(self, state: tf.train.Checkpoint, folder: Path):
@@ -35,27 +35,27 @@ class Checkpoints:
 
     @property
     def latest(self) -> Path | None:
-        """The newest one that was read or written here."""
+        """The newest checkpoint that this process read or wrote."""
         return self._good[-1] if self._good else None
 
     def _found(self) -> list[Path]:
-        """All, damaged ones too, the newest first."""
+        """All checkpoints, also damaged ones, newest first."""
         steps = {p: re.fullmatch(r"ckpt-(\d+)", p.name) for p in self._folder.glob("ckpt-*")}
         return sorted((p for p in steps if steps[p]), key=lambda p: -int(steps[p][1]))
 
     def restore(self) -> None:
-        """Sets the state from the newest undamaged checkpoint; leaves it where there is none at all.
+        """Restores the state from the newest undamaged checkpoint, if there is any checkpoint.
 
         Raises:
-            UserError: all that are there are damaged, or the newest is of another version's state.
+            UserError: all checkpoints are damaged, or the newest was written by another version.
         """
         found = self._found()
         for path in found:
             try:
                 self._state.read(str(literal(path) / "state")).assert_consumed()
-            except (tf.errors.OpError, IndexError) as error:  # the latter where a file was cut
+            except (tf.errors.OpError, IndexError) as error:  # IndexError: a file was truncated
                 logging.warning(
-                    "checkpoint %s is damaged (%s); it is passed over for the one before it",
+                    "checkpoint %s is damaged (%s); the previous one is used instead",
                     path, _reason(error),
                 )  # fmt: skip
             except (AssertionError, ValueError) as error:
@@ -69,15 +69,15 @@ class Checkpoints:
         if found:
             raise UserError(
                 f"expected an undamaged checkpoint in {self._folder}; all of them, "
-                f"{', '.join(path.name for path in found)}, are damaged: put back a copy of one, or "
-                "remove that folder to begin the stage anew"
+                f"{', '.join(path.name for path in found)}, are damaged: restore a copy of one, "
+                "or remove that folder to start the stage again"
             )
 
     def save(self, step: int) -> None:
-        """Writes the state after `step`, then removes all but the newest KEPT good ones.
+        """Writes the state after `step`, then removes all but the newest KEPT undamaged checkpoints.
 
         Raises:
-            OSError, tf.errors.OpError: it cannot be written; those before it stay.
+            OSError, tf.errors.OpError: it cannot be written; earlier checkpoints stay.
         """
         path = self._folder / f"ckpt-{step}"
         with replacing(path, self._folder / ".partial") as partial:

@@ -1,4 +1,4 @@
-"""A file of finished work, so that a killed evaluation goes on where it was."""
+"""A file of finished batches, from which an interrupted evaluation is resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from igam_tf.common.lazy import keras
 from igam_tf.common.locks import take_lock
 from igam_tf.common.private_api import layers_of
 
-# Results and journals hold robust masks under this key.
+# The key of robust masks in results and journals.
 MASK_KEY = "robust_mask"
 _LINE = re.compile(
     rf'{{"key": "([0-9a-f]+)", "{MASK_KEY}": "([01]*)", "sha256": "[0-9a-f]+"}}'.encode()
@@ -30,17 +30,17 @@ _LINE = re.compile(
 
 
 def text_of_mask(robust: np.ndarray) -> str:
-    """A robust mask [n] bool as text: for each example 1 where it is robust, else 0."""
+    """A robust mask [n] bool as text: 1 for each robust example, else 0."""
     return "".join("1" if r else "0" for r in robust)
 
 
 def mask_of_text(text: str) -> np.ndarray:
-    """Inverse of `digits`, [n] bool."""
+    """Inverse of `text_of_mask`, [n] bool."""
     return np.frombuffer(text.encode(), np.uint8) == ord("1")
 
 
 def checksum(content: Any) -> str:
-    """First 16 hex digits of the SHA-256 of a content as JSON has it."""
+    """First 16 hex digits of the SHA-256 of a content written as JSON."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -51,16 +51,17 @@ def _line(key: str, mask: str) -> str:
 class Journal:
     """A cache of outcomes on disk: robust masks of finished batches, keyed by model, images, settings.
 
-    One line of JSON for each batch, with its checksum, is on disk before the next batch begins. A
-    change of the model, of an image or of a setting changes the key, so that an outcome is never taken
-    for another's. A damaged line counts as not there.
+    Each batch writes one line of JSON with a checksum to disk before the next batch begins. A
+    change of the model, of an image or of a setting changes the key, so a result is never used for
+    anything else. Damaged lines are ignored.
 
     Args:
-        path: the file; made if absent. Half a line at its end, of a process that was killed, is cut.
-        identity: part of every key, for what `key` is not given; see `model_identity`.
+        path: the file; it is created if absent. An incomplete last line, left by a killed process,
+            is removed.
+        identity: part of every key, which identifies the model; see `model_identity`.
 
     Raises:
-        UserError: another file is there, or it cannot be written.
+        UserError: the file is not a journal, or it cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, identity: str):
@@ -87,7 +88,7 @@ class Journal:
             )  # fmt: skip
 
     def _take(self, line: bytes) -> bool:
-        """Takes over the outcome in a line; returns whether it is sound."""
+        """Reads the result in a line; returns whether the line is undamaged."""
         found = _LINE.fullmatch(line)
         if not found:
             return False
@@ -98,7 +99,7 @@ class Journal:
         return True
 
     def key(self, *parts: Any) -> str:
-        """Digest of the identity and of `parts`: arrays, or anything JSON can write."""
+        """Digest of the identity and of `parts`: arrays, or values that JSON can write."""
         digest = hashlib.sha256(self.identity.encode())
         for part in parts:
             digest.update(b"\0")
@@ -109,15 +110,15 @@ class Journal:
         return digest.hexdigest()
 
     def get(self, key: str) -> np.ndarray | None:
-        """The mask [B] bool that was put under this key; None if there is none."""
+        """The mask [B] bool stored under this key, or None."""
         text = self._known.get(key)
         return None if text is None else mask_of_text(text)
 
     def put(self, key: str, robust: np.ndarray) -> None:
-        """Keeps the mask [B] bool of a finished batch.
+        """Stores the mask [B] bool of a finished batch.
 
         Raises:
-            UserError: the journal's folder is not at its place any more.
+            UserError: the journal's folder was renamed or removed.
         """
         self._known[key] = text_of_mask(robust)
         with folder_in_place(self.path), open(self.path, "a", encoding="utf-8") as file:
@@ -127,7 +128,7 @@ class Journal:
 
 
 def _is_another_json(line: bytes) -> bool:
-    """Whether a line is JSON that no journal has."""
+    """Whether a line is JSON, but not that of a journal."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
@@ -137,17 +138,17 @@ def _is_another_json(line: bytes) -> bool:
 
 @contextmanager
 def journal_beside(file: Path, identity: str, part: str = "") -> Iterator[Journal]:
-    """The journal <file>.journal of results on their way to `file`, this process's own meanwhile.
+    """Context with the journal <file>.journal of results that will be written to `file`; locks it.
 
-    It is removed where the block ends without error.
+    It is removed if the block ends without error.
 
     Args:
         file: where the results are written in the block.
         identity: see `Journal`.
-        part: of several journals of one file, which.
+        part: distinguishes several journals of one file.
 
     Raises:
-        UserError: another process is at it, or as `Journal`.
+        UserError: another process uses it, or as `Journal`.
     """
     path = file.with_name(".".join(filter(None, (file.name, part, "journal"))))
     try:
@@ -166,7 +167,7 @@ def journal_beside(file: Path, identity: str, part: str = "") -> Iterator[Journa
 def journaled(
     journal: Journal | None, parts: Sequence[Any], work: Callable[..., np.ndarray], *arguments: Any
 ) -> np.ndarray:
-    """The journal's mask [B] bool for the key of `parts`; else work(*arguments), which is kept there."""
+    """The mask [B] bool that the journal has for `parts`; else work(*arguments), which it stores."""
     if journal is None:
         return work(*arguments)
     key = journal.key(*parts)
@@ -178,9 +179,9 @@ def journaled(
 
 
 def model_identity(model: keras.Model) -> str:
-    """Digest of a model's class, configuration, weights, and of the files of a user's own classes.
+    """Digest of a model's class, configuration and weights, and of the files of a user's own classes.
 
-    A class of this project may move to another module.
+    Classes of this project count by name, so they can move to another module.
     """
     digest = hashlib.sha256(keras.saving.get_registered_name(type(model)).encode())
     with contextlib.suppress(NotImplementedError):
@@ -196,5 +197,5 @@ def model_identity(model: keras.Model) -> str:
 
 
 def settings_of(spec: Any) -> dict[str, Any]:
-    """The settings of an attack that decide its outcome: all but its name and place."""
+    """The settings of an attack that affect its result: all but its name and its place in the order."""
     return {k: v for k, v in dataclasses.asdict(spec).items() if k not in ("name", "after")}

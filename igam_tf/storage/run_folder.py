@@ -1,15 +1,15 @@
 """The run folder: a run's settings, checkpoints, metrics, models and results.
 
     config.json        every setting, versions, git commit
-    teacher_source.keras, teacher.keras, student.keras   products of the stages, each written once
+    teacher_source.keras, teacher.keras, student.keras   the stages' networks, each written once
     checkpoints/<stage>/    the state of a stage that is being trained
     metrics.jsonl, tensorboard/    scalars and pictures, logged during training
-    teacher_source.json    where a teacher that was trained comes from, and its own accuracy
-    images.json        fingerprints of the images, which lie anywhere
-    data.json          how many images of the target there were
+    teacher_source.json    where a trained teacher comes from, and its accuracy on its own task
+    images.json        fingerprints of the images, wherever these are stored
+    data.json          number of images of the target
     results.json       the evaluation
 
-Every file appears whole or not at all: it is written beside its place and renamed.
+Every file is complete or absent: it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
 
 def environment() -> dict[str, str | None]:
     """Versions, processor and git commit of this process."""
-    versions = {"tensorflow": tf.__version__}  # whatever its distribution is called
+    versions = {"tensorflow": tf.__version__}  # its distribution can have several names
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -57,10 +57,10 @@ def environment() -> dict[str, str | None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, none if it is not there, without half a line at the end.
+    """The rows of a metrics.jsonl, without an incomplete last line; none if the file is absent.
 
     Raises:
-        UserError: a damaged line.
+        UserError: a line is damaged.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
@@ -70,7 +70,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"expected a row of JSON with stage and step in line {number} of {path}; it is "
-                f"damaged ({error}): mend or remove that line"
+                f"damaged ({error}): repair or remove that line"
             ) from error
         rows.append(row)
     return rows
@@ -83,18 +83,18 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def load_model(path: Path) -> keras.Model:
-    """Loads a `.keras` file of this project; no code in it is run.
+    """Loads a `.keras` file of this project; code in it is never run.
 
     Raises:
-        UserError: damaged, too large, of something else, or with code (a Lambda layer) in it.
+        UserError: it is damaged, too large, no model, or contains code (a Lambda layer).
     """
     try:
-        # Where a checksum is wrong, Keras would read the weights once more, without checksums.
+        # If a checksum is wrong, Keras would read the weights again without checking it.
         with archive_errors(), open_zip(path) as bundle:
             if damaged := bundle.testzip():
                 raise UserError(f"{damaged} in it is damaged")
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # anything may come out of a file of unknown origin
+    except Exception as error:  # a file of unknown origin can raise any error
         raise UserError(
             "expected a readable .keras file without code in it; "
             f"received {path}: {textwrap.shorten(reason_of_loading(error), 200)}"
@@ -107,18 +107,18 @@ def _as_json(value: Any) -> Any:
 
 
 class RunFolder:
-    """A folder that one process at a time works in, for one set of settings.
+    """The folder of one run with fixed settings; only one process at a time works in it.
 
     Args:
-        path: made if absent.
-        config: dataclass of settings; an existing folder must hold the same.
-        chief: whether this process writes; the other workers of a cluster only read what their
-            chief, which has made the folder, writes.
+        path: the folder; it is created if absent.
+        config: dataclass of settings; an existing folder must have the same.
+        chief: whether this process writes; other workers of a cluster only read what the chief
+            writes.
         wait: whether to wait while another process works in it.
 
     Raises:
-        UserError: other settings than those in the folder, another process in it, or not writable;
-            of a worker that is not the chief: no run folder there.
+        UserError: the folder has other settings, is used by another process or is not writable; for
+            a worker that is not the chief: it is no run folder.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class RunFolder:
             ) from error
 
     def _settle(self, config: Any) -> None:
-        """Writes the settings, or compares them with those that are there.
+        """Writes the settings, or compares them with those in the folder.
 
-        Where something lies on this machine, as `config.without_places` knows, is not compared.
+        Paths of this machine are not compared, see `config.without_places`.
         """
         path, settings = self / "config.json", _as_json(dataclasses.asdict(config))
         if path.exists():
@@ -189,17 +189,17 @@ class RunFolder:
         write_json(path, settings | {"environment": environment()})
 
     def __truediv__(self, name: str) -> Path:
-        """The path of a file in the folder; raises as `check_place`."""
+        """The path of a file in the folder; checks as `check_place` does."""
         self.check_place()
         return self.path / name
 
     def check_place(self) -> None:
-        """Raises a UserError where the folder was renamed or removed since it is this process's own."""
+        """Raises a UserError if the folder was renamed or removed while this process worked in it."""
         if self._lock and not is_at(self._lock, self.path / ".lock"):
             raise UserError(
-                f"expected the run folder {self.path} to stay at its place; it was renamed or removed "
-                "while this process worked in it: what was saved is kept where it is now, and "
-                "--workdir=<its new name> goes on from it"
+                f"expected the run folder {self.path} to stay at its place; it was renamed or "
+                "removed while this process worked in it: the saved files are still in it: resume "
+                "with --workdir=<its new name>"
             )
 
     def __enter__(self) -> RunFolder:

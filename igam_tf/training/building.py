@@ -25,15 +25,15 @@ from igam_tf.storage.run_folder import load_model
 
 
 def load_source_network(path: str, spec: DatasetSpec, preprocess: str = "") -> keras.Model:
-    """A teacher that is there already: a MadryLab checkpoint folder, or any `.keras` file.
+    """Loads a finished teacher: a MadryLab checkpoint folder, or any `.keras` file.
 
     Args:
-        path: of either.
-        spec: of its images.
-        preprocess: `--teacher_preprocess`, which the map to the teacher's input brings.
+        path: of the folder or file.
+        spec: the data set of its images.
+        preprocess: `--teacher_preprocess`; the map to the teacher's input applies it.
 
     Raises:
-        UserError: neither of them, or a network of other images or of another input.
+        UserError: it is neither of them, or the network takes other images or another input.
     """
     if path.endswith(".keras"):
         network = load_model(Path(path).expanduser())
@@ -55,10 +55,10 @@ def load_source_network(path: str, spec: DatasetSpec, preprocess: str = "") -> k
 def new_source_network(
     config: Config, spec: DatasetSpec, *, synchronized: bool = False
 ) -> keras.Model:
-    """The teacher's network before it is trained on the source task, whose images are of `spec`.
+    """The teacher's network before it is trained on the source task.
 
     Raises:
-        UserError: a network of another pixel range than the source's images.
+        UserError: the network expects another pixel range than that of the source's images.
     """
     name = teacher_network(config)
     network = build_network(name, spec.image_shape, spec.num_classes, synchronized=synchronized)
@@ -74,7 +74,7 @@ def new_source_network(
 def new_student(
     config: Config, spec: DatasetSpec, precision: str, *, synchronized: bool = False
 ) -> keras.Model:
-    """The student of the target's images before it is trained, its layers in this `--precision`."""
+    """The student before it is trained, with its layers in this `--precision`."""
     student = build_network(
         config.student,
         spec.image_shape,
@@ -89,20 +89,21 @@ def new_student(
 
 
 def _check_convention(flag: str, convention: str, network: keras.Model) -> None:
-    """Raises a UserError where a network tells its own pixel range, and it is another."""
+    """Raises a UserError if the network has a pixel range that contradicts the flag."""
     own = getattr(network, "pixel_max", None)
     if convention and own is not None and convention != f"0..{own:g}":
         raise UserError(
-            f"expected --{flag}=0..{own:g}, the pixels that the network takes as it says itself; "
+            f"expected --{flag}=0..{own:g}, the pixel range that the network itself defines; "
             f"received {convention}"
         )
 
 
 def check_student(config: Config, spec: DatasetSpec) -> None:
-    """Builds a student for nothing, so that one that is not for the target's images is told at once.
+    """Builds a student once in advance, so that a wrong one is reported before anything is trained.
 
     Raises:
-        UserError: it is not, or returns another number of logits than the target has classes.
+        UserError: it does not accept the target's images, or has another number of logits than
+            classes.
     """
     x = np.full((2, *spec.image_shape), spec.pixel_max / 2, np.float32)
     student = new_student(config, spec, "float32")
@@ -117,7 +118,7 @@ def check_student(config: Config, spec: DatasetSpec) -> None:
 
 
 def new_optimizers(config: Config) -> list[Momentum]:
-    """The student's, and the discriminator's, whose schedule counts its own steps."""
+    """The optimizers of student and discriminator; the latter's schedule counts its own steps."""
     c, method = config, METHODS[config.method]
     igam_steps = c.train_steps - c.igam_start
     rate = schedule(c.lr_schedule, c.learning_rate, c.train_steps)
@@ -140,7 +141,7 @@ def new_trainer(
     *,
     synchronized: bool = False,
 ) -> ClassifierTrainer:
-    """What trains the student by `--method`, not compiled; all its players have their variables."""
+    """The trainer of `--method`, not compiled; all variables of its networks exist."""
     c, method = config, METHODS[config.method]
     if method.matched_to and teacher and c.precision != "float32":
         teacher.set_precision(c.precision)

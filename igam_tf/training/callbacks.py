@@ -16,26 +16,28 @@ from igam_tf.method.trainer import ClassifierTrainer
 
 
 class RobustAccuracy(keras.callbacks.Callback):
-    """Adds accuracy under attack to an epoch's logs, as `val_<attack>`, a share like `accuracy`.
+    """Adds accuracy under attack to an epoch's logs as `val_<attack>`, a fraction like `accuracy`.
 
-    Put it before callbacks that watch that name, such as ModelCheckpoint(monitor="val_pgd20").
-    Attacks and random starts are those of `igam_tf.evaluate`, on a network in inference mode; they
-    are a look while training, not an evaluation.
+    Put it before callbacks that monitor that name, such as ModelCheckpoint(monitor="val_pgd20").
+    Attacks and random starts are those of `igam_tf.evaluate`, on a network in inference mode. The
+    figures are for monitoring; they do not replace an evaluation.
 
     Args:
         images: [n,H,W,C], uint8 in 0..255 or float in 0..pixel_max.
         labels: [n] int.
         eps: l-inf radius, as a fraction of the pixel range.
-        step_size: of PGD, likewise; None: a quarter of eps.
-        attacks: names with commas between, see `igam_tf.attacks.attack_names`.
-        pixel_max: highest pixel value of the model's input; None: as the trained model tells.
-        preprocess: what the model takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`.
-        every: epochs between two looks; the last epoch of a multiple has one.
+        step_size: of PGD, as such a fraction too; None means a quarter of eps.
+        attacks: names separated by commas, see `igam_tf.attacks.attack_names`.
+        pixel_max: highest pixel value of the model's input; None means that of the trained model.
+        preprocess: the input that the model expects instead of pixels in 0..pixel_max, see
+            `igam_tf.evaluate`.
+        every: attack after every N-th epoch.
         seed: of the random starts.
         batch_size: images attacked at once.
 
     Raises:
-        UserError: unknown attacks; when training begins, images or labels that are not the model's.
+        UserError: an attack is unknown; when training begins, images or labels do not fit the
+            model.
 
     Example:
         >>> import keras, numpy as np
@@ -71,10 +73,10 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._names = attack_names(attacks)
         self._pixel_max, self._every, self._preprocess = pixel_max, every, preprocess
         self._seed, self._batch_size = seed, batch_size
-        self._directions = directions(up=self._names)  # of callbacks that watch an accuracy
+        self._directions = directions(up=self._names)  # names that tell Keras which way is better
 
     def on_train_begin(self, logs=None):
-        """Checks the images against the model, and compiles for it anew."""
+        """Checks the images against the model, and traces the attacks again."""
         network, given = self.model, self._pixel_max
         if isinstance(self.model, ClassifierTrainer):
             network = self.model.network
@@ -97,12 +99,12 @@ class RobustAccuracy(keras.callbacks.Callback):
         metrics_of(self.model).append(self._directions)
 
     def _withdraw(self) -> None:
-        """Leaves the model's metrics as they were; training that was interrupted did not."""
+        """Removes what an earlier, interrupted training left in the model's metrics."""
         metrics = metrics_of(self.model)
         metrics[:] = [metric for metric in metrics if metric is not self._directions]
 
     def on_epoch_end(self, epoch, logs=None):
-        """Attacks, every so many epochs."""
+        """Attacks after every N-th epoch."""
         if (epoch + 1) % self._every or logs is None:
             return
         flags = robust_flags(
@@ -113,7 +115,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         logs |= {f"val_{name}": float(robust.mean()) for name, robust in flags.items()}
 
     def on_train_end(self, logs=None):
-        """Warns where the last figures are doubtful; what was traced for this training is freed."""
+        """Warns if the last figures are doubtful, and frees the functions traced for this training."""
         self._withdraw()
         self._compiled.clear()
         doubts = look_at(

@@ -1,9 +1,9 @@
 """The training loop of every stage: trains on batches, and writes checkpoints and metrics.
 
-The state of a stage is the trainer's variables, its optimizers, the number of steps done and the
-running means of its metrics. Data, augmentation and attacks are pure functions of the seed and the
-step. So a stage that was killed, and goes on from a checkpoint, computes and logs what it would have
-without the interruption, bit for bit.
+The state of a stage is the trainer's variables, its optimizers, the number of finished steps and
+the running means of its metrics. Data, augmentation and attacks are pure functions of seed and
+step. So a stage that is resumed from a checkpoint computes and logs the same bits as without the
+interruption.
 """
 
 import json
@@ -26,9 +26,9 @@ from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.checkpoints import Checkpoints
 from igam_tf.storage.run_folder import RunFolder, read_metrics
 
-# Signals that end training after the step under way, with exit status 128 + signal -> their names.
+# Signals that end training after the current step, with exit status 128 + signal -> their names.
 STOPPING = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-# Terms of the objective that look at input gradients; TensorBoard shows them apart.
+# Terms that measure input gradients; TensorBoard shows them in a group of their own.
 _MATCH = ("L_adv", "L_diff", "cosine", "norm_ratio", "disc_accuracy")
 
 
@@ -45,7 +45,7 @@ class Log:
         )
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines after `step`, the checkpoint's: the stage writes them once more."""
+        """Removes the lines after the checkpoint's step, because the stage writes them again."""
         path = self._folder / "metrics.jsonl"
         if self._silent or not path.exists():
             return
@@ -53,7 +53,7 @@ class Log:
         write_text(path, "".join(json.dumps(row) + "\n" for row in keep))
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes scalars of one step; one that is NaN was not measured and is left out."""
+        """Writes the scalars of one step, without those that are NaN, which were not measured."""
         scalars = {name: value for name, value in scalars.items() if not math.isnan(value)}
         if self._silent:
             return
@@ -65,7 +65,7 @@ class Log:
 
 
 def tag(name: str) -> str:
-    """TensorBoard's name of a scalar, grouped: match/, train/, or the group that it has itself."""
+    """TensorBoard's name of a scalar: in the group match/, train/, or the one in its name."""
     if "/" in name:
         return name
     return f"match/{name}" if name in _MATCH else f"train/{name}"
@@ -81,7 +81,7 @@ class SaturationWatch:
         self._patience, self._for_long = patience, 0
 
     def __call__(self, step: int, means: dict[str, float]) -> None:
-        """Looks at the means of one logging window."""
+        """Checks the means of one logging window."""
         won = means.get("disc_accuracy") == 1.0 or -1e-3 < means.get("L_adv", -losses.LOG_4) < 0.0
         self._for_long = self._for_long + 1 if won else 0
         if self._for_long == self._patience:
@@ -110,17 +110,18 @@ def train(
 
     Args:
         trainer: compiled, with built optimizers.
-        batches: start step -> the batches from there on.
-        folder, stage: where checkpoints and metrics go, under which name.
-        steps: in all, those of an earlier process counted in.
-        log_every, checkpoint_every, validate_every: in steps.
-        validate: (step, log) -> scalars; None: never.
+        batches: start step -> the batches from that step on.
+        folder, stage: the folder for checkpoints and metrics, and the name of the stage in it.
+        steps: total number of steps, including those of earlier processes.
+        log_every, checkpoint_every, validate_every: intervals in steps.
+        validate: (step, log) -> scalars; None means never.
 
     Raises:
-        UserError: a loss is NaN or infinite; what was saved stays. What was saved is damaged.
-        SystemExit: SIGTERM or Ctrl-C came; the state is saved.
+        UserError: a loss is NaN or infinite (saved files stay), or all checkpoints are damaged.
+        SystemExit: SIGTERM or Ctrl-C was received; the state is saved.
     """
-    # Keras 3 keeps layers in lists that tf.train.Checkpoint does not search: list the variables here.
+    # Keras 3 keeps layers in lists that tf.train.Checkpoint does not search, so list the variables
+    # here.
     minutes = tf.Variable(0.0, dtype=tf.float64, trainable=False)
     state = tf.train.Checkpoint(
         variables=[variable.value for variable in trainer.state_variables],
@@ -135,11 +136,12 @@ def train(
     log.forget_after(done)
     if not devices.same_everywhere(tf.distribute.get_strategy(), done):
         raise UserError(
-            f"stage {stage}: expected all workers to read one checkpoint; this one is at step {done}, "
-            f"others elsewhere: is {folder.path} on a file system that all of them share?"
+            f"stage {stage}: expected all workers to read one checkpoint; this one is at step "
+            f"{done}, others are at another step: is {folder.path} on a file system that all of "
+            "them share?"
         )
     if done:
-        logging.info("%s: going on from step %d of %d", stage, done, steps)
+        logging.info("%s: resuming at step %d of %d", stage, done, steps)
     if done >= steps:
         return
     stop = _StopFlag()
@@ -160,7 +162,7 @@ def train(
                     f"training stopped, last good checkpoint: {kept}"
                 ) from error
             if step == done + 1:
-                bar.unpause()  # the time left is told by steps, not by how long the graph took
+                bar.unpause()  # the time left is estimated from the steps, without the time for tracing
             bar.update()
             if step % log_every == 0 or step == steps:
                 means = {m.name: float(m.result()) for m in trainer.means}
@@ -169,7 +171,7 @@ def train(
                 rate = float(tf.convert_to_tensor(trainer.optimizer.learning_rate))
                 log(step, means | {"learning_rate": rate, "train_minutes": clock.minutes()})
                 bar.set_postfix_str(f"L_xent {means['L_xent']:.3f}, acc {means['accuracy']:.3f}")
-            if not folder.chief:  # the chief alone validates, saves and stops on a signal
+            if not folder.chief:  # only the chief validates, saves and handles signals
                 continue
             if validate and (step % validate_every == 0 or step == steps):
                 with clock.stopped():
@@ -188,10 +190,10 @@ def train(
 
 
 def _sums(trainer: ClassifierTrainer) -> list[tf.Variable]:
-    """The sums and counts of the running means; of several workers zeros in their place.
+    """The sums and counts of the running means; with several workers, zeros.
 
-    Those of several workers can be read only by all together, while the chief alone saves: there the
-    window of metrics that a kill cuts starts anew.
+    Metrics of several workers need a collective read, but only the chief saves. So with several
+    workers the current window of metrics starts again after a kill.
     """
     variables = [variable.value for metric in trainer.means for variable in metric.variables]
     if tf.distribute.get_strategy().cluster_resolver:
@@ -200,19 +202,19 @@ def _sums(trainer: ClassifierTrainer) -> list[tf.Variable]:
 
 
 class _Stopwatch:
-    """Minutes of training alone, going on from those of an earlier process."""
+    """Minutes of training without validation and checkpoints, added to those of earlier processes."""
 
     def __init__(self, minutes: float):
         self._begin = time.monotonic() - 60 * minutes
         self._stopped: float | None = None
 
     def minutes(self) -> float:
-        """Minutes so far; while stopped, those until then."""
+        """Minutes so far, up to the stop while it is stopped."""
         return ((self._stopped or time.monotonic()) - self._begin) / 60
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Validation and checkpoints are not training."""
+        """Context that is not counted, for validation and checkpoints."""
         self._stopped = time.monotonic()
         try:
             yield
@@ -222,7 +224,7 @@ class _Stopwatch:
 
 
 class _StopFlag:
-    """Context in which a signal of `STOPPING` sets `signal`; a second Ctrl-C ends the process."""
+    """Context in which a signal in `STOPPING` sets `signal`; a second Ctrl-C ends the process."""
 
     def __init__(self):
         self.signal: int = 0

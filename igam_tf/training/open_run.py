@@ -1,4 +1,4 @@
-"""From settings to a run in its folder: everything a user can get wrong is found before it trains."""
+"""Validates the settings, then opens the run folder; nothing is trained before both have passed."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from igam_tf.training.stages import Run
 
 
 def default_workdir(config: Config) -> str:
-    """Folder name that says what the run is."""
+    """The run folder's default name, from its settings."""
     names = map(datasets.short_name, (config.source, config.target))
     parts = [re.sub(r"[^\w.]+", "-", name) for name in names]
     pair = (config.source, config.target)
@@ -36,7 +36,7 @@ def default_workdir(config: Config) -> str:
 
 
 def teacher_checkpoint(config: Config) -> str | None:
-    """Where the teacher is loaded from: a checkpoint, fetched where it is a known name, or a file."""
+    """The teacher's checkpoint or file; a published checkpoint is downloaded if needed."""
     if not METHODS[config.method].teacher or config.teacher == "train":
         return None
     from madry_models.fetch import NAMES, fetch
@@ -63,17 +63,17 @@ def opened_run(
     replicas: int,
     wait: bool,
 ) -> Iterator[tuple[Run, tf.distribute.Strategy]]:
-    """Context with (a run in its folder, which is this process's own meanwhile; its devices).
+    """Context with (the run in its folder, which it locks; the strategy of its devices).
 
     Args:
         config: all settings.
-        workdir: the run folder, new or of the same settings; None: `default_workdir`.
+        workdir: the run folder, new or with the same settings; None means `default_workdir`.
         teachers: see `Run`.
         strategy, replicas: see `igam_tf.common.devices.strategy`.
         wait: see `RunFolder`.
 
     Raises:
-        UserError: network, attacks, checkpoint, data or folder cannot be used.
+        UserError: the network, attacks, checkpoint, data or folder cannot be used.
     """
     builder_of(config.student)
     if config.teacher_network:
@@ -95,7 +95,7 @@ def opened_run(
     chief = devices.is_chief(chosen)
     with devices.lost_workers(chosen):
         if not chief:
-            devices.same_everywhere(chosen, 0)  # wait for the chief, who makes the folder
+            devices.same_everywhere(chosen, 0)  # wait for the chief, which creates the folder
         path = workdir or default_workdir(config)
         with RunFolder(Path(path).expanduser(), config, chief=chief, wait=wait) as folder:
             if chief:

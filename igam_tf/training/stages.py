@@ -1,6 +1,6 @@
 """The stages of a run: (0) robust teacher, (1) its new logits, (2) student, (3) evaluation.
 
-Each stage writes one product to the run folder. A stage whose product is there is not run again.
+Each stage writes one file to the run folder, and is not run again once that file exists.
 """
 
 import dataclasses
@@ -56,11 +56,12 @@ class Run:
 
     Args:
         config: all settings.
-        folder: the run folder, already this process's own.
-        teachers: folder of the teachers that runs share; None: `teachers` beside the run folder.
-        teacher_checkpoint: folder of a MadryLab checkpoint; None with `--teacher=train` or where
-            the method has no teacher.
-        target: the target's data set; None: as `target_spec` looks it up.
+        folder: the run folder, already locked by this process.
+        teachers: folder of the teachers that runs share; None means `teachers` beside the run
+            folder.
+        teacher_checkpoint: folder of a MadryLab checkpoint; None with `--teacher=train` or a method
+            without a teacher.
+        target: the target's data set; None means `target_spec`.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class Run:
         """A split of a data set of this run.
 
         Raises:
-            UserError: as `datasets.load`, or the run began with other images. Where they lie is no
-                setting of a run, for that differs between machines.
+            UserError: as `datasets.load`, or the run began with other images. Their folder is not a
+                setting of the run, because it differs between machines.
         """
         c = self.config
         num = c.train_examples if split == "train" else 0
@@ -105,8 +106,8 @@ class Run:
         name, now = f"{spec.title}, {split}, {shape}", found.fingerprint()
         if known.get(name, now) != now:
             raise UserError(
-                f"expected the images that the run in {self.folder.path} began with; of {name} there "
-                "are others now: put those of before back, or name another --workdir"
+                f"expected the images that the run in {self.folder.path} began with; {name} has "
+                "changed since: restore the earlier images, or name another --workdir"
             )
         if name not in known and self.folder.chief:
             write_json(path, known | {name: now})
@@ -128,10 +129,10 @@ class Run:
         return self._target
 
     def check_sizes(self) -> None:
-        """Looks for as many images of the classes asked for as validation and evaluation want.
+        """Checks that there are enough images of the chosen classes for validation and evaluation.
 
         Raises:
-            UserError: there are fewer.
+            UserError: there are too few.
         """
         c = self.config
         if not c.target_classes or (self.folder / "results.json").exists():
@@ -147,7 +148,7 @@ class Run:
     # --- stages 0 and 1 -------------------------------------------------------------------------
 
     def source_network(self) -> Network:
-        """Stage 0: the network of the source task, robust but for `--teacher_gradient=plain`."""
+        """Stage 0: the network of the source task, robust unless --teacher_gradient=plain."""
         c, spec = self.config, self.source_spec
         if self.teacher_checkpoint:
             return load_source_network(self.teacher_checkpoint, spec, c.teacher_preprocess)
@@ -193,10 +194,10 @@ class Run:
         return network
 
     def source_report(self) -> None:
-        """Adds the accuracy of a teacher that was trained here, on its own task, to its record.
+        """Adds to the record of a teacher trained here its accuracy on its own task.
 
-        Whichever run comes first measures it, for all that share the teacher. A run that was moved
-        away from the shared teachers measures its own copy.
+        The first run measures it for all runs that share the teacher. A run that was moved away
+        from the shared teachers measures its own copy.
         """
         path = self.folder / f"{STAGE}.json"
         record = read_json(path) if path.exists() else None
@@ -258,7 +259,7 @@ class Run:
     # --- stage 2 ----------------------------------------------------------------------------------
 
     def student(self) -> Network:
-        """The student, trained by `--method`; with finetune the teacher of stage 1 itself."""
+        """The student, trained by `--method`; for finetune it is the teacher of stage 1."""
         path = self.folder / "student.keras"
         if path.exists():
             import_classes(self.config.student)
@@ -291,7 +292,7 @@ class Run:
                 augment=dataclasses.replace(self.target_spec.augment, noise=c.pixel_noise),
                 monitor=monitor,
             )
-        # Attacks need every bit of the gradient: what is kept and scored computes in float32.
+        # Attacks need exact gradients: the student is saved and evaluated in float32.
         exact = new_student(c, self.target_spec, "float32", synchronized=self.synchronized)
         exact.set_weights(student.get_weights())
         self._save(exact, path)
@@ -300,7 +301,7 @@ class Run:
     # --- stage 3 ----------------------------------------------------------------------------------
 
     def evaluate(self) -> dict:
-        """Scores the student, and the fine-tuned teacher as a classifier, on test images; prints it.
+        """Evaluates student and fine-tuned teacher, as classifiers, on test images; prints both.
 
         With a teacher, the student's report has a key `alignment`, see `igam_tf.evaluation.alignment`.
         """
@@ -355,7 +356,7 @@ class Run:
         return reports
 
     def _data(self, test: datasets.Split) -> dict[str, str | int]:
-        """Which images of the target this run used, and how many there are of the classes."""
+        """Which images of the target this run used, and how many."""
         c, spec = self.config, test.spec
         train, validation = self.target
         return {
@@ -390,7 +391,7 @@ class Run:
     # --- parts ------------------------------------------------------------------------------------
 
     def _monitor(self, network: Network, igam: IGAM | None = None) -> Monitor | None:
-        """Validation while `network` is trained; None without validation images."""
+        """The validation during the training of `network`; None without validation images."""
         split = self.target[1]
         return Monitor(network, split, igam=igam) if len(split.labels) else None
 
@@ -411,9 +412,9 @@ class Run:
         last = len(split.labels) % batch_size or batch_size
         if last < replicas > 1 and not c.sync_batch_norm:
             raise UserError(
-                f"expected an image for each of {replicas} devices in every batch, with statistics of "
-                f"its own (--nosync_batch_norm); an epoch's last batch has {last} of "
-                f"{len(split.labels)} images"
+                f"expected an image for each of {replicas} devices in every batch, because each "
+                "computes its own statistics (--nosync_batch_norm); an epoch's last batch has "
+                f"{last} of {len(split.labels)} images"
             )
         trainer.compile(*optimizers)
         if not optimizers[0].built:

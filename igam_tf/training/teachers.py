@@ -1,10 +1,10 @@
-"""Stage 0: the robust network of the source task, trained once for all runs that want the same.
+"""Stage 0: the robust network of the source task, trained once for all runs with the same settings.
 
     <teachers>/<source>-<digest>/    a run folder of its own: config.json, checkpoints, metrics
         teacher_source.keras         the network
         results.json                 its own accuracy, on test images of the source
 
-The digest is of `TeacherSettings`, which are all that its weights depend on.
+The digest is that of `TeacherSettings`, on which its weights depend.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ STAGE = "teacher_source"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
-    """What the weights of a teacher depend on, those of its code aside.
+    """All settings on which the weights of a teacher depend.
 
     Attributes:
         source: name of its data set, without folders.
@@ -40,10 +40,10 @@ class TeacherSettings:
         optimizer: "adam" or "momentum".
         learning_rate, lr_schedule, momentum, weight_decay: of the optimizer; momentum 0 with Adam.
         steps, batch_size, seed: of the training.
-        attack_steps: of PGD; 0: trained without an attack.
+        attack_steps: of PGD; 0 means training without an attack.
         eps, step_size: of the attack, in the network's pixel unit; 0 without one.
-        eps_warmup: share of the steps over which both grow from 0.
-        sync_batch_norm: whether the statistics of batch norm are those of whole batches.
+        eps_warmup: fraction of the steps in which both grow from 0.
+        sync_batch_norm: whether batch norm uses the statistics of whole batches.
     """
 
     source: str
@@ -73,12 +73,12 @@ class TeacherSettings:
 
 
 def teacher_settings(c: Config, split: Split, *, own_statistics: bool) -> TeacherSettings:
-    """The teacher that a run wants.
+    """The settings of the teacher that a run needs.
 
     Args:
         c: settings of the run.
         split: training images of the source.
-        own_statistics: each of several devices has batch norm statistics of its own.
+        own_statistics: whether each of several devices computes its own batch norm statistics.
     """
     spec, adam = split.spec, c.teacher_optimizer == "adam"
     attacked = c.teacher_gradient != "plain" and c.teacher_attack_steps > 0
@@ -109,7 +109,7 @@ def teacher_settings(c: Config, split: Split, *, own_statistics: bool) -> Teache
 
 
 def shared_folder(teachers: Path, settings: TeacherSettings, *, chief: bool) -> RunFolder:
-    """The teacher's folder, this process's own until it is closed; waits for whoever works there.
+    """Locks the teacher's folder until it is closed; waits while another process works in it.
 
     All workers of a cluster call this together.
 
@@ -118,7 +118,7 @@ def shared_folder(teachers: Path, settings: TeacherSettings, *, chief: bool) -> 
     """
     strategy, path = tf.distribute.get_strategy(), teachers / settings.folder
     if not chief:
-        devices.same_everywhere(strategy, 0)  # wait for the chief, who makes the folder
+        devices.same_everywhere(strategy, 0)  # wait for the chief, which creates the folder
     folder = RunFolder(path, settings, chief=chief, wait=True)
     if chief:
         devices.same_everywhere(strategy, 0)
@@ -128,7 +128,7 @@ def shared_folder(teachers: Path, settings: TeacherSettings, *, chief: bool) -> 
 def teacher_trainer(
     network: keras.Model, s: TeacherSettings, pixel_max: float
 ) -> tuple[ClassifierTrainer, keras.optimizers.Optimizer]:
-    """(what trains the network, its optimizer), not compiled."""
+    """(the trainer of the network, not compiled, its optimizer)."""
     rate = schedule(s.lr_schedule, s.learning_rate, s.steps)
     if s.optimizer == "adam":
         optimizer = keras.optimizers.Adam(rate)
@@ -146,6 +146,6 @@ def teacher_trainer(
 
 
 def minutes(folder: Path) -> float:
-    """Minutes that a teacher in its folder was trained, 0 where nothing was logged."""
+    """Training time of the teacher in this folder, in minutes; 0 if nothing was logged."""
     lines = read_metrics(folder / "metrics.jsonl")
     return lines[-1]["train_minutes"] if lines else 0.0
