@@ -17,8 +17,8 @@ from igam_tf import train as program
 from igam_tf.common.errors import UserError
 from igam_tf.common.flagfiles import expanded
 from igam_tf.common.program import (
-    _Sentences,
     _is_shown,
+    _Sentences,
     default_and_range,
     run_entry_point,
 )
