@@ -57,7 +57,7 @@ def _stop_in_one_line(kind, error, traceback) -> None:
 
 
 if is_program():
-    sys.excepthook = _stop_in_one_line  # for the time before and after `run_entry_point`, which handles it itself
+    sys.excepthook = _stop_in_one_line  # outside `run_entry_point`
     if not sys.stderr.isatty():  # in a log a bar writes one line a minute
         for name in ("DELAY", "MININTERVAL"):
             os.environ.setdefault(f"TQDM_{name}", "60")

@@ -1,4 +1,4 @@
-"""Data sets: `spec_of` says what one is, `load` reads a split, `train_batches` makes batches of it."""
+"""Data sets: `spec_of` describes one, `load` reads a split, `train_batches` makes batches of it."""
 
 from igam_tf.datasets.loading import NAMES as NAMES
 from igam_tf.datasets.loading import check_available as check_available

@@ -1,10 +1,10 @@
 """The built-in data: synthetic images of 10 classes, drawn with numpy from a seed.
 
-They take the place of real data where there is none (`--data=builtin`), and show the same conflict
-between accuracy and robustness. Every image holds a coarse cue, a shape whose contrast is far above the
-threat model's eps in most images and faint in some. The objects also hold a fine cue, a pattern weaker
-than eps that tells the class in every image. Plain training learns the fine cue, so PGD breaks the
-network; robust training has to learn the shapes.
+They replace real data if there is none (`--data=builtin`), and show the same conflict between
+accuracy and robustness. Every image has a coarse cue, a shape whose contrast is far above the
+threat model's eps in most images and faint in some. The objects also have a fine cue, a pattern
+weaker than eps that reveals the class in every image. Plain training learns the fine cue, so PGD
+breaks the network; robust training has to learn the shapes.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 SIZES = {"train": 12_000, "test": 2_000}
-_CHUNK = 1_000  # images drawn at a time, which bounds the memory
+_CHUNK = 1_000  # images drawn at a time, which limits memory use
 
 
 def draw(
@@ -20,7 +20,7 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [num, H, W, C] and labels int64 [num] of one split (default: its `SIZES`).
 
-    The same arguments give the same bits. Splits come from random streams of their own.
+    The same arguments give the same bits. Each split has its own random stream.
     """
     rng = np.random.default_rng([seed, sorted(DRAWINGS).index(name), sorted(SIZES).index(split)])
     labels = rng.permutation(np.arange(num or SIZES[split]) % 10)
@@ -40,7 +40,7 @@ def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> 
 
 
 def _placed(rng, n: int, size: int, *, scale, shift: float, turn: float, shear: float = 0.0):
-    """(u, v, scale): per-image coordinates of a randomly moved, turned and scaled frame."""
+    """(u, v, scale): coordinates in a random frame (moved, rotated, scaled) for each image."""
     x, y = _grid(size)
     radius = _uniform(rng, *scale, n, 1, 1)
     x, y = x - _uniform(rng, -shift, shift, n, 1, 1), y - _uniform(rng, -shift, shift, n, 1, 1)
@@ -52,7 +52,7 @@ def _placed(rng, n: int, size: int, *, scale, shift: float, turn: float, shear: 
 
 # --- digits-like: 28x28x1 -----------------------------------------------------------------------
 
-# Strokes of the digits as polylines, corners of a frame of [-1, 1] x [-1, 1], y upwards.
+# Strokes of the digits: polylines by their corners in [-1, 1] x [-1, 1], with y upwards.
 _DIGITS: list[list[list[tuple[float, float]]]] = [
     [[(-0.6, 0.5), (0, 1), (0.6, 0.5), (0.6, -0.5), (0, -1), (-0.6, -0.5), (-0.6, 0.5)]],
     [[(-0.4, 0.6), (0.1, 1), (0.1, -1)]],
@@ -71,7 +71,7 @@ _DIGITS: list[list[list[tuple[float, float]]]] = [
 
 
 def _digits(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bright pen strokes on black: shaky corners, any thickness, slant, place and brightness."""
+    """Bright pen strokes on black with random corners, thickness, slant, position and brightness."""
     n = len(labels)
     u, v, radius = _placed(rng, n, 28, scale=(0.55, 0.75), shift=0.15, turn=12, shear=0.2)
     shake = _uniform(rng, -0.12, 0.12, n, 8, 2, 1, 1)
@@ -111,8 +111,7 @@ def _cross(u, v) -> np.ndarray:
     return np.maximum(upright, np.minimum(_band(v, 0.27), _band(u, 1)))
 
 
-# Per class: positive inside the shape, roughly the distance to its edge; a mirror image keeps
-# its class.
+# Per class: positive inside the shape, roughly the distance to its edge; mirroring keeps the class.
 _SHAPES: list[Callable] = [
     lambda u, v: 0.95 - np.hypot(u, v),  # disc
     lambda u, v: _band(np.hypot(u, v) - 0.75, 0.23),  # ring
@@ -132,11 +131,11 @@ _SHAPES: list[Callable] = [
 # cosines in random phase is the same texture after a shift or a mirror.
 _FINE_WAVES = [(1 / 2, 0), (0, 1 / 2), (1 / 2, 1 / 2), (1 / 3, 0), (0, 1 / 3)]
 _FINE_COLOURS = np.array([[1, -1, 0], [0, 1, -1]], np.float32)
-_FINE_AMPLITUDE = 4.0  # of 255; the threat model has 8
+_FINE_AMPLITUDE = 4.0  # in pixels of 0..255; the threat model's eps is 8
 
 
 def _objects(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Coloured, textured shapes on a cluttered ground, with the fine pattern over everything."""
+    """Coloured, textured shapes on a cluttered background, with the fine pattern over everything."""
     n = len(labels)
     u, v, radius = _placed(rng, n, 32, scale=(0.5, 0.72), shift=0.2, turn=14)
     inside = np.empty((n, 32, 32), np.float32)

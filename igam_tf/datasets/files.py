@@ -1,4 +1,4 @@
-"""Images of one's own: `folder:<path>` and `npz:<path>`, read whole, as uint8."""
+"""The user's own images: `folder:<path>` and `npz:<path>`, read into memory as uint8."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from igam_tf.datasets.named import DatasetSpec
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_EVERY = 5  # without train/ and test/, of a class's images every fifth is for testing
+_EVERY = 5  # without train/ and test/, every fifth image of a class is for testing
 
 # Split -> (images uint8 [N,H,W,C], labels int64 [N]).
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -25,21 +25,22 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 def read_folder(path: str, image_size: int) -> tuple[Arrays, tuple[str, ...]]:
     """(images and labels of "train" and "test", names of the classes) of a folder of images.
 
-    `path` holds train/ and test/, in each of which every class has a subfolder, or the classes'
-    subfolders alone: then, of a class's images in the order of their names, every fifth is for
-    testing, and the last one of a class with fewer than five. Labels follow the sorted names of the
-    subfolders. A split's images stand in a fixed random order, so that its beginning holds every class.
-    Grey images have one channel where all are grey; among coloured ones they get three equal ones. An
-    alpha channel is left out; of an animation the first picture is taken, of 16 bits the higher eight.
-    Photographs stand upright, as their EXIF data say.
+    `path` contains train/ and test/, each with a subfolder for every class, or only the subfolders
+    of the classes. In the latter case every fifth image of a class, by name, is for testing, or the
+    last one of fewer than five. Labels follow the sorted names of the subfolders. A split's images
+    are in a fixed random order, so that its beginning contains every class. If all images are grey
+    they have one channel, otherwise grey images get three equal ones. An alpha channel is dropped;
+    an animation gives its first picture, 16-bit values their upper eight bits. Photographs are
+    rotated as their EXIF data say.
 
     Args:
         path: of the folder.
-        image_size: height and width of the result; 0: as the files have it, all alike.
+        image_size: height and width of the result; 0 means that of the files, which must all be
+            equal.
 
     Raises:
-        UserError: no such folder, fewer than two classes, a class without images, an image that
-            cannot be read or is neither RGB nor grey (CMYK), or images of several sizes without
+        UserError: the folder does not exist or has fewer than two classes, a class has no images,
+            an image cannot be read or is neither RGB nor grey (CMYK), or sizes differ without
             `image_size`.
     """
     root = Path(path)
@@ -88,7 +89,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
                 f"in {sub}"
             )
     if others:
-        logging.warning("%d files are no images and left out, first %s", len(others), others[0])
+        logging.warning(
+            "%d files are not images and are ignored, the first is %s", len(others), others[0]
+        )
     return classes
 
 
@@ -112,7 +115,7 @@ def _shuffled(classes: dict[str, list[Path]]) -> list[tuple[str, int]]:
 
 
 def _state(file: str | Path) -> tuple[int, ...]:
-    """What changes of a file where its content does, and cannot be set back."""
+    """The attributes of a file that change with its content and cannot be reset."""
     found = os.stat(file)
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -121,7 +124,7 @@ def _state(file: str | Path) -> tuple[int, ...]:
 def _decoded(
     files: tuple[str, ...], image_size: int, _states: tuple[tuple[int, ...], ...]
 ) -> np.ndarray:
-    """uint8 [N,H,W,C] of so many files; C is 1 where all are grey, else 3."""
+    """The images of files, uint8 [N,H,W,C]; C is 1 if all are grey, else 3."""
     images: list[np.ndarray] = []
     for file in files:
         image = _pixels_of(file)
@@ -139,13 +142,13 @@ def _decoded(
 
 
 def _pixels_of(file: str) -> np.ndarray:
-    """uint8 [H,W,C] as a viewer shows the image; C is 1 where it is grey.
+    """The pixels uint8 [H,W,C] as a viewer shows them; C is 1 if the image is grey.
 
     Raises:
-        UserError: it cannot be read, or is of a kind whose colours this does not know.
+        UserError: it cannot be read, or its colours are of an unsupported kind.
     """
-    # matplotlib brings it. TensorFlow's decoder takes a BMP's palette indices for grey values, and
-    # leaves photographs lying on their side.
+    # A dependency of matplotlib. TensorFlow's decoder would read a BMP's palette indices as grey
+    # values, and not rotate photographs.
     from PIL import Image, ImageOps
 
     try:
@@ -153,14 +156,14 @@ def _pixels_of(file: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # of odd but readable files
             with Image.open(file, formats=_FORMATS) as found:
                 image = ImageOps.exif_transpose(found)
-            if image.mode.startswith("I;16"):  # grey of 16 bits; of coloured ones Pillow does it
+            if image.mode.startswith("I;16"):  # 16-bit grey; Pillow converts colours itself
                 return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
             if image.mode in ("1", "L", "LA"):
                 return np.array(image.convert("L"))[..., None]
             if image.mode not in ("P", "PA", "RGB", "RGBA", "RGBX"):
                 raise ValueError(f"its pixels are {image.mode}; save it as RGB or grey")
             pixels = np.array(image.convert("RGB"))
-    except Exception as error:  # anything may come out of a file of unknown origin
+    except Exception as error:  # a file of unknown origin can raise any error
         raise UserError(
             f"expected an image (png, jpg, bmp or gif) in {file}; it cannot be read: "
             f"{(str(error) or type(error).__name__).splitlines()[0]}"
@@ -175,7 +178,7 @@ def _size(image: np.ndarray) -> str:
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [N,H,W,C] -> uint8 [N,*size,C], stretched to it: bilinear, smoothed where it shrinks."""
+    """uint8 [N,H,W,C] -> uint8 [N,*size,C], resized bilinearly, with antialiasing."""
     import tensorflow as tf
 
     if images.shape[1:3] == tuple(size):
@@ -187,16 +190,16 @@ def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def read_npz(path: str, image_size: int) -> tuple[Arrays, tuple[str, ...]]:
     """(images and labels of "train" and "test", no names) of an npz file.
 
-    x_train, x_test: uint8 [n,H,W,C] or [n,H,W], which are grey; or float in 0..1, of which
-    round(255 x) is taken. y_train, y_test: integer [n]; the classes are 0..K-1, and each has a training
-    image. The order is the file's.
+    x_train, x_test: uint8 [n,H,W,C], or [n,H,W] for grey images; or float in 0..1, which become
+    round(255 x). y_train, y_test: integer [n]; the classes are 0..K-1, and each has a training
+    image. The order is kept.
 
     Args:
         path: of the file.
-        image_size: height and width of the result; 0: the file's.
+        image_size: height and width of the result; 0 means that of the file.
 
     Raises:
-        UserError: not such a file; arrays that have to be unpickled are never read.
+        UserError: it is not such a file; pickled arrays are never read.
     """
     file = Path(path)
     if not file.is_file():
@@ -266,8 +269,8 @@ def _pixels(name: str, x: np.ndarray, path: str) -> np.ndarray:
         )
     if x.size and not (x.min() >= 0 and x.max() <= 1):
         raise UserError(
-            f"expected float pixels in 0..1, of which round(255 x) is taken, in {name} of npz:{path}; "
-            f"received {x.min():g}..{x.max():g}: pixels in 0..255 are held as uint8"
+            f"expected float pixels in 0..1, which become round(255 x), in {name} of npz:{path}; "
+            f"received {x.min():g}..{x.max():g}: store pixels in 0..255 as uint8"
         )
     return np.round(x * 255).astype(np.uint8)
 
@@ -289,7 +292,7 @@ READERS: dict[str, Callable[[str, int], tuple[Arrays, tuple[str, ...]]]] = {
 
 
 def file_spec(kind: str, path: str, image_size: int) -> DatasetSpec:
-    """What the images of a folder or an npz are, after reading all of them.
+    """The description of a folder's or an npz file's images, after reading all of them.
 
     Raises:
         UserError: as `read_folder` and `read_npz`.

@@ -1,4 +1,4 @@
-"""`load`: a data set by name, real or drawn; `spec_of`: what it is."""
+"""`load` reads a data set by name, real or synthetic; `spec_of` describes it."""
 
 import logging
 import os
@@ -23,18 +23,18 @@ from igam_tf.datasets.named import SPECS, DatasetSpec, Split
 SOURCES = ("tfds", "builtin")
 NAMES = f"{', '.join(SPECS)}, tfds:<name>, folder:<path> or npz:<path>"
 _PROBE_SECONDS = 5
-_MAGIC = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG"}  # what a file begins with
+_MAGIC = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG"}  # the first bytes of a file
 
 
 def checked_name(name: str, flag: str = "dataset") -> str:
-    """The name of a data set, a path in it made absolute; nothing is read.
+    """The name of a data set with an absolute path; nothing is read.
 
     Args:
         name: see `NAMES`.
         flag: where the user wrote it, for error messages.
 
     Raises:
-        UserError: no such kind of name.
+        UserError: it is not such a name.
     """
     kind, _, rest = name.partition(":")
     if name in SPECS or (kind == "tfds" and rest):
@@ -50,7 +50,7 @@ def checked_name(name: str, flag: str = "dataset") -> str:
 
 
 def short_name(name: str) -> str:
-    """A name of `NAMES` without folders: folder:/a/b is folder:b.
+    """The name of a data set without folders: folder:/a/b becomes folder:b.
 
     Example:
         >>> short_name("folder:/a/b"), short_name("cifar10"), short_name("tfds:a/b")
@@ -70,19 +70,19 @@ def spec_of(
     pixel_max: float | None = None,
     classes: int = 0,
 ) -> DatasetSpec:
-    """What a data set is; one outside `SPECS` is looked into, and downloaded where that is needed.
+    """Describes a data set; one that is not in `SPECS` is read, and downloaded if needed.
 
     Args:
         name: a key of `SPECS`, tfds:<name>, folder:<path> or npz:<path>.
-        data_dir: tensorflow-datasets folder; default: its own.
-        image_size: height and width that images outside `SPECS` are resized to; 0: as they are.
-        eps: in place of the data set's own.
-        step_size: in place of the data set's own, which keeps its ratio to eps.
-        pixel_max: in place of the data set's own.
-        classes: the first so many classes alone; 0: all.
+        data_dir: folder of tensorflow-datasets; None means its default. image_size: height and
+            width to which images not in `SPECS` are resized; 0 means no resizing.
+        eps: replaces the data set's own.
+        step_size: replaces the data set's own, which otherwise keeps its ratio to eps.
+        pixel_max: replaces the data set's own.
+        classes: use only this many classes, the first by label; 0 means all.
 
     Raises:
-        UserError: an unknown name, a data set that cannot be used, or more classes than it has.
+        UserError: the name is unknown, the data set cannot be used, or has fewer classes.
     """
     name = checked_name(name)
     kind, _, rest = name.partition(":")
@@ -114,19 +114,20 @@ def load(
     seed: int = 0,
     num: int | None = None,
 ) -> Split:
-    """A split, in memory.
+    """Reads a split into memory.
 
     Args:
-        data: a name, see `spec_of`, or what `spec_of` returned.
+        data: a name, see `spec_of`, or the result of `spec_of`.
         split: "train" or "test".
         source: "tfds", real images; "builtin", synthetic images of the same shape.
-        data_dir: tensorflow-datasets folder; default: its own. Tiny-ImageNet: see `tiny_imagenet`.
+        data_dir: folder of tensorflow-datasets; None means its default. Tiny-ImageNet: see
+            `tiny_imagenet`.
         seed: of the synthetic images.
-        num: images, from the beginning of the split, of the classes of `data` alone; default: all.
+        num: number of images, the first of the split in the classes of `data`; None means all.
 
     Raises:
-        UserError: an unknown name, split or source; a data set that is neither prepared nor
-            downloadable; damaged records.
+        UserError: the name, split or source is unknown; the data set is neither prepared nor
+            downloadable; its records are damaged.
     """
     check_available(data, source=source, data_dir=data_dir)
     if split not in ("train", "test"):
@@ -152,7 +153,7 @@ def load(
 def check_available(
     data: str | DatasetSpec, *, source: str = "tfds", data_dir: str | None = None
 ) -> None:
-    """Returns if `load` will find the data set, after downloading it where that is needed.
+    """Checks that `load` will find the data set, and downloads it if needed.
 
     Raises:
         UserError: as `load`.
@@ -171,16 +172,16 @@ def check_available(
 
         if name not in builtin.DRAWINGS:
             raise UserError(
-                f"expected {' or '.join(builtin.DRAWINGS)} with --data=builtin, which stands for "
-                f"no other data set; received {name!r}"
+                f"expected {' or '.join(builtin.DRAWINGS)} with --data=builtin, which has no "
+                f"other data set; received {name!r}"
             )
 
 
 def class_names(spec: DatasetSpec, *, source: str, data_dir: str | None = None) -> list[str]:
-    """What the classes of a data set are called, in the order of the labels.
+    """Names of the classes of a data set, in the order of the labels.
 
-    They are the labels' numbers where nobody has names: of synthetic images, of an npz, of
-    Tiny-ImageNet, and of tensorflow-datasets' where the data are not prepared in `data_dir`.
+    They are the labels' numbers if there are no names: for synthetic images, npz files,
+    Tiny-ImageNet, and data of tensorflow-datasets that are not prepared in `data_dir`.
     """
     if spec.class_names:
         return list(spec.class_names)
@@ -195,9 +196,9 @@ def class_names(spec: DatasetSpec, *, source: str, data_dir: str | None = None) 
 
 
 def stored_as(spec: DatasetSpec, *, source: str, data_dir: str | None = None) -> str:
-    """How the training images are stored in tensorflow-datasets' records: JPEG, PNG, or "".
+    """The format of the training images in tensorflow-datasets' records: JPEG, PNG, or "".
 
-    "" stands for images from elsewhere, and for other formats.
+    "" means images from elsewhere, or another format.
     """
     if source != "tfds":
         return ""
@@ -212,10 +213,10 @@ def stored_as(spec: DatasetSpec, *, source: str, data_dir: str | None = None) ->
 
 
 def _tfds_spec(name: str, data_dir: str | None, image_size: int) -> DatasetSpec:
-    """Of a data set of tensorflow-datasets, prepared: shape and classes as its builder says.
+    """The description of a prepared data set of tensorflow-datasets, from its builder.
 
     Raises:
-        UserError: no such data set, or one without images and integer labels of known range.
+        UserError: there is no such data set, or it lacks images or integer labels of known range.
     """
     builder = _prepared_builder(name, data_dir)
     import tensorflow_datasets as tfds
@@ -250,7 +251,7 @@ def _tfds_spec(name: str, data_dir: str | None, image_size: int) -> DatasetSpec:
 
 
 def _tfds_split(builder, split: str) -> str:
-    """The split of a builder that stands for "train" or "test"; in place of test also validation."""
+    """The split of a builder for "train" or "test"; if it has no test split, validation."""
     splits = list(builder.info.splits)
     if split in splits:
         return split
@@ -270,7 +271,7 @@ def _read(spec: DatasetSpec, split: str, data_dir: str | None) -> tuple[np.ndarr
 
     part = _tfds_split(builder, split)
     if part != split:
-        absl_logging.info("%s has no %s split; %s is taken for it", spec.name, split, part)
+        absl_logging.info("%s has no %s split; %s is used instead", spec.name, split, part)
     expected = builder.info.splits[part].num_examples
     wanted = {
         "split": part,
@@ -301,7 +302,7 @@ def _read(spec: DatasetSpec, split: str, data_dir: str | None) -> tuple[np.ndarr
 
 
 def _bad_records(files: list[os.PathLike]) -> str | None:
-    """Which of the record files is not sound up to its end, and why; None if all are."""
+    """Which of the record files is damaged, and why; None if none is."""
     import tensorflow as tf
 
     for file in map(os.fspath, files):
@@ -313,7 +314,7 @@ def _bad_records(files: list[os.PathLike]) -> str | None:
 
 
 def _found_by_tfds(data_dir: str | None) -> str | None:
-    """A path of the user's folder in which tensorflow-datasets finds what is there."""
+    """A path to the user's folder that tensorflow-datasets can read."""
     if data_dir is None:
         return None
     folder = Path(data_dir).expanduser()
@@ -321,7 +322,7 @@ def _found_by_tfds(data_dir: str | None) -> str | None:
 
 
 def _prepared_builder(name: str, data_dir: str | None):
-    """The tfds builder of a data set that is ready to be read."""
+    """The tfds builder of a data set, prepared if needed."""
     place = _found_by_tfds(data_dir)
     with _quiet_tfds():
         import tensorflow_datasets as tfds
@@ -337,7 +338,7 @@ def _prepared_builder(name: str, data_dir: str | None):
                 "expected tfds:<name> of a data set that tensorflow-datasets knows, or that is in "
                 f"--data_dir; received tfds:{name}"
             ) from error
-        except Exception as error:  # dataset_info.json: tfds lets any parser's error through
+        except Exception as error:  # any parser's error can come from dataset_info.json
             raise UserError(
                 f"data set {name} in {data_dir or 'the default folder'} is damaged: "
                 f"{_first_line(error)}"
@@ -354,10 +355,10 @@ def _download(builder) -> None:
     if problem is None:
         try:
             builder.download_and_prepare(
-                # the copy on Google Cloud is asked with minutes of retries when there is no network
+                # without a network, asking for the copy on Google Cloud takes minutes of retries
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
-        except Exception as error:  # network, disk, permissions, checksums: anything may come
+        except Exception as error:  # network, disk, permissions, checksums: any error is possible
             problem = _first_line(error)
     if problem is not None:
         root = os.path.realpath(os.path.dirname(os.path.dirname(os.fspath(builder.data_path))))
@@ -369,10 +370,10 @@ def _download(builder) -> None:
 
 
 def _unreachable(url: str | None) -> str | None:
-    """Why the first file of a download cannot be had; None if it can, or if there is no such file.
+    """Why the first file of a download cannot be reached; None if it can, or if there is no such file.
 
-    Without a network tensorflow-datasets tries for minutes before it gives up; this says so within
-    seconds. It takes a thread, because the look-up of a host's name knows no time limit.
+    Without a network tensorflow-datasets retries for minutes; this reports it within seconds. It
+    uses a thread, because the look-up of a host's name has no time limit.
     """
     if url is None:
         return None
@@ -407,7 +408,7 @@ def _first_line(problem) -> str:
 
 @contextmanager
 def _quiet_tfds():
-    """Silences warnings that tensorflow-datasets raises about itself, and nothing else."""
+    """Context that silences the warnings of tensorflow-datasets about itself, and no others."""
 
     def from_elsewhere(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR or "tensorflow_datasets" not in record.pathname

@@ -1,4 +1,4 @@
-"""What is known about each data set before any image is read, and how images are held in memory."""
+"""The known data sets and their threat models, and the form of images in memory."""
 
 import hashlib
 import math
@@ -30,21 +30,22 @@ class Augment:
 class DatasetSpec:
     """A data set and its threat model.
 
-    The defaults are those of a data set of the user's own.
+    The defaults are for a user's own data set.
 
     Attributes:
-        name: for people: a key of `SPECS`, or tfds:<name>, folder:<last name>, npz:<last name>.
+        name: a key of `SPECS`, or tfds:<name>, folder:<last name>, npz:<last name>; for messages.
         image_shape: (H, W, C).
         num_classes: number of labels.
-        pixel_max: the models' pixel range is [0, pixel_max]; it belongs to the model/data pair.
-        eps: l-inf radius of the field's threat model, as a fraction of the pixel range.
-        step_size: step of the PGD that goes with it, as a fraction of the pixel range.
-        train_images, test_images: images in the split; 0: not known.
+        pixel_max: models of this data set take pixels in [0, pixel_max].
+        eps: l-inf radius of the usual threat model, as a fraction of the pixel range.
+        step_size: step size of PGD in this threat model, as a fraction of the pixel range.
+        train_images, test_images: number of images in the split; 0 if not known.
         augment: random changes to training images.
-        class_names: in the order of the labels; empty: tensorflow-datasets or nobody has them.
-        address: what `load` reads it from, where that is not `name`.
-        image_size: height and width that its images are resized to; 0: as they are.
-        classes: the images are those of so many classes, the first by label; 0: of all.
+        class_names: in the order of the labels; empty if only tensorflow-datasets has them, or
+            nobody.
+        address: the name from which `load` reads it, if that is not `name`.
+        image_size: height and width to which its images are resized; 0 means no resizing.
+        classes: number of classes whose images are used, the first by label; 0 means all.
     """
 
     name: str
@@ -62,12 +63,12 @@ class DatasetSpec:
     classes: int = 0
 
     def first_classes(self, n: int) -> "DatasetSpec":
-        """The images of the first `n` classes, in the order of the labels; 0: all.
+        """The data set restricted to its first `n` classes, in the order of the labels; 0 means all.
 
-        `train_images` and `test_images` shrink as if every class had as many.
+        `train_images` and `test_images` are reduced as if all classes had equally many.
 
         Raises:
-            UserError: one class alone, or more than there are.
+            UserError: n is 1, or more than the number of classes.
         """
         if not n:
             return self
@@ -86,7 +87,7 @@ class DatasetSpec:
 
     @property
     def title(self) -> str:
-        """The name for people; a subset of the classes says so."""
+        """The name for tables; it says if only some classes are used."""
         return f"{self.name} (first {self.classes} classes)" if self.classes else self.name
 
 
@@ -108,17 +109,17 @@ SPECS = {
 
 
 def data_text(source: str) -> str:
-    """A `Split.source` for people: what is synthetic says so."""
+    """A `Split.source` for tables; it says if the images are synthetic."""
     return "builtin (synthetic)" if source == "builtin" else source
 
 
 def to_pixels(images, pixel_max: float):
-    """float32 images in 0..255, an array or tensor -> in 0..pixel_max; exact for 255."""
+    """Converts float32 images, array or tensor, from 0..255 to 0..pixel_max; exact for 255."""
     return images / np.float32(255 / pixel_max)
 
 
 def in_pixel_range(images: np.ndarray, pixel_max: float) -> np.ndarray:
-    """uint8 images -> float32 in 0..pixel_max; floats stay as they are, at least float32."""
+    """Converts uint8 images to float32 in 0..pixel_max; floats keep their values."""
     if images.dtype == np.uint8:
         return to_pixels(images.astype(np.float32), pixel_max)
     return images.astype(np.result_type(images.dtype, np.float32), copy=False)
@@ -147,7 +148,7 @@ def parse_fraction(flag: str, text: str | None, *, most: float = 1.0) -> float |
 
 
 def fraction_text(value: float) -> str:
-    """A fraction of the pixel range as people write it: as a decimal, or in units of 1/255.
+    """A fraction of the pixel range as text: a decimal, or a multiple of 1/255.
 
     Example:
         >>> fraction_text(8 / 255), fraction_text(0.25 / 255), fraction_text(0.3)
@@ -167,7 +168,7 @@ class Split:
     Attributes:
         images: uint8 [N, H, W, C].
         labels: int64 [N].
-        spec: the data set it stands for.
+        spec: the data set.
         source: "tfds", "builtin", "folder" or "npz".
         name: "train", "test" or "validation".
     """
@@ -190,15 +191,15 @@ class Split:
 
 
 def hold_out(split: Split, num_validation: int, seed: int) -> tuple[Split, Split]:
-    """(train, validation): a random, disjoint, seeded division of a *training* split.
+    """(train, validation): a random, disjoint division of a *training* split, by a seed.
 
     Raises:
-        UserError: nothing would be left to train on.
+        UserError: no images would be left to train on.
     """
     n = len(split.labels)
     if not 0 <= num_validation < n:
         raise UserError(
-            f"expected between 0 and {n - 1} validation images, to be held out of the {n} of "
+            f"expected between 0 and {n - 1} validation images, held out of the {n} images of "
             f"{split.spec.name}/{split.name}; received {num_validation}"
         )
     order = np.random.default_rng(seed).permutation(n)

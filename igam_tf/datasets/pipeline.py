@@ -1,7 +1,7 @@
-"""From a `Split` to batches for training, augmented and shuffled.
+"""Makes shuffled, augmented training batches from a `Split`.
 
-A training batch is a pure function of (seed, step): a resumed run sees what an uninterrupted one
-sees, whatever the number of threads.
+A training batch is a pure function of (seed, step): a resumed run gets the same batches as an
+uninterrupted one, with any number of threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from igam_tf.datasets.named import Augment, Split, to_pixels
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Batches in an epoch of `n` examples, the last partial one included."""
+    """Number of batches in an epoch of `n` examples, including a last partial one."""
     return -(-n // batch_size)
 
 
@@ -27,15 +27,15 @@ def train_batches(
     num_steps: int,
     start_step: int = 0,
 ) -> tf.data.Dataset:
-    """Steps `start_step` ... `start_step + num_steps - 1` of an endless training run.
+    """The batches of steps `start_step` ... `start_step + num_steps - 1`.
 
-    Every epoch is a new permutation of the split; its last batch may be smaller.
+    Every epoch is a new permutation of the split; its last batch can be smaller.
 
     Returns:
         Batches x float32 [b, H, W, C] in [0, pixel_max], y int64 [b].
 
     Raises:
-        UserError: an empty split or batch.
+        UserError: the split or the batch is empty.
     """
     n = _checked_size(split, batch_size)
     steps, (height, width, _) = steps_per_epoch(n, batch_size), split.spec.image_shape

@@ -1,8 +1,8 @@
-"""Tiny-ImageNet for tensorflow-datasets, from the official zip or the folder it unpacks to.
+"""Tiny-ImageNet for tensorflow-datasets, from the official zip or its unpacked folder.
 
-`--data_dir` holds `tiny-imagenet-200.zip` (any `tiny-imagenet-200*.zip`) or `tiny-imagenet-200/`; the
-prepared records are written beside it, once. The zip is read in place. `test` is the official,
-labelled `val`: the labels of the official test images were never published.
+`--data_dir` contains `tiny-imagenet-200.zip` (any `tiny-imagenet-200*.zip`) or
+`tiny-imagenet-200/`; the prepared records are written beside it, once. The zip is read in place.
+`test` is the official, labelled `val`: the labels of the official test images are not published.
 """
 
 import io
@@ -21,10 +21,10 @@ _ANNOTATIONS = "val/val_annotations.txt"
 
 
 class Archive:
-    """The files of the data set by their path below `tiny-imagenet-200/`, zipped or not.
+    """The files of the data set by their path below `tiny-imagenet-200/`, in the zip or the folder.
 
     Raises:
-        UserError: a damaged or unsafe zip, or one without the data set's files.
+        UserError: the zip is damaged or unsafe, or lacks files of the data set.
     """
 
     def __init__(self, source: Path):
@@ -46,7 +46,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
         with self.errors():
-            if name not in self.names:  # annotations may name anything
+            if name not in self.names:  # annotations can name any file
                 raise UserError(f"{name!r} is not among its files")
             if self._zip is None:
                 return (self.source / name).read_bytes()
@@ -54,7 +54,7 @@ class Archive:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Makes one sentence, which names the source, of whatever is wrong with it."""
+        """Context that turns any error of the source into one sentence that names it."""
         try:
             with archive_errors():
                 yield
@@ -118,10 +118,11 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
 
 def prepared_builder(data_dir: str | None) -> TinyImagenet:
-    """The builder, its records written if they were not there yet.
+    """The builder of the data set; writes its records if they do not exist.
 
     Raises:
-        UserError: no source in `data_dir`, a damaged one, or a folder that cannot be written to.
+        UserError: the source in `data_dir` is absent or damaged, or the folder cannot be written
+            to.
     """
     builder = TinyImagenet(data_dir=data_dir)
     if builder.is_prepared():
