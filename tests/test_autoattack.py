@@ -535,3 +535,16 @@ def test_identity_of_a_model():
     b.set_weights(a.get_weights())
     assert model_identity(a) == model_identity(b)
     assert model_identity(a) != model_identity(keras.Sequential([keras.layers.Dense(3)]))
+
+
+def test_attributes_of_ones_own_class_belong_to_its_identity():
+    class Tempered(keras.Model):
+        temperature = 1.0
+
+        def call(self, x, training=False):
+            return x / self.temperature
+
+    a, b = Tempered(), Tempered()
+    assert model_identity(a) == model_identity(b)
+    b.temperature = 2.0
+    assert model_identity(a) != model_identity(b)

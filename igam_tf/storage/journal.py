@@ -179,7 +179,9 @@ def journaled(
 
 
 def model_identity(model: keras.Model) -> str:
-    """Digest of a model's class, configuration and weights, and of the files of a user's own classes.
+    """Digest of a model's class, configuration and weights, and of a user's own classes.
+
+    Of these the files count, and the numbers and texts that their objects hold as public attributes.
 
     Classes of this project count by name, so they can move to another module.
     """
@@ -187,10 +189,19 @@ def model_identity(model: keras.Model) -> str:
     with contextlib.suppress(NotImplementedError):
         config = {k: v for k, v in model.get_config().items() if k != "name"}  # numbered by Keras
         digest.update(json.dumps(config, sort_keys=True, default=repr).encode())
-    for name in sorted({type(layer).__module__ for layer in layers_of(model)}):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and name.split(".")[0] not in ("keras", "igam_tf", "madry_models"):
+    known = ("keras", "igam_tf", "madry_models")
+    own = [part for part in layers_of(model) if type(part).__module__.split(".")[0] not in known]
+    for name in sorted({type(layer).__module__ for layer in own}):
+        if file := getattr(sys.modules.get(name), "__file__", None):
             digest.update(Path(file).read_bytes())
+    keras_own = ("name", "built", "compiled")  # names are numbered
+    for layer in own:
+        held = {
+            k: v
+            for k, v in vars(layer).items()
+            if not k.startswith("_") and k not in keras_own and isinstance(v, int | float | str)
+        }
+        digest.update(json.dumps(held, sort_keys=True).encode())
     for weight in model.get_weights():
         digest.update(f"{weight.dtype} {weight.shape} ".encode() + weight.tobytes())
     return digest.hexdigest()
