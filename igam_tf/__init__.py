@@ -1,19 +1,20 @@
 """Input gradient adversarial matching (IGAM, CVPR 2020) for TensorFlow 2 and Keras 3.
 
-    trainer                         the trainer of any method, by name: `compile()` and `fit()` as of
-                                    any Keras model
-    IGAM, FineTune, PGDTraining     its classes
+    trainer                         the trainer of any method, by name; it has `compile()` and
+        `fit()` like any Keras model
+    IGAM, FineTune, PGDTraining     the classes of trainers
     Teacher, Discriminator          the two networks beside the student
     Settings                        hyperparameters of the objective (eq. 14)
-    Identity, Scale, ...            maps from a target image to the teacher's input (§4.3); map_between
-                                    chooses one
-    Preprocess, Preprocessed        another input convention: as a map, and in front of a network
-    RobustAccuracy                  a Keras callback: accuracy under attack while training
+    Identity, Scale, ...            maps from a target image to the teacher's input (§4.3);
+        map_between chooses one
+    Preprocess, Preprocessed        other inputs than pixels in 0..pixel_max: a map, and a network
+        with it in front
+    RobustAccuracy                  a Keras callback: accuracy under attack during training
     evaluate, audit_model           accuracy under attack, and whether it can be trusted
     attacks                         fgsm, pgd, apgd, fab, square: pure functions
     load_madry                      a challenge's checkpoint as a Keras model
 
-These names are the promise; what is not in `__all__` may change. Each is loaded when it is asked for.
+Public API: `__all__`; anything else may change. Names are imported when they are first used.
 """
 
 import importlib
@@ -27,7 +28,7 @@ _MAPS = (
     "Identity", "Scale", "ChannelMean", "ChannelRepeat", "CenterCrop", "CenterPad", "RandomPad",
     "Resize", "TransposeConvolution", "Compose",
 )  # fmt: skip
-# What Keras calls a class in a file -> its module.
+# Name of a class in a Keras file -> its module.
 _MODULES = {
     "ClassifierTrainer": "igam_tf.method.trainer",
     "Discriminator": "igam_tf.method.discriminator",

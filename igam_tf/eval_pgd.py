@@ -1,11 +1,11 @@
-"""Measures a model's accuracy, clean and under attack, and prints it as a table.
+"""Measures a model's accuracy, clean and under attack, and prints a table.
 
 python -m igam_tf.eval_pgd --model=runs/mnist-cifar10 --attacks=clean,fgsm,pgd20 --json=pgd.json
 
 With --json, finished batches are kept in <file>.journal until the end: if it is interrupted, run the
 same command to resume.
 
-Exit status: 0, or 3 where a figure is doubtful (0 with --allow_doubts); 1 is wrong input.
+Exit status: 0, or 3 if a figure is doubtful (0 with --allow_doubts), or 1 after wrong input.
 """
 
 import math
@@ -40,15 +40,14 @@ def define_flags() -> None:
         define_model_flag()
         define_data_flags()
         flags.DEFINE_integer(
-            "num_examples", None, "Number of images, from the first of the split on; by default "
-            "all.",
+            "num_examples", None, "Evaluate on the first N images of the split; by default on all.",
             lower_bound=1,
         )  # fmt: skip
     with heading("attacks"):
         flags.DEFINE_string(
             "attacks",
             "clean,fgsm,pgd5,pgd10,pgd20",
-            f"Attacks to run, with commas between: {SHOWN}. apgd is apgd-ce, and apgd-t on the "
+            f"Attacks to run, separated by commas: {SHOWN}. apgd runs apgd-ce, then apgd-t on the "
             "images that are robust to it.",
         )
         flags.DEFINE_enum("norm", "linf", NORMS, "Norm of eps and of the step size.")
@@ -58,10 +57,11 @@ def define_flags() -> None:
         )  # fmt: skip
         flags.DEFINE_string(
             "step_size", None,
-            f"Step size of PGD, {of_range}; by default eps times the data set's own ratio.",
+            f"Step size of PGD, {of_range}; by default eps times the data set's ratio of step "
+            "size to eps.",
         )  # fmt: skip
         flags.DEFINE_enum("loss", "xent", tuple(LOSSES), "Loss that FGSM and PGD maximise.")
-        flags.DEFINE_integer("restarts", 1, "Random starts of each PGD.", lower_bound=1)
+        flags.DEFINE_integer("restarts", 1, "Number of random starts of each PGD.", lower_bound=1)
         flags.DEFINE_integer(
             "seed", 0, "Seed of the random starts.", lower_bound=0, upper_bound=2**63 - 1
         )
@@ -71,8 +71,8 @@ def define_flags() -> None:
             "batch_norm",
             "inference",
             BATCH_NORMS,
-            "Batch norm of the model: inference, by moving averages; batch, by each batch's "
-            "statistics.",
+            "How the model's batch norm works: inference uses moving averages, batch the "
+            "statistics of each batch.",
         )
         define_run_flags()
 
@@ -122,7 +122,7 @@ def _evaluate(
 
 
 def check_earlier(file: Path, settings: dict) -> None:
-    """Raises a UserError where `file` holds anything but results of the same model and settings."""
+    """Raises a UserError if `file` has anything but results of the same model and settings."""
     from igam_tf.evaluation.evaluate import settings_alone
 
     if not file.exists():

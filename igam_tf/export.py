@@ -1,13 +1,14 @@
-"""Makes a folder to give away of a finished run's student.
+"""Exports the student of a finished run to a folder that can be given away.
 
 python -m igam_tf.export --run=runs/mnist-cifar10-igam-cpu --output=exported
 
-    student.keras   Keras, needs this package
+    student.keras   for Keras, needs this package
     saved_model/    SavedModel, needs TensorFlow alone: `serve`, and serving_default
     card.json       settings, results, pixel range, class names, versions, git commit, checksums
-    README.md       the same for people, with how to load and attack it
+    README.md       the same as text, and how to load and attack the student
 
-Both files hold the input layer: raw pixels in, logits out, batch norm by its moving averages.
+Both models contain the input layer: they take raw pixels and return logits, with batch norm by
+moving averages.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from igam_tf.storage.journal import MASK_KEY
 from igam_tf.storage.run_folder import environment
 
 FLAGS = flags.FLAGS
-TOLERANCE = 1e-4  # of the largest logit, or of 1; SavedModel against .keras file in float32
+TOLERANCE = 1e-4  # SavedModel against .keras file, as a share of the largest logit or 1
 STUDENT, SAVED_MODEL = "student.keras", "saved_model"
 
 
@@ -46,14 +47,14 @@ def define_flags() -> None:
 def largest_difference(
     model: keras.Model, folder: Path, shape: tuple[int, ...], pixel_max: float
 ) -> float:
-    """Between the logits of a model and of its SavedModel in `folder`, on 16 random images.
+    """Largest difference between the logits of a model and of its SavedModel, on 16 random images.
 
     Raises:
-        UserError: more than TOLERANCE.
+        UserError: it is more than TOLERANCE.
     """
     x = np.random.default_rng(0).uniform(0, pixel_max, (16, *shape)).astype(np.float32)
     expected = model(x, training=False)
-    loaded = tf.saved_model.load(str(literal(folder) / SAVED_MODEL))  # its functions die with it
+    loaded = tf.saved_model.load(str(literal(folder) / SAVED_MODEL))  # its functions need it
     difference = float(np.abs(expected - loaded.serve(tf.constant(x))).max())
     largest = float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1.0, largest):
@@ -67,13 +68,13 @@ def largest_difference(
 def card(
     config: dict[str, Any], report: dict[str, Any], model: keras.Model, spec: DatasetSpec
 ) -> dict[str, Any]:
-    """What a user needs to know of a student, for JSON.
+    """What a user needs to know about a student, for JSON.
 
     Args:
-        config: of its run, with `environment`.
-        report: of its evaluation, see `igam_tf.evaluation.evaluate.model_report`.
+        config: settings of its run, with `environment`.
+        report: the report of its evaluation, see `igam_tf.evaluation.evaluate.model_report`.
         model: the student.
-        spec: the target.
+        spec: the target's data set.
     """
     from igam_tf.evaluation.results import settings_text
 
@@ -107,7 +108,7 @@ def card(
 
 
 def _without_folder(value: Any) -> Any:
-    """A setting; of an absolute path only the last name, as the folders are those of one machine."""
+    """A setting; of an absolute path only the last name, because folders differ between machines."""
     value = short_name(value) if isinstance(value, str) else value
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
@@ -115,7 +116,7 @@ def _without_folder(value: Any) -> Any:
 
 
 def readme(card: dict[str, Any], spec: DatasetSpec) -> str:
-    """The card for people, in Markdown."""
+    """The card as Markdown."""
     from igam_tf.method.look import doubtful_lines
 
     report, settings, names = card["results"], card["settings"], card["class_names"]

@@ -14,7 +14,7 @@ def report(folders: list[Path]) -> str:
     """A table with a row for each model of each folder: accuracy in percent and its 95 % interval.
 
     Raises:
-        UserError: folders without results, or evaluated differently.
+        UserError: a folder has no results, or the runs were evaluated differently.
     """
     from igam_tf.evaluation.results import read_results, settings_text
     from igam_tf.method.look import doubtful_lines

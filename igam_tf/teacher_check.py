@@ -1,10 +1,10 @@
-"""Says what a robust teacher can give to a student, before the student is trained.
+"""Measures what a robust teacher can give to a student, before the student is trained.
 
 python -m igam_tf.teacher_check --source=mnist --target=cifar10 --preset=cpu --reference=runs/fast
 
-The teacher is made as igam_tf.train makes it with the same flags (stages 0 and 1), in the same run
-folder, so that igam_tf.train goes on from there. The reference is a robust student of the target
-task: its input gradients J are what a student's are to become.
+The teacher is made as by igam_tf.train with the same flags (stages 0 and 1), in the same run
+folder, so that igam_tf.train can continue there. The reference is a robust student of the target
+task, whose input gradients J are the example of what a student should have.
 """
 
 from __future__ import annotations
@@ -51,16 +51,17 @@ def define_flags() -> None:
             "reference", None, f"The robust student of the target task: {NAMES_OF_MODELS}."
         )
         flags.DEFINE_integer(
-            "num_examples", 200, "Test images of the target, from the beginning of the split.",
+            "num_examples", 200, "Evaluate on the first N test images of the target.",
             lower_bound=2,
         )  # fmt: skip
         flags.DEFINE_string(
             "attacks", "clean,autoattack",
-            "Attacks on teacher and reference, as --attacks of igam_tf.eval_pgd; the last one decides.",
+            "Attacks on teacher and reference, written as for --attacks of igam_tf.eval_pgd; the "
+            "last one decides.",
         )  # fmt: skip
         flags.DEFINE_string(
             "reference_preprocess", None,
-            f"What the reference takes in place of pixels in 0..pixel_max: {FORMS}.",
+            f"The input that the reference expects instead of pixels in 0..pixel_max: {FORMS}.",
         )  # fmt: skip
         flags.DEFINE_string("json", None, "File to write the results to.")
     define_settings()
@@ -120,7 +121,7 @@ def check(
     output: Path | None,
     journals: dict[str, Journal],
 ) -> None:
-    """Measures and prints; finished batches of attacks are kept in `journals`."""
+    """Measures and prints; `journals` store finished batches of attacks."""
     from igam_tf.evaluation.evaluate import model_report, table
     from igam_tf.evaluation.teaching import input_gradients, teaching, verdict
 

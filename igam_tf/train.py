@@ -2,9 +2,9 @@
 
 python -m igam_tf.train --source=mnist --target=cifar10 --preset=cpu --workdir=runs/mnist-cifar10
 
-Killed at any moment, the same command goes on where it was. --source, --target, --transform, --fidelity,
---preset and --method name files in flags/, which set the others; flags given by hand win over them.
---print_config shows every setting of a command, and the file and line that it comes from.
+If it is interrupted, run the same command to resume. --source, --target, --transform, --fidelity,
+--preset and --method name files in flags/, which set the others; flags on the command line win over
+them. --print_config prints every setting of a command, and the file and line that it comes from.
 """
 
 import time
@@ -41,7 +41,7 @@ def config_from_flags() -> Config:
     """The settings of this command line.
 
     Raises:
-        UserError: a value that is not of its kind, or settings that contradict each other.
+        UserError: a value is of the wrong kind, or settings contradict each other.
     """
     from igam_tf.experiments.resolve import resolve
 
@@ -49,7 +49,7 @@ def config_from_flags() -> Config:
 
 
 def config_text(chosen: dict[str, Any]) -> str:
-    """A line for each setting below the heading of its group: flag, value, where it comes from.
+    """One line for each setting, below its heading: flag, value, and where it comes from.
 
     Raises:
         UserError: settings that contradict each other.
@@ -69,7 +69,7 @@ def config_text(chosen: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Runs every stage that is not done yet."""
+    """Runs every stage that is not finished."""
     flags_alone(argv)
     if FLAGS.print_config:
         print(config_text(chosen_settings(FLAGS)))
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
             with devices.without_peers(chosen).scope():
                 run.evaluate()
     minutes = (time.monotonic() - started) / 60
-    logging.info("%s: done in %.1f minutes", run.folder.path, minutes)
+    logging.info("%s: finished in %.1f minutes", run.folder.path, minutes)
 
 
 def program() -> None:

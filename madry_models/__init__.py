@@ -1,4 +1,4 @@
-"""The networks of the MadryLab challenges, and their checkpoints; each is loaded when asked for."""
+"""The networks of the MadryLab challenges and their checkpoints; names are imported at first use."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from madry_models.wide_resnet import WideResNet
 
 __all__ = ["MnistCNN", "WideResNet"]
-# What Keras calls a class in a file -> its module.
+# Name of a class in a Keras file -> its module.
 SAVED = {
     "madry_models>BatchNormalization": "madry_models.batch_norm",
     "madry_models>MnistCNN": "madry_models.mnist_cnn",

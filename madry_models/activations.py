@@ -1,4 +1,4 @@
-"""The activations that a residual network may have."""
+"""The activations of a residual network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from igam_tf.common.lazy import tf
 
 
 def leaky_relu(h: tf.Tensor) -> tf.Tensor:
-    """max(h, 0.1 h), which is exact in float64: the fused kernel keeps its slope in float32."""
+    """max(h, 0.1 h), exact in float64; the fused kernel has a float32 slope."""
     return tf.maximum(h, 0.1 * h) if h.dtype == tf.float64 else tf.nn.leaky_relu(h, alpha=0.1)
 
 

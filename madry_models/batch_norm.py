@@ -1,9 +1,9 @@
 """Batch normalisation whose double back-propagation is one fused kernel and one linear combination.
 
-Back-propagating through J_s differentiates the backward pass of every batch norm. TensorFlow composes
-that second derivative out of many small kernels, and leaves a part of it out (`tf.nn.moments` stops
-the gradient at the mean inside the variance). Written out by hand it is exact and
-needs one more call of the fused backward kernel. With x^ = (x - m) / s, a = mean(g), c = mean(g x^),
+Back-propagating through J_s differentiates the backward pass of every batch norm. TensorFlow
+computes that second derivative with many small kernels and omits a part of it (`tf.nn.moments`
+stops the gradient at the mean inside the variance). The formula below is exact and needs one more
+call of the fused backward kernel. With x^ = (x - m) / s, a = mean(g), c = mean(g x^),
 
     dx = gamma / s (g - a - x^ c)
 
@@ -26,7 +26,7 @@ def _sum_of_products(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """sum(a b) per channel, [C] float32."""
     if tf.config.list_logical_devices("GPU"):
         return _sum(tf.cast(a, tf.float32) * tf.cast(b, tf.float32))
-    # On processors the fused kernel is the fastest: dgamma for x^ = b.
+    # On CPUs the fused kernel is the fastest way: this is dgamma for x^ = b.
     zeros, ones = tf.zeros(b.shape[-1]), tf.ones(b.shape[-1])
     return tf.raw_ops.FusedBatchNormGradV3(
         y_backprop=a,
@@ -58,7 +58,8 @@ def normalize(
         epsilon: added to the variance.
 
     Returns:
-        (y as x, mean [C], variance [C] without Bessel's correction); the last two carry no gradient.
+        (y like x, mean [C], variance [C] without Bessel's correction); the last two have no
+            gradient.
     """
 
     @tf.custom_gradient
@@ -67,7 +68,9 @@ def normalize(
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         count = _count(x)
-        variance *= (count - 1) / tf.maximum(count, 1)  # the kernel returns Bessel's
+        variance *= (count - 1) / tf.maximum(
+            count, 1
+        )  # the kernel's variance has Bessel's correction
         variance = tf.where(count > 1, variance, 0.0)
 
         @tf.custom_gradient
@@ -116,19 +119,19 @@ def normalize(
 
 @keras.saving.register_keras_serializable(package="madry_models")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer, with `normalize` for batch statistics of one replica below float64.
+    """Keras's layer, with `normalize` for batch statistics of one replica in float32 or narrower.
 
-    In float64 Keras's own tf.nn.moments computes them, as in the recordings of the original code; by
-    itself it holds the mean constant in the variance, which changes second derivatives.
+    In float64 it uses Keras's own tf.nn.moments, like the recordings of the original code. That
+    function treats the mean in the variance as a constant, which changes second derivatives.
     """
 
     def add_weight(self, *args, trainable: bool = True, **kwargs):
-        """Keras's; moving averages become the mean over replicas whose statistics are their own."""
+        """As Keras's; moving averages become the mean over replicas with statistics of their own."""
         aggregation = "none" if trainable or self.synchronized else "mean"
         return super().add_weight(*args, trainable=trainable, aggregation=aggregation, **kwargs)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B,H,W,C] -> the same; `training` alone chooses batch statistics."""
+        """[B,H,W,C] -> the same; only `training` chooses batch statistics."""
         if not training:
             return super().call(x)
         if self.synchronized:
@@ -141,7 +144,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return y
 
     def _over_replicas(self, x: tf.Tensor) -> tf.Tensor:
-        """What Keras does with `synchronized`, in one reduction over the replicas instead of three."""
+        """As Keras with `synchronized`, in one reduction over the replicas instead of three."""
         wide = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
         count = tf.cast(tf.size(wide) // tf.shape(wide)[-1], wide.dtype)
         sums = tf.concat([_sum(wide), _sum(tf.square(wide)), count[None]], axis=0)

@@ -13,18 +13,18 @@ from igam_tf.common.files import replacing
 from igam_tf.common.lazy import keras
 from igam_tf.common.program import run_entry_point
 
-TOLERANCE = 1e-5  # on logits in float32
+TOLERANCE = 1e-5  # largest difference of logits in float32
 
 
 def convert(checkpoint: str | Path, output: str | Path) -> float:
-    """Writes the network of a TF1 checkpoint as `output`, a .keras file that must not exist.
+    """Writes the network of a TF1 checkpoint to `output`, a new .keras file.
 
     Returns:
         The largest difference between the logits of the network and of the reloaded file, on 16
         random images.
 
     Raises:
-        UserError: a bad `output`, an unfit checkpoint, or logits that differ; nothing is written.
+        UserError: `output` or the checkpoint is wrong, or the logits differ; nothing is written.
     """
     from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
@@ -64,7 +64,7 @@ def program() -> None:
     flags.DEFINE_string(
         "checkpoint",
         None,
-        "The checkpoint: its folder, or its files' common prefix.",
+        "The checkpoint to convert: its folder, or the common prefix of its files.",
         required=True,
     )
     flags.DEFINE_string(

@@ -2,7 +2,7 @@
 
 python -m madry_models.fetch --model=mnist --name=adv_trained --dest=models/mnist
 
-The archive's digest is enforced where one is published. `<dest>/<name>` appears whole or never.
+If a digest of the archive is published, it is checked. `<dest>/<name>` is complete or absent.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ NAMES = ("natural", "adv_trained", "secret")
 
 @dataclass(frozen=True)
 class Source:
-    """Where an archive is, and its published digests."""
+    """The address of an archive, and its published digests."""
 
     url: str
     git_blob_sha1: str | None = None
@@ -58,7 +58,7 @@ SOURCES = {
 
 
 def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
-    """Downloads, checks and unpacks one published checkpoint; does nothing if it is there already.
+    """Downloads, checks and unpacks one published checkpoint; does nothing if it already exists.
 
     Args:
         model: "mnist" or "cifar10".
@@ -69,7 +69,8 @@ def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
         The checkpoint's folder, `<dest>/<name>`.
 
     Raises:
-        UserError: unknown names, no network, a wrong digest, or an archive that is none or unsafe.
+        UserError: a name is unknown, there is no network, the digest is wrong, or the archive is
+            not one or unsafe.
     """
     if (model, name) not in SOURCES:
         known = ", ".join("/".join(key) for key in SOURCES)
@@ -87,7 +88,7 @@ def fetch(model: str, name: str, *, dest: str | Path | None = None) -> Path:
         ) from None
     with lock:
         try:
-            if not _is_there(target):  # another process may have brought it meanwhile
+            if not _is_there(target):  # another process can have fetched it meanwhile
                 _fetch(SOURCES[model, name], target)
         finally:
             lock_path.unlink(missing_ok=True)
@@ -104,7 +105,7 @@ def _fetch(source: Source, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is in the way: expected a checkpoint or nothing; remove it.")
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
         partial.mkdir(parents=True)
         archive = partial / "archive.zip"
@@ -116,11 +117,11 @@ def _fetch(source: Source, target: Path) -> None:
         os.replace(_checkpoint_folder(partial / "unpacked"), target)
     except (UserError, OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is an open connection, too
+            error.close()  # it is also an open connection
         reason = str(error).strip(".<>") or type(error).__name__
         raise UserError(
-            f"cannot fetch {source.url}: {reason}; put its files into {target} by hand, "
-            f"or name a folder that has them (--teacher_checkpoint)."
+            f"cannot fetch {source.url}: {reason}; put its files into {target} by hand, or name a "
+            "folder that has them (--teacher_checkpoint)."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -142,7 +143,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _hexdigest(path: Path, digest: "hashlib._Hash") -> str:
-    """Of what `digest` was given before and then the file, in parts; Python 3.10 lacks its own."""
+    """Adds a file to `digest` in parts and returns the hex digest; Python 3.10 has no such function."""
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -150,8 +151,8 @@ def _hexdigest(path: Path, digest: "hashlib._Hash") -> str:
 
 
 def _check_digest(path: Path, source: Source) -> str:
-    """One line on the archive's digest; UserError if it is not the published one."""
-    header = b"blob %d\0" % path.stat().st_size  # git's, in front of a file's bytes
+    """Returns a line about the archive's digest; raises a UserError if it is not the published one."""
+    header = b"blob %d\0" % path.stat().st_size  # git hashes this header before the bytes of a file
     sha1 = _hexdigest(path, hashlib.sha1(header))
     sha256 = _hexdigest(path, hashlib.sha256())
     pairs = (("git blob SHA-1", source.git_blob_sha1, sha1), ("SHA-256", source.sha256, sha256))
@@ -165,7 +166,7 @@ def _check_digest(path: Path, source: Source) -> str:
 
 
 def _checkpoint_folder(folder: Path) -> Path:
-    """The one folder with a checkpoint; its path inside the archives is not quite uniform."""
+    """The only folder with a checkpoint; its path differs between archives."""
     found = {p.parent for p in folder.rglob("*.index") if not p.name.startswith("._")}
     if len(found) != 1:
         raise UserError(f"expected one checkpoint in the archive; received {len(found)}")
@@ -181,17 +182,21 @@ def _main(argv: list[str]) -> None:
 
 def program() -> None:
     """The command line."""
-    # Flags are defined here because other entry points import this module.
+    # Flags are defined here, because other programs import this module.
     from absl import flags
 
     from igam_tf.common.program import run_entry_point
 
     flags.DEFINE_enum(
-        "model", None, ("mnist", "cifar10"), "The challenge whose model it is.", required=True
+        "model",
+        None,
+        ("mnist", "cifar10"),
+        "The challenge that published the model.",
+        required=True,
     )
-    flags.DEFINE_enum("name", "adv_trained", NAMES, "The model's name there.")
+    flags.DEFINE_enum("name", "adv_trained", NAMES, "The name of the model in this challenge.")
     flags.DEFINE_string(
-        "dest", None, "Folder to put the folder <name> in; models/<model> by default."
+        "dest", None, "Folder in which to create the folder <name>; by default models/<model>."
     )
     run_entry_point(_main)
 

@@ -7,7 +7,7 @@ from madry_models.network import Network, wide_dtype
 
 
 def _initializers() -> dict:
-    # New objects at every call: a Keras initializer repeats its values.
+    # New objects at every call, because a Keras initializer repeats its values.
     return {
         "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.1),
         "bias_initializer": keras.initializers.Constant(0.1),
@@ -18,7 +18,8 @@ def _initializers() -> dict:
 class MnistCNN(Network):
     """conv 5x5x32, max-pool 2, conv 5x5x64, max-pool 2, dense 1024, dense `num_classes`; ReLU.
 
-    Images are [B,28,28,1] in [0,1]; `build` accepts any other H, W, C, which fixes the dense layer.
+    Images are [B,28,28,1] in [0,1]; `build` accepts any other H, W, C, which determines the size of
+    the dense layer.
     """
 
     pixel_max = 1.0
@@ -57,7 +58,7 @@ class MnistCNN(Network):
         ]
 
     def features(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Images [B,28,28,1] in [0,1] -> hidden activations [B,1024], whatever `training` says."""
+        """Images [B,28,28,1] in [0,1] -> hidden activations [B,1024]; `training` has no effect."""
         h = tf.cast(x, self.compute_dtype)
         for convolution in self.convolutions:
             h = tf.nn.max_pool2d(convolution(h), 2, 2, "SAME")

@@ -1,4 +1,4 @@
-"""What the two networks of the challenges share: features, a logits layer, a pixel range."""
+"""The base of both networks of the challenges: features, a logits layer, a pixel range."""
 
 import keras
 import tensorflow as tf
@@ -7,7 +7,7 @@ from igam_tf.common.checks import expect
 
 
 def wide_dtype(dtype: str) -> str:
-    """The dtype for statistics and logits: float64 stays, anything narrower becomes float32."""
+    """The dtype for statistics and logits: float64 for float64, else float32."""
     return "float64" if dtype == "float64" else "float32"
 
 
@@ -16,7 +16,7 @@ class Network(keras.Model):
 
     Subclasses set `pixel_max` (x lies in 0..pixel_max), make `logits_layer` and define `build`,
     which creates every variable, `features`, and `kernels`, the variables under weight decay.
-    Images are cast here, not by Keras, so that pixels keep their precision under mixed policies.
+    Images are cast here and not by Keras, so that mixed policies do not reduce their precision.
     """
 
     pixel_max: float

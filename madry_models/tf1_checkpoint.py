@@ -17,12 +17,12 @@ _READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 
 
 def tf1_names(model: Network, prefix: str = "", *, moving_averages: bool = True) -> dict:
-    """The table: name in the original code -> variable of `model`, which must be built.
+    """Name in the original code -> variable of `model`, which must be built.
 
     Args:
         model: MnistCNN or WideResNet.
         prefix: put before every name, e.g. "classifier/".
-        moving_averages: with those of the batch norms, else trainable variables only.
+        moving_averages: include those of the batch norms; otherwise only trainable variables.
     """
     names = _mnist_cnn_names(model) if isinstance(model, MnistCNN) else _wide_resnet_names(model)
     if not moving_averages:
@@ -77,15 +77,15 @@ def _batch_norm_names(scope: str, activation: NormReLU) -> dict:
 def load_tf1_checkpoint(model: Network, path: str | Path) -> None:
     """Sets every variable of the built `model` from a checkpoint of the original code.
 
-    Optimizer slots and `global_step` are passed over. Nothing is set unless everything fits.
+    Optimizer slots and `global_step` are ignored. Nothing is set unless everything fits.
 
     Args:
         model: MnistCNN or WideResNet.
         path: a checkpoint's folder (models/<name>) or its prefix.
 
     Raises:
-        UserError: no checkpoint there, not readable, or a variable missing, left over or of another
-            shape than the model's.
+        UserError: the checkpoint is absent or not readable, or a variable is missing, left over or
+            of another shape than the model's.
     """
     prefix, reader = _open(path)
     shapes = _shapes(reader)
@@ -111,15 +111,15 @@ def load_tf1_checkpoint(model: Network, path: str | Path) -> None:
 def from_tf1_checkpoint(
     path: str | Path, *, input_layer: str = "standardize", dtype: str | None = None
 ) -> Network:
-    """The network a checkpoint holds: class, depth, width and classes from its names and shapes.
+    """The network in a checkpoint, with class, depth, width and classes from its names and shapes.
 
     Args:
         path: as for `load_tf1_checkpoint`.
-        input_layer: of a WideResNet; the checkpoint does not tell.
+        input_layer: of a WideResNet; the checkpoint does not contain it.
         dtype: Keras dtype policy of the model; None is the global one.
 
     Raises:
-        UserError: neither network, or as for `load_tf1_checkpoint`.
+        UserError: it is neither network, or as for `load_tf1_checkpoint`.
 
     Example:
         >>> network = from_tf1_checkpoint("models/mnist/adv_trained")
@@ -154,8 +154,8 @@ def from_tf1_checkpoint(
 def checkpoint_prefix(path: str | Path) -> Path:
     """The prefix of the checkpoint at `path`, a folder or a prefix already.
 
-    A folder's `checkpoint` file is believed if the file it names, by whatever path, is in the
-    folder; else the largest step counts.
+    A folder's `checkpoint` file is used if the file that it names, by any path, is in the folder;
+    otherwise the checkpoint with the largest step.
     """
     path = Path(path).expanduser()
     if not path.is_dir():

@@ -15,9 +15,9 @@ def normalize_images(x: tf.Tensor, input_layer: str) -> tf.Tensor:
     """Images [B,H,W,C] -> zero mean and unit deviation, or unit l2 norm, per image of N values.
 
     "standardize" is TensorFlow's per-image standardization, (x - mean) / max(std, 1/sqrt(N));
-    "unit_norm" is it divided by sqrt(N). The floor on the standard deviation is a floor of 1 on the
-    l2 norm; it stands inside the root, so that constant images have finite derivatives of any
-    order. Mean and deviation are differentiated through.
+    "unit_norm" divides this by sqrt(N). The minimum of the standard deviation is a minimum of 1 for
+    the l2 norm; it is applied inside the root, so that constant images have finite derivatives of
+    any order. Mean and deviation are differentiated too.
     """
     centred = x - tf.reduce_mean(x, (1, 2, 3), keepdims=True)
     squared_norm = tf.reduce_sum(tf.square(centred), (1, 2, 3), keepdims=True)
@@ -36,7 +36,7 @@ def _convolution(filters: int, stride: int, dtype) -> keras.layers.Conv2D:
         use_bias=False,
         kernel_initializer=keras.initializers.VarianceScaling(
             2.0, "fan_out", "untruncated_normal"
-        ),  # std sqrt(2 / (k k out)); a new one each time, for a Keras initializer repeats itself
+        ),  # std sqrt(2 / (k k out)); a new one each time, because a Keras initializer repeats itself
         dtype=dtype,
     )
 
@@ -67,8 +67,8 @@ class ResidualUnit(keras.layers.Layer):
     Args:
         filters: output channels.
         stride: of the first convolution and of the shortcut's average pooling.
-        shared_activation: the shortcut, too, starts from the activated h.
-        synchronized, activation: as of `WideResNet`.
+        shared_activation: whether the shortcut also starts from the activated h.
+        synchronized, activation: see `WideResNet`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ResidualUnit(keras.layers.Layer):
         activated = self.activation1(h, training=training)
         shortcut = activated if self.shared_activation else h
         if self.stride > 1:
-            # The original's VALID is the same for even sizes and cannot take odd ones.
+            # The original's VALID padding is the same for even sizes, and fails for odd ones.
             shortcut = tf.nn.avg_pool2d(shortcut, self.stride, self.stride, "SAME")
         if missing := self.filters - h.shape[-1]:
             shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [missing // 2, missing // 2]])
@@ -115,9 +115,9 @@ class ResidualUnit(keras.layers.Layer):
 class WideResNet(Network):
     """Pre-activation ResNet of `depth` = 6n+2 with filters 16, then 16, 32 and 64 times `width`.
 
-    (32, 10) is the challenge's network, 45.9 M parameters. Any image size, pixels in 0..255. The
-    `training` argument chooses between batch statistics and moving averages; Keras's `trainable`
-    would interfere with that, so freeze by not applying gradients.
+    (32, 10) is the challenge's network, 45.9 M parameters. It takes images of any size with pixels
+    in 0..255. The `training` argument chooses between batch statistics and moving averages; Keras's
+    `trainable` would interfere with it, so freeze the network by not applying gradients.
 
     Args:
         depth: 6n+2 for n units in each of the three groups.
@@ -203,7 +203,7 @@ class WideResNet(Network):
         return tf.reduce_mean(tf.cast(h, wide_dtype(self.compute_dtype)), (1, 2))
 
     def get_config(self) -> dict:
-        """The constructor's arguments; the challenge's activation goes without saying."""
+        """The constructor's arguments, without the activation if it is the challenge's."""
         own = {} if self.activation == "leaky_relu" else {"activation": self.activation}
         return own | {
             **super().get_config(),

@@ -1,1 +1,1 @@
-"""Evaluates a finished model: loads it and its images, accuracy under attack, alignment, tables."""
+"""Evaluates a finished model: accuracy under attack, alignment of gradients, tables."""

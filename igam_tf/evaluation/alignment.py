@@ -1,4 +1,4 @@
-"""How alike the input gradients of a student and its teacher are, on images it was not trained on."""
+"""The similarity of a student's input gradients to its teacher's, on test images."""
 
 import math
 from functools import partial
@@ -40,21 +40,21 @@ def alignment(
     input_gradient: str,
     batch_size: int = 100,
 ) -> dict:
-    """cos(J_s, J_t) and its relatives on the first images of a split, both in inference mode.
+    """cos(J_s, J_t) and related figures on the first images of a split, in inference mode.
 
-    J_t is the teacher's own gradient, whatever the student was matched to (`--teacher_gradient`).
+    J_t is the teacher's gradient, also if the student was matched to another (--teacher_gradient).
 
     Args:
         student, teacher: models of the same images.
         split: natural images.
         num_examples: number of images, the first of the split.
-        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
-        batch_size: images at once.
+        input_gradient: the loss whose gradient is J, see `igam_tf.formulas.losses.GRADIENT_OF`.
+        batch_size: images per batch.
 
     Returns:
-        n; the mean of the cosine and of its square, the share of |J_s|^2 that J_t explains, with 95 %
-        intervals (normal approximation); the median of |J_s| / |J_t|, and of eq. 18's alpha and rho
-        for both.
+        n; the mean of the cosine and of its square (the share of |J_s|^2 that J_t explains), with
+            95 % intervals (normal approximation); the medians of |J_s| / |J_t|, and of alpha and
+            rho of eq. 18 for both models.
     """
     of, pixel_max = losses.GRADIENT_OF[input_gradient], split.spec.pixel_max
 

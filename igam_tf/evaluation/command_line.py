@@ -1,4 +1,4 @@
-"""The flags that several programs share: a model, the images it is judged on, and its threat model."""
+"""The flags that several programs share: a model, its test images, and the threat model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from igam_tf import datasets
 from igam_tf.common.errors import UserError
 from igam_tf.method.conventions import FORMS, contradiction, parsed
 
-# The flags that are defined here belong to the program that asks for them, and show in its --help.
+# The flags are listed in the --help of the program that defines them by these functions.
 flags.disclaim_key_flags()
 
 NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
@@ -26,56 +26,58 @@ def define_model_flag() -> None:
 
 
 def define_data_flags() -> None:
-    """The flags that say on which images a model is judged; see `model_and_images`."""
+    """The flags that choose the test images; see `model_and_images`."""
     flags.DEFINE_string(
         "dataset",
         None,
-        f"Data set: {datasets.NAMES}; by default the one that the model was made for.",
+        f"Data set: {datasets.NAMES}; by default the one on which the model was trained.",
     )
-    flags.DEFINE_enum("split", "test", ("train", "test"), "Part of the data set.")
+    flags.DEFINE_enum("split", "test", ("train", "test"), "Split of the data set to use.")
     flags.DEFINE_enum(
         "data", None, ("tfds", "builtin"),
-        "Real images, or built-in synthetic ones; by default as in the model's run, else real.",
+        "Use real images (tfds), or synthetic ones (builtin); by default as in the model's run, "
+        "else real.",
     )  # fmt: skip
     flags.DEFINE_string(
         "data_dir", None,
-        "Folder of tensorflow-datasets; by default that of the model's run, else its own.",
+        "Folder of tensorflow-datasets; by default that of the model's run, else its default "
+        "folder.",
     )  # fmt: skip
     flags.DEFINE_integer(
         "data_seed", None,
-        "Seed from which built-in images are drawn; by default that of the model's run, else 0.",
+        "Seed from which synthetic images are drawn; by default that of the model's run, else 0.",
         lower_bound=0,
     )  # fmt: skip
     flags.DEFINE_integer(
         "image_size", None,
         "Height and width in pixels to which tfds:, folder: and npz: images are resized; by "
-        "default as in the model's run, else as they are.",
+        "default as in the model's run, else they are not resized.",
         lower_bound=1,
     )  # fmt: skip
     flags.DEFINE_float(
         "pixel_max", None,
-        "Highest pixel value of the model's input, such as 1 or 255; by default what a network of "
-        "this project says itself, else the data set's.",
+        "Highest pixel value of the model's input, such as 1 or 255; by default the attribute of "
+        "a network of this project, else the data set's.",
         lower_bound=1e-6,
     )  # fmt: skip
     flags.DEFINE_bool(
         "from_probabilities", False,
-        "The model returns probabilities; their logarithm is attacked.",
+        "The model returns probabilities, so attack their logarithms.",
     )  # fmt: skip
     flags.DEFINE_string(
         "preprocess", None,
-        f"What the model takes instead of pixels in 0..pixel_max: {FORMS}. eps stays a fraction of "
-        "the pixel range.",
+        f"The input that the model expects instead of pixels in 0..pixel_max: {FORMS}. eps stays "
+        "a fraction of the pixel range.",
     )  # fmt: skip
 
 
 def define_run_flags() -> None:
     """The flags of a program that attacks a model and may print doubtful figures."""
+    flags.DEFINE_integer("batch_size", 100, "Attack this many images at once.", lower_bound=1)
     flags.DEFINE_integer(
-        "batch_size", 100, "Number of images that are attacked at once.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "replicas", 0, "Devices of this machine that share each batch; 0: all GPUs, or one CPU."
+        "replicas",
+        0,
+        "Number of devices of this machine that share each batch; 0 means all GPUs, or one CPU.",
     )
     flags.DEFINE_bool(
         "allow_doubts", False,
@@ -92,7 +94,7 @@ def data_settings(values: flags.FlagValues) -> dict[str, Any]:
     """The settings of `model_and_images`, from the flags of `define_data_flags`.
 
     Raises:
-        UserError: both --preprocess and --pixel_max, or an input convention that is none.
+        UserError: both --preprocess and --pixel_max are given, or --preprocess is wrong.
     """
     if values.preprocess is not None:
         parsed(values.preprocess)

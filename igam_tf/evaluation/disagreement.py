@@ -1,4 +1,4 @@
-"""Whether the attacks of one table contradict each other, or one that it lacks contradicts them all."""
+"""Checks whether the attacks of a table contradict each other, or a missing one contradicts them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,19 +10,19 @@ from igam_tf.formulas.statistics import excess
 from igam_tf.method.look import LOOKED_AT, Doubt
 from igam_tf.storage.journal import MASK_KEY, mask_of_text
 
-LEAST_EXAMPLES = 3  # fewer change with the seed alone
-LEAST_STEPS = 20  # of a PGD that is judged: shorter ones honestly leave more
-# By how large a share of the images an iterative attack may be beaten, beyond chance: by one step, by
-# another attack, and all iterative attacks together by Square, which takes no gradient.
+LEAST_EXAMPLES = 3  # fewer images can change with the seed
+LEAST_STEPS = 20  # least steps of a PGD that is compared: shorter ones are expected to be weaker
+# The share of the images by which an iterative attack may be weaker, beyond chance: than one step,
+# than another attack, and all iterative attacks together than Square, which uses no gradient.
 BY_ONE_STEP, BY_ANOTHER, BY_SQUARE = 0.0, 0.10, 0.02
-BY_RATIO = 0.02  # share of all images by which the table may leave more than the DLR loss does
-LEAST_TRAVEL = 0.5  # of all steps of a PGD together, in eps; MadryLab's PGD-20 on MNIST has 0.67
+BY_RATIO = 0.02  # share of all images by which the table may be weaker than the DLR loss
+LEAST_TRAVEL = 0.5  # least sum of a PGD's steps, in eps; MadryLab's PGD-20 on MNIST has 0.67
 
 
 def disagreements(results: dict[str, dict]) -> list[Doubt]:
     """The doubt that the rows of a report's results raise together: their largest contradiction.
 
-    A PGD is judged where its steps reach from the image to the border of the ball.
+    A PGD is compared if its steps reach from the image to the border of the ball.
 
     Args:
         results: name of each attack -> its row, see `igam_tf.evaluation.evaluate.evaluate`.
@@ -68,7 +68,7 @@ def disagreements(results: dict[str, dict]) -> list[Doubt]:
 
 
 def _short(rows: dict[str, dict]) -> list[Doubt]:
-    """The doubt that no PGD comes even half way to the border of the ball, and no other attack ran."""
+    """The doubt if no PGD can reach half way to the border of the ball, and no other attack ran."""
     reach = {n: row["steps"] * row["step_size"] for n, row in rows.items() if row["steps"] > 1}
     if not reach or any(row["kind"] != "pgd" for row in rows.values()):
         return []
@@ -92,17 +92,18 @@ def weak_loss(
     attack: Callable[[AttackSpec, np.ndarray], np.ndarray],
     classes: int,
 ) -> list[Doubt]:
-    """The doubt that a table of cross-entropy and margin alone leaves what their ratio breaks.
+    """The doubt if attacks on cross-entropy and margin miss images that the DLR loss breaks.
 
-    Cross-entropy is weak on a network that is less sure than right, and on some bounded outputs; both
-    on outputs that grow as exp does, where the highest outweighs all others. The longest attack runs
-    once more, on the DLR loss, on at most LOOKED_AT of the images that are left.
+    Cross-entropy is weak if a network's confidence is below its accuracy, and for some bounded
+    outputs; both losses are weak for outputs that grow exponentially, where the highest outweighs
+    all others. The longest attack runs again with the DLR loss, on at most LOOKED_AT of the robust
+    images.
 
     Args:
         specs: the attacks of the table.
-        left: mask [n] bool of the images that all of them leave.
-        attack: (spec, indices [m]) -> mask [m] bool of those that the attack leaves.
-        classes: of two, the margin stands for the DLR loss, which needs three.
+        left: mask [n] bool of the images that are robust to all of them.
+        attack: (spec, indices [m]) -> robust mask [m] bool.
+        classes: number of classes; with two, the margin replaces the DLR loss, which needs three.
     """
     long = [spec for spec in specs if spec.steps > 1 and spec.kind != "square"]
     loss, short = ("dlr", "the DLR loss") if classes > 2 else ("cw", "the margin")

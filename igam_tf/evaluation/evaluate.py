@@ -1,9 +1,9 @@
 """Accuracy under attack: per example, worst case over restarts and attacks, with its interval.
 
-The accuracy of an attack is the share of the n examples that are classified right clean and under
-each restart of this attack. No other attack counts in it, so that a one-step attack stronger than an
-iterative one, a symptom of masked gradients, can be seen. The row `worst_case` joins all attacks,
-example by example.
+The accuracy of an attack is the share of the n examples that are classified correctly both clean
+and under each restart of this attack. Other attacks do not count, so the table shows if a one-step
+attack is stronger than an iterative one, a symptom of masked gradients. The row `worst_case`
+combines all attacks for each example.
 
     model_report -> evaluate -> igam_tf.evaluation.robust.robust_flags -> igam_tf.attacks
 """
@@ -57,17 +57,17 @@ WORST_CASE = "worst_case"
 
 
 def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
-    """x [B,H,W,C] -> logits [B,K] of a Keras model, none of whose variables it changes.
+    """The function x [B,H,W,C] -> logits [B,K] of a Keras model; it changes no variable.
 
-    Layers that compute in float16 compute in float32 here, with the same weights.
+    Layers in float16 compute in float32 here, with the same weights.
 
     Args:
-        model: called with `training=`.
-        batch_norm: "inference", by the moving averages; or "batch", `training=True`, by the
-            statistics of the batch it is called with, as the release attacks its students (R6).
+        model: a model that is called with `training=`.
+        batch_norm: "inference" uses moving averages; "batch" uses the statistics of each batch
+            (`training=True`), as the release does in attacks on its students (R6).
 
     Raises:
-        UserError: another `batch_norm`, or no Keras model.
+        UserError: `batch_norm` has another value, or the model is no Keras model.
     """
     expect(batch_norm in BATCH_NORMS, f"batch norm {' or '.join(BATCH_NORMS)}", repr(batch_norm))
     check_model(model, "model")
@@ -76,15 +76,15 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
         with in_float32(model):
             if batch_norm == "inference":
                 return model(x, training=False)
-            with keras.StatelessScope():  # the new moving averages are dropped
+            with keras.StatelessScope():  # discards the new moving averages
                 return model(x, training=True)
 
-    logits.__name__ = type(model).__name__  # in errors
+    logits.__name__ = type(model).__name__  # the name in errors
     return logits
 
 
 def settings_dict(spec: AttackSpec) -> dict[str, Any]:
-    """The settings of an attack that a report states, by name."""
+    """The settings of an attack for a report, by name."""
     names = ("eps", "step_size", "steps", "restarts", "loss", "kind", "targets", "after")
     return {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
 
@@ -108,11 +108,11 @@ def evaluate(
     journal: Journal | None = None,
     scale: float | None = None,
 ) -> dict[str, dict]:
-    """Every attack on every example that the model gets right, and the worst of them all.
+    """Runs every attack on every correctly classified example, and combines them to the worst case.
 
     Examples that are misclassified already, clean or by an earlier restart of the same attack, are
-    not attacked again. With `batch_norm="batch"` every example influences the others of its batch, so
-    there the batches stay whole and in order, and figures depend on `batch_size`.
+    not attacked again. With `batch_norm="batch"` the examples of a batch influence each other, so
+    the batches stay complete and in order, and the figures depend on `batch_size`.
 
     Args:
         logits_fn: x [B,...] in 0..pixel_max -> logits [B,K]; see `logits_function`.
@@ -124,8 +124,8 @@ def evaluate(
         batch_size: examples attacked at once.
         batch_norm: how `logits_fn` normalises, as in `logits_function`.
         progress: whether progress bars with rate and time left are shown.
-        journal: finished batches are kept in it, and not computed again.
-        scale: of the logits, see `igam_tf.evaluation.robust.logits_scale`; None: its.
+        journal: stores finished batches, which are not computed again.
+        scale: factor of the logits; None means `igam_tf.evaluation.robust.logits_scale`.
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
@@ -133,7 +133,7 @@ def evaluate(
         where it is not 1, see `igam_tf.evaluation.robust.logits_scale`.
 
     Raises:
-        UserError: no images, float pixels out of range, or logits that are not finite.
+        UserError: there are no images, float pixels are out of range, or logits are not finite.
     """
     common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     check_attackable(images, labels, attacks, pixel_max, batch_norm)
@@ -179,20 +179,20 @@ def plan(
     batch_size: int = 100,
     batch_norm: str = "inference",
 ) -> tuple[Split, list[AttackSpec], dict]:
-    """What an evaluation will do: (images, attacks, its report as `settings_alone` gives it).
+    """The plan of an evaluation: (images, attacks, the report without results of `settings_alone`).
 
     Args:
         split: images and labels.
         attacks: names, see `igam_tf.attacks.attack_names`.
         pixel_max: highest pixel value of the model's input.
-        eps: radius as a fraction of the pixel range; None: the data set's, in l-inf alone.
-        step_size: of PGD, likewise; None: in the data set's ratio to eps.
+        eps: radius as a fraction of the pixel range; None means the data set's, for l-inf only.
+        step_size: of PGD, as such a fraction too; None means the data set's ratio to eps.
         restarts, loss, norm: see `attack_specs`.
-        num_examples: number of images, the first of the split; None: all.
+        num_examples: number of images, the first of the split; None means all.
         seed, batch_size, batch_norm: see `evaluate`.
 
     Raises:
-        UserError: more examples asked for than there are, no eps in l2, or as `attack_specs`.
+        UserError: there are fewer examples than asked for, no eps for l2, or as `attack_specs`.
     """
     check_eps(eps, norm, split.spec.image_shape)
     spec, available = split.spec, len(split.labels)
@@ -232,19 +232,19 @@ def model_report(
     logits: np.ndarray | None = None,
     **settings: Any,
 ) -> dict:
-    """`evaluate` for a model on a data set, with what `table` needs beside the results.
+    """`evaluate` for a model on a data set, with what `table` needs besides the results.
 
     Args:
         model: [B,H,W,C] -> logits [B,K].
         split: images and labels.
-        pixel_max: highest pixel value of the model's input; None: the model's own, else the data
-            set's.
+        pixel_max: highest pixel value of the model's input; None means the model's own, else the
+            data set's.
         seed, batch_size, batch_norm, progress, journal: see `evaluate`.
-        logits: what `split_of_arrays` returned with the split; None: they are computed.
+        logits: those that `split_of_arrays` returned with the split; None computes them.
         **settings: attacks, eps, step_size, restarts, loss, norm, num_examples: see `plan`.
 
     Raises:
-        UserError: a model that is not for such images, or as `plan` and `evaluate`.
+        UserError: the model does not accept such images, or as `plan` and `evaluate`.
     """
     pixel_max = pixel_max_of(model, pixel_max, split.spec.pixel_max)
     common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
@@ -291,7 +291,7 @@ def look_at(
     batch_norm: str = "inference",
     **settings: Any,
 ) -> list[Doubt]:
-    """The `look` at a model on LOOKED_AT images of a split, evenly spread.
+    """Runs `look` on a model and LOOKED_AT evenly spread images of a split.
 
     Args:
         model: [B,H,W,C] in 0..pixel_max -> logits [B,K].
@@ -301,7 +301,7 @@ def look_at(
         **settings: eps, norm, seed, batch_size and logits, see `look`.
 
     Raises:
-        UserError: a model that is not for such images.
+        UserError: the model does not accept such images.
     """
     chosen = looked_at(len(split.labels))
     x, y = in_pixel_range(split.images[chosen], pixel_max), split.labels[chosen].astype(np.int64)
@@ -314,7 +314,7 @@ def look_at(
 
 
 def settings_alone(report: dict) -> dict:
-    """A report of `model_report` without its outcomes: data, and the settings of each attack."""
+    """A report of `model_report` without results: the data, and the settings of each attack."""
     about = {name: report[name] for name in ("dataset", "split", "data", "pixel_max")}
     about |= {name: report[name] for name in ("preprocess", "computed_in") if name in report}
     outcomes = ("accuracy", "ci95", MASK_KEY)
@@ -355,12 +355,13 @@ def evaluate_model(
         eps: radius, as a fraction of the pixel range.
         pixel_max: highest pixel value of the model's input, such as 1 or 255; with `preprocess`, of
             the images.
-        preprocess: what the model takes in place of pixels: "0..1", "0..255", "-1..1", "imagenet",
-            "caffe", or "mean=0.5,0.5,0.5/std=0.2,0.2,0.2" in pixels of 0..1; eps stays a fraction of
-            the range of the images. None: pixels in 0..pixel_max.
-        from_probabilities: the model returns probabilities, of classes or each for itself: its last
-            softmax or sigmoid is taken off, or their logarithm attacked.
-        step_size: of PGD, as a fraction of the pixel range; None: a quarter of eps.
+        preprocess: the input that the model expects instead of pixels: "0..1", "0..255", "-1..1",
+            "imagenet", "caffe", or "mean=0.5,0.5,0.5/std=0.2,0.2,0.2" in pixels of 0..1; eps stays
+            a fraction of the range of the images. None means pixels in 0..pixel_max.
+        from_probabilities: whether the model returns probabilities, of exclusive classes or of each
+            class separately: its last softmax or sigmoid is removed, or the logarithms are
+            attacked.
+        step_size: of PGD, as a fraction of the pixel range; None means a quarter of eps.
         norm: "linf" or "l2", of eps and step_size.
         restarts, loss: of FGSM and PGD, see `igam_tf.attacks.attack_specs`.
         seed, batch_size, batch_norm, progress: see `evaluate`.
@@ -372,8 +373,8 @@ def evaluate_model(
         `remedy`; empty where nothing does.
 
     Raises:
-        UserError: images, labels or outputs of the model that do not go together; probabilities
-            where logits belong; an unknown attack.
+        UserError: images, labels and outputs of the model do not fit together, the model returns
+            probabilities instead of logits, or an attack is unknown.
 
     Example:
         >>> import keras, numpy as np
@@ -419,7 +420,7 @@ def split_of_arrays(
     batch_norm: str = "inference",
     batch_size: int = 100,
 ) -> tuple[Split, np.ndarray]:
-    """(images and labels as a data set, checked against each other and the model; `clean_logits`).
+    """(images and labels as a split, checked against each other and the model; `clean_logits`).
 
     Args:
         model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
@@ -431,7 +432,7 @@ def split_of_arrays(
         batch_norm, batch_size: see `evaluate`.
 
     Raises:
-        UserError: they do not go together.
+        UserError: they do not fit together.
     """
     try:
         images, labels = np.asarray(images), np.asarray(labels)
@@ -441,7 +442,7 @@ def split_of_arrays(
     check_images(images, pixel_max, uint8=True)
     check_labels(labels, n=len(images))
     check_eps(eps, norm, images.shape[1:])
-    if batch_norm == "batch" or not model.built:  # within its scope no variable can be made
+    if batch_norm == "batch" or not model.built:  # no variable can be created within its scope
         logits_of(model, in_pixel_range(images[:1], pixel_max), "model")
     logits_fn = logits_function(model, batch_norm)
     logits = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
@@ -454,7 +455,7 @@ def split_of_arrays(
 
 
 def attack_texts(row: dict) -> tuple[str, str, str]:
-    """Steps, step size and restarts of an attack's row; the step size is "own" where it chooses it."""
+    """Steps, step size and restarts of an attack's row; "own" if it chooses its step size."""
     if not row.get("steps"):
         return "", "", ""
     step_size = fraction_text(row["step_size"]) if row["step_size"] else "own"

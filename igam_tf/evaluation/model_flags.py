@@ -1,4 +1,4 @@
-"""Loads the models, images and numbers that command-line arguments name."""
+"""Loads the model and the images that the command line names."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,14 +26,14 @@ from madry_models.tf1_checkpoint import from_tf1_checkpoint
 def find_model(
     name: str | None, flag: str = "model"
 ) -> tuple[Callable[[Any], keras.Model], Path | str, dict]:
-    """(function that loads the model, its path, settings of its run); nothing is loaded yet.
+    """(function that loads the model, its path, settings of its run); loads nothing itself.
 
     Args:
         name: a run folder, a `.keras` file, a MadryLab checkpoint, or `module:function`.
-        flag: name of the flag that holds it, for error messages.
+        flag: name of its flag, for error messages.
 
     Raises:
-        UserError: no model there, or a run that has not come to its student.
+        UserError: there is no model, or the run has not finished its student.
     """
     if not name:
         raise UserError(f"expected --{flag}=<{NAMES_OF_MODELS}>; received none")
@@ -48,7 +48,9 @@ def find_model(
     if settings.is_file():
         run = read_json(settings)
         if "target" not in run:
-            raise UserError(f"expected the settings of a run in {settings}; it names no target")
+            raise UserError(
+                f"expected the settings of a run in {settings}; it does not name a target"
+            )
         if not student.is_file():
             raise UserError(
                 f"expected a finished student in the run folder {path}; it has no student.keras yet"
@@ -67,7 +69,7 @@ def dataset_of(model: keras.Model) -> str:
     """The data set that a challenge's network with 10 classes was made for.
 
     Raises:
-        UserError: any other model.
+        UserError: it is another model.
     """
     for network, name in ((MnistCNN, "mnist"), (WideResNet, "cifar10")):
         if isinstance(model, network) and model.num_classes == datasets.SPECS[name].num_classes:
@@ -85,7 +87,7 @@ def as_called(
     from_probabilities: bool = False,
     preprocess: str | None = None,
 ) -> keras.Model:
-    """The model from images in 0..pixel_max to logits, as flags say.
+    """The model from images in 0..pixel_max to logits, as the flags describe it.
 
     Raises:
         UserError: a pixel_max or a convention that is none.
@@ -107,16 +109,16 @@ def model_and_images(
     image_size: int | None = None,
     **called: Any,
 ) -> tuple[keras.Model, Split, int]:
-    """(model, images, seed of builtin images): as the flags say, else the run, else the model.
+    """(model, images, seed of synthetic images), from the flags, else the run, else the model.
 
     Args:
-        load: loads the model, once the data set is known to be there.
-        run: settings of the model's run, or none.
-        dataset, split, data, data_dir, data_seed, image_size: values of flags.
+        load: loads the model; called once the data set is found.
+        run: settings of the model's run, empty without one. dataset, split, data, data_dir,
+            data_seed, image_size: values of flags.
         **called: from_probabilities and preprocess, of `as_called`.
 
     Raises:
-        UserError: no such data, or a model that does not tell what it was made for.
+        UserError: there are no such data, or the model's data set is not known.
     """
     source = data or run.get("data") or "tfds"
     folder = data_dir or run.get("data_dir") or None
@@ -130,7 +132,7 @@ def model_and_images(
 
 
 def chosen_model(values: Any) -> tuple[keras.Model, Split, int, dict]:
-    """(model, images, seed of builtin images, settings of its run), by --model and the data's flags.
+    """(model, images, seed of synthetic images, settings of its run), from the flags.
 
     Raises:
         UserError: as `find_model`, `data_settings` and `model_and_images`.
@@ -142,13 +144,13 @@ def chosen_model(values: Any) -> tuple[keras.Model, Split, int, dict]:
 def data_spec(
     name: str, run: dict, *, data_dir: str | None = None, image_size: int | None = None
 ) -> DatasetSpec:
-    """What a data set is, with the size, threat model, pixel range and classes of a run, if any.
+    """Describes a data set, with size, threat model, pixel range and classes of the run, if any.
 
     Args:
         name: see `igam_tf.datasets.spec_of`.
         run: settings of the model's run, or none.
         data_dir: tensorflow-datasets folder.
-        image_size: in place of the run's.
+        image_size: replaces the run's.
 
     Raises:
         UserError: as `igam_tf.datasets.spec_of`.

@@ -14,7 +14,7 @@ def read_results(folder: Path) -> dict[str, dict]:
     """Model -> its report, from a run folder's results.json.
 
     Raises:
-        UserError: no results there, or damaged ones.
+        UserError: the results are absent or damaged.
     """
     path = folder / "results.json"
     try:
@@ -24,10 +24,11 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def checked(reports: dict[str, dict], path: Path) -> dict[str, dict]:
-    """The reports of the models in a file, every figure compared with the masks that it comes from.
+    """The reports of a file's models, after comparing every figure with its robust mask.
 
     Raises:
-        UserError: they contradict each other, so that the file was changed, or are no reports.
+        UserError: a figure differs from its mask, as in a file that was changed, or it is no
+            report.
     """
     try:
         for report in reports.values():
@@ -55,12 +56,12 @@ def _check_masks(report: dict) -> None:
 
 
 def settings_text(r: dict) -> str:
-    """The settings of one model's figures in words: those of `evaluation_text`, and the seed."""
+    """The settings of one model's figures as text: those of `evaluation_text`, and the seed."""
     return f"{evaluation_text(r)}, seed {r['results']['worst_case']['seed']}"
 
 
 def evaluation_text(r: dict) -> str:
-    """The settings that every seed has: data, n, threat model, attacks, batch norm."""
+    """The settings that all seeds share: data, n, threat model, attacks, batch norm."""
     worst = r["results"]["worst_case"]
     attacks = ", ".join(
         f"{name}: {steps} x {step_size}, {row['restarts']} restart(s), loss {row['loss']}"

@@ -1,4 +1,4 @@
-"""The robust mask of each attack: runs its restarts and targets batch by batch, and can be resumed."""
+"""Computes each attack's robust mask: runs restarts and targets in batches, and can be resumed."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import LOOKED_AT
 from igam_tf.storage.journal import Journal, journaled, settings_of
 
-REVISION = 3  # of what the attacks compute: another one finds nothing in older journals
+REVISION = 3  # version of the attacks' results: with another one, older journals are not used
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 _NOT_FINITE = -1  # predicted class where a logit is NaN or infinite
 
@@ -40,14 +40,14 @@ def robust_flags(
     compiled: dict | None = None,
     scale: float | None = None,
 ) -> dict[str, np.ndarray]:
-    """Name of each attack -> robust mask [n] bool: right clean, and under each run of the attack.
+    """Name of each attack -> robust mask [n] bool: correct clean and under each run of the attack.
 
     Args:
         logits_fn, images, labels, attacks, pixel_max, seed, batch_size, batch_norm, progress, journal:
             as in `igam_tf.evaluation.evaluate.evaluate`.
-        compiled: traced functions are kept in it, for further calls with the same `logits_fn` and the
-            same shape of images.
-        scale: of the logits, see `logits_scale`; None: its.
+        compiled: stores traced functions, for further calls with the same `logits_fn` and image
+            shape.
+        scale: factor of the logits; None means `logits_scale`.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
@@ -61,7 +61,7 @@ def robust_flags(
     compiled = {} if compiled is None else compiled
 
     def right_in_batch(group: Sequence[AttackSpec], run: int, batch: np.ndarray) -> np.ndarray:
-        """Whether each example of a batch is right after one run, [len(group), len(batch)] bool."""
+        """Whether each example of a batch is correct after one run, [len(group), len(batch)] bool."""
         spec = group[0]
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
@@ -81,13 +81,13 @@ def robust_flags(
         for each_spec, count in zip(group, (predicted == _NOT_FINITE).sum(1), strict=True):
             if count:
                 raise UserError(
-                    f"expected finite logits; under {each_spec.name} the model's are NaN or infinite "
-                    f"for {count} of {len(batch)} images, which cannot be scored"
+                    f"expected finite logits; under {each_spec.name} the model's are NaN or "
+                    f"infinite for {count} of {len(batch)} images, so these cannot be evaluated"
                 )
         return predicted == y[batch]
 
     def right(group: Sequence[AttackSpec], run: int, indices: np.ndarray) -> np.ndarray:
-        """Whether each of these examples is right after one run, [len(group), len(indices)] bool."""
+        """Whether each of these examples is correct after one run, [len(group), len(indices)] bool."""
         title = ",".join(spec.name for spec in group)
         title += f" {run + 1}/{group[0].runs}" if group[0].runs > 1 else ""
         hits = np.zeros((len(group), len(indices)), bool)
@@ -122,7 +122,7 @@ _SURE, _FAR = 0.9, 3.0
 
 
 def looked_at(n: int) -> np.ndarray:
-    """Indices of LOOKED_AT of n images, evenly spread; of all where there are fewer."""
+    """Indices of LOOKED_AT evenly spread images of n, or of all if there are fewer."""
     return np.unique(np.linspace(0, n - 1, min(LOOKED_AT, n)).astype(int))
 
 
@@ -134,7 +134,7 @@ def clean_logits(
     batch_size: int,
     classes: int | None = None,
 ) -> np.ndarray:
-    """Logits [m,K] of the images that are `looked_at`; classes: K that is expected.
+    """Logits [m,K] of the images of `looked_at`; classes: the expected K.
 
     Raises:
         UserError: the model fails on such images, or does not return [B,K].
@@ -145,20 +145,20 @@ def clean_logits(
 
 
 def logits_scale(logits: np.ndarray, y: np.ndarray) -> float:
-    """By what an attack multiplies the logits of a network: 1, but where it is far less sure than right.
+    """The factor of the logits in attacks: 1, or more if confidence is far below accuracy.
 
-    Softmax of logits that are nearly equal weights all other classes alike, so the cross-entropy leads
-    to none of them in particular; of two classes there is one other. A network whose probabilities are
-    not far below its accuracy keeps its own logits.
+    With nearly equal logits, softmax gives all wrong classes the same weight, so the gradient of
+    the cross-entropy points to none of them; with two classes there is only one. If the
+    probabilities are not far below the accuracy, the logits are not scaled.
 
     Args:
-        logits: of clean images, [n,K].
+        logits: those of clean images, [n,K].
         y: labels [n].
 
     Returns:
-        Four times the smallest power of 2 with which the mean probability of the predicted class is
-        the accuracy (the lower end of its interval, at most 0.9), for too sharp a softmax does no
-        harm; 1 where 3 would do, or nothing does.
+        Four times the smallest power of 2 at which the mean probability of the predicted class
+            reaches the accuracy (the lower end of its interval, at most 0.9), because too sharp a
+            softmax does no harm; 1 if a factor of 3 would suffice, or none does.
 
     Example:
         >>> z, y = 9.0 * np.eye(10), np.arange(10)
@@ -179,10 +179,10 @@ def logits_scale(logits: np.ndarray, y: np.ndarray) -> float:
 
 
 def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:
-    """Attacks each of which goes on where the one before it ends, shortest first; others alone.
+    """Groups PGD runs that share a trajectory, shortest first; other attacks are alone.
 
-    With one start, PGD of 20 steps passes through the end of PGD of 10. With several, the examples that
-    are left for a restart differ.
+    With one start, PGD with 20 steps passes through the end of PGD with 10. With several starts,
+    the examples that remain for a restart differ.
     """
     groups: dict[Any, list[AttackSpec]] = {}
     for spec in attacks:
@@ -193,7 +193,7 @@ def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:
 
 
 def check_attackable(images, labels, attacks, pixel_max: float, batch_norm: str) -> None:
-    """Raises a UserError where `robust_flags` cannot attack these images."""
+    """Raises a UserError if `robust_flags` cannot attack these images."""
     check_labels(labels, n=len(images))
     if images.dtype != np.uint8:
         check_pixels(images, pixel_max, some=True)
@@ -214,15 +214,15 @@ def _compiled(
 ):
     """An attack and the classification after it, traced once: inputs -> predicted classes [m,B].
 
-    One trace serves every batch size, and every PGD of one loss, for eps, step size and number of steps
-    are inputs (FGSM is one step of eps without noise). m numbers of steps follow on each other. A
-    spec without a loss is no attack: the clean images are classified. The replicas of the current
-    strategy share each batch.
+    One trace serves every batch size and every PGD with the same loss, because eps, step size and
+    number of steps are inputs (FGSM is one step of eps without noise). The m numbers of steps
+    increase along one trajectory. A spec without a loss classifies the clean images. The replicas
+    of the current strategy share each batch.
 
     Args:
         model_fn: `logits_fn` of `robust_flags`.
         spec, pixel_max: as there.
-        inputs: (values by example [B,...], scalars), of which types and shapes are taken.
+        inputs: (values per example [B,...], scalars), whose types and shapes are used.
         whole: whether a batch must stay on one replica.
     """
     kind, bounds = KINDS[spec.kind], (0.0, pixel_max)
@@ -284,7 +284,7 @@ def _compiled(
 
         return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 1)
 
-    # The concrete function is called, for TensorFlow warns of retracing where many tf.functions have
+    # Call the concrete function, because TensorFlow warns of retracing if many tf.functions have
     # one name.
     graph = traced(predicted)
     return lambda inputs: graph(*tf.nest.map_structure(tf.convert_to_tensor, inputs))

@@ -1,4 +1,4 @@
-"""What a teacher's gradients can give, measured on a network that is robust already."""
+"""Measures what a teacher's gradients can give to a student, on an already robust network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.formulas import gradients, losses
 from igam_tf.formulas.statistics import Excess, mean_interval
 
-LEAST_EXPLAINED = 0.05  # of |J_s|^2, a rule of thumb: see docs/methods.md
+LEAST_EXPLAINED = 0.05  # share of |J_s|^2; a rule of thumb, see docs/methods.md
 MEASURES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "cosine": gradients.cosine,
     "explained": lambda j, j_t: gradients.cosine(j, j_t) ** 2,
@@ -22,13 +22,13 @@ MEASURES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 def input_gradients(
     model: keras.Model, split: Split, *, input_gradient: str, batch_size: int = 100
 ) -> np.ndarray:
-    """J of every image of a split, the model in inference mode: [n,H,W,C] float32.
+    """J of every image of a split, [n,H,W,C] float32, with the model in inference mode.
 
     Args:
         model: [B,H,W,C] -> logits [B,K].
         split: images and labels.
-        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
-        batch_size: images at once.
+        input_gradient: the loss whose gradient is J, see `igam_tf.formulas.losses.GRADIENT_OF`.
+        batch_size: images per batch.
     """
     of, pixel_max = losses.GRADIENT_OF[input_gradient], split.spec.pixel_max
 
@@ -45,10 +45,11 @@ def input_gradients(
 
 
 def teaching(j: np.ndarray, j_t: np.ndarray) -> dict[str, dict]:
-    """What J_t says of J, and what the J_t of the next image says of it, each a mean over images.
+    """How well J_t fits J, and how well the J_t of the next image does, as means over images.
 
     The share of |J|^2 that J_t explains is cos(J, J_t)^2: with the best factor a, |J - a J_t|^2 is
-    (1 - cos^2) |J|^2. So it is also the most by which a teacher can change L_diff against J_t = 0.
+    (1 - cos^2) |J|^2. So it is also the largest change of L_diff that a teacher can make, compared
+    with J_t = 0.
 
     Args:
         j, j_t: input gradients of a robust network and of the teacher, [n,H,W,C], n > 1.
@@ -71,15 +72,15 @@ def verdict(found: dict[str, dict], over: Excess) -> str:
     """Whether a student can be expected to gain from this teacher, and what to do.
 
     Args:
-        found: of `teaching`.
-        over: by how many examples the teacher withstands more of an attack than the reference.
+        found: the result of `teaching`.
+        over: how many more examples the teacher withstands under an attack than the reference.
     """
     explained = found["explained"]
     least, most = (100 * bound for bound in explained["teacher"]["ci95"])
     if explained["difference"]["ci95"][0] <= 0:
         return (
-            "NOTHING TO GIVE: J_t says no more of an image than the J_t of another one does. Train "
-            "without it: --method=gradient_penalty."
+            "NOTHING TO GIVE: the teacher's gradient for an image fits no better than that of a "
+            "random other image. Train without it: --method=gradient_penalty."
         )
     if most < 100 * LEAST_EXPLAINED:
         return (

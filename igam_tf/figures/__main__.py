@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 DPI = 200
-DEFAULT_EXAMPLES = 500  # of the alignment, where there are as many
+DEFAULT_EXAMPLES = 500  # default number of images of the alignment
 
 
 def define_flags() -> None:
@@ -39,66 +39,70 @@ def define_flags() -> None:
         flags.DEFINE_list(
             "runs",
             [],
-            f"Models with commas between, each {NAMES_OF_MODELS}, or <label>=<one of these>.",
+            f"Models to draw, separated by commas: each is a {NAMES_OF_MODELS}, or <label>=<one "
+            "of these>.",
         )
         flags.DEFINE_string(
             "teacher",
             None,
-            "One more model, whose J is J_t: a run folder, a .keras file, or none; by default the "
-            "teacher of the first run that has one.",
+            "One more model, whose input gradients are J_t: a run folder, a .keras file, or none; "
+            "by default the teacher of the first run that has one.",
         )
         define_data_flags()
     with heading("figures"):
-        flags.DEFINE_string("output", None, "Folder to write, new or empty.")
+        flags.DEFINE_string("output", None, "Folder to write to; it must be new or empty.")
         flags.DEFINE_list(
-            "figures", list(FIGURES), f"Figures with commas between, some of {', '.join(FIGURES)}."
+            "figures",
+            list(FIGURES),
+            f"Figures to draw, separated by commas, from {', '.join(FIGURES)}.",
         )
         flags.DEFINE_integer(
             "num_examples",
             None,
-            "Of alignment: images, from the beginning of the split; by default "
-            f"{DEFAULT_EXAMPLES}, or all where there are fewer.",
+            f"alignment: use the first N images of the split; by default {DEFAULT_EXAMPLES}, or "
+            "all if there are fewer.",
             lower_bound=1,
         )
         flags.DEFINE_integer(
-            "num_drawn", 6, "Of gradients: images, from the beginning of the split.", lower_bound=1
+            "num_drawn", 6, "gradients: draw the first N images of the split.", lower_bound=1
         )
         flags.DEFINE_integer(
-            "image", 0, "Of landscape and regions: the image's place in the split.", lower_bound=0
+            "image", 0, "landscape and regions: index of the image in the split.", lower_bound=0
         )
         flags.DEFINE_enum(
             "direction",
             "fgsm",
             ("fgsm", "pgd"),
-            f"Of landscape and regions: one axis is the sign of FGSM's or of PGD-{PGD_STEPS}'s step.",
+            f"landscape and regions: the first axis is the sign of FGSM's or of PGD-{PGD_STEPS}'s "
+            "step.",
         )
         flags.DEFINE_integer(
             "points",
             51,
-            "Of landscape and regions: points on a side of the grid, odd.",
+            "landscape and regions: number of points on a side of the grid; it must be odd.",
             lower_bound=3,
         )
         flags.DEFINE_string(
             "eps",
             None,
-            "l-inf radius, as a fraction of the pixel range, such as 8/255; the data set's own by "
-            "default.",
+            "l-inf radius, as a fraction of the pixel range, such as 8/255; by default the data "
+            "set's own.",
         )
         flags.DEFINE_enum(
             "input_gradient",
             "xent",
             tuple(GRADIENT_OF),
-            "What J is the gradient of: xent, the cross-entropy; softmax, the true class's probability "
-            "(R1).",
+            "The quantity whose input gradient is J: xent is the cross-entropy, softmax the "
+            "probability of the true class (R1).",
         )
         flags.DEFINE_integer("seed", 0, "Seed of the random direction.", lower_bound=0)
 
 
 def labelled(items: Sequence[str]) -> dict[str, str]:
-    """Label -> path, of "path" or "label=path"; without a label the path's last name.
+    """Label -> path, of "path" or "label=path"; without a label, the last name of the path is the label.
 
     Raises:
-        UserError: none at all, or a label twice.
+        UserError: there is none, or a label occurs twice.
     """
     pairs = []
     for item in items:
@@ -118,7 +122,7 @@ def settings(spec: DatasetSpec, eps: float | None, available: int) -> FigureSett
     """The settings of this command line, for a data set of so many images.
 
     Raises:
-        UserError: more images asked for.
+        UserError: more images are asked for than there are.
     """
     names = [field.name for field in dataclasses.fields(FigureSettings)]
     chosen = {name: FLAGS[name].value for name in names} | {"eps": eps or spec.eps}
@@ -133,7 +137,7 @@ def settings(spec: DatasetSpec, eps: float | None, available: int) -> FigureSett
 
 
 def check_same_data(runs: dict[str, dict]) -> None:
-    """Raises a UserError where runs are of different data and no flag says which to draw on."""
+    """Raises a UserError if the runs have different data and no flag chooses the data."""
     asked = {
         "target": FLAGS.dataset,
         "data": FLAGS.data,
@@ -154,10 +158,10 @@ def check_same_data(runs: dict[str, dict]) -> None:
 
 
 def find_teacher(name: str | None, runs: dict[str, str]) -> dict[str, Path]:
-    """Label -> file of the teacher that `--teacher=name` means, or nothing; runs: label -> path.
+    """Label -> file of the teacher that `--teacher=name` chooses, or {}; runs: label -> path.
 
     Raises:
-        UserError: no such file, or a run has its label.
+        UserError: there is no such file, or a run has the same label.
     """
     if name == "none":
         return {}
@@ -183,7 +187,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Draws, and writes one folder."""
+    """Draws the figures and writes them to one folder."""
     flags_alone(argv)
     if not FLAGS.figures or not set(FLAGS.figures) <= set(FIGURES):
         raise UserError(
@@ -214,7 +218,7 @@ def main(argv: list[str]) -> None:
     check_same_data(runs)
     teacher = find_teacher(FLAGS.teacher, paths)
     with new_folder("output", FLAGS.output) as folder:
-        # Data as the runs say, which agree, or the flags.
+        # The data are those of the flags, or of the runs, which agree.
         run = next(filter(None, runs.values()), {})
         (first, (load, path, _)), *others = found.items()
         model, split, data_seed = model_and_images(partial(load, path), run, **data_settings(FLAGS))

@@ -1,15 +1,15 @@
-"""Which figures there are, and their settings; TensorFlow and matplotlib are not loaded for these."""
+"""The names and settings of the figures, without importing TensorFlow or matplotlib."""
 
 import dataclasses
 
 FIGURES = ("gradients", "landscape", "regions", "alignment")  # methods of `composing.Composer`
 PGD_STEPS = 20
-EXTENT = 2.0  # of the plane, in eps to each side
+EXTENT = 2.0  # half the side of the plane, in eps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FigureSettings:
-    """The settings of the figures; their names are those of the flags.
+    """The settings of the figures, with the names of the flags.
 
     Attributes:
         eps: l-inf radius, as a fraction of the pixel range.
@@ -19,7 +19,7 @@ class FigureSettings:
         direction: adversarial direction of both: "fgsm" or "pgd", see
             `measuring.adversarial_direction`.
         points: points along each side of their grid, odd.
-        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
+        input_gradient: the loss whose gradient is J, see `igam_tf.formulas.losses.GRADIENT_OF`.
         seed: seed of the random direction.
     """
 

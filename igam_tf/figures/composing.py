@@ -1,4 +1,4 @@
-"""The figures: what is measured for each, how it is titled, and its numbers for `figures.json`."""
+"""Composes each figure: its measurements, its title, and its numbers for `figures.json`."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,10 +25,10 @@ class Composer:
 
     Args:
         models: the models drawn.
-        teacher: the one of them whose gradients `alignment` takes for J_t.
-        split: images, as many as the settings ask for.
-        names: of the classes.
-        settings: of all figures.
+        teacher: the model among them whose gradients are J_t in `alignment`.
+        split: at least as many images as the settings ask for.
+        names: names of the classes.
+        settings: settings of all figures.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Composer:
         return planes
 
     def _on_planes(self, what: str) -> dict[str, Any]:
-        """Arguments that `drawing.landscape` and `drawing.regions` share."""
+        """The arguments that `drawing.landscape` and `drawing.regions` share."""
         whole = abs(self.s.eps * 255 - round(self.s.eps * 255)) < 1e-9
         attack = {"fgsm": "FGSM", "pgd": f"PGD-{PGD_STEPS}"}[self.s.direction]
         true = drawing.class_label(int(self._image.labels[0]), self.names)

@@ -1,7 +1,7 @@
-"""Numbers -> matplotlib figures; nothing is computed here but places and colours.
+"""Draws numbers with matplotlib; only positions and colours are computed here.
 
-Sizes are in inches, as printed; no letter is smaller than 7 points. Each category has a number beside
-its colour, so that the figures can be read without colour.
+Sizes are in inches, as printed; no letter is smaller than 7 points. Each category has a number as
+well as a colour, so that the figures can be read without colour.
 """
 
 import textwrap
@@ -27,7 +27,7 @@ _SMALL = 7
 # The first colour is the true class's; classes beyond the last colour share the grey.
 _CLASSES = (SKY, ORANGE, GREEN, YELLOW, PURPLE, BLUE, VERMILION)
 _OTHERS = "#BBBBBB"
-_APART = 0.12  # least distance between two numbers in a panel, as a share of its side
+_APART = 0.12  # smallest distance between two numbers in a panel, as a share of its side
 # Levels of the cross-entropy, in nats.
 _LEVELS = (
     0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 1000,
@@ -60,10 +60,10 @@ def gradient_grid(
     unit: str,
     title: str,
 ) -> tuple[Figure, dict[str, list[float]]]:
-    """One row an image, one column a model (Figures 1, 4 and 6).
+    """One row for each image, one column for each model (Figures 1, 4 and 6).
 
-    J is summed over the channels: what brightening the pixel changes. Each picture goes from -s, blue,
-    through 0, white, to s, red; s is the 99th percentile of its own |J|, printed below it.
+    J is summed over the channels: the effect of brightening the pixel. Each picture goes from -s,
+    blue, through 0, white, to s, red; s is the 99th percentile of its own |J|, printed below it.
 
     Args:
         images: [n,H,W,C] uint8.
@@ -113,7 +113,7 @@ def _panels(labels: Sequence[str], title: str, extra: float) -> tuple[Figure, li
 
 
 def _directions(axes: list[Axes], p: Plane, eps: float, factor: float, unit: str) -> None:
-    """Names both directions; draws x and the l-inf ball around it in every panel."""
+    """Labels both directions; draws x and its l-inf ball in every panel."""
     e, edge = eps * factor, p.ticks[-1] * factor
     around = [patheffects.withStroke(linewidth=2.6, foreground="white")]
     for panel in axes:
@@ -129,7 +129,7 @@ def _directions(axes: list[Axes], p: Plane, eps: float, factor: float, unit: str
 
 
 def _legend(figure: Figure, handles: list[Artist], panels: int) -> None:
-    """What `handles` and the marks of every panel mean, below the panels."""
+    """Draws a legend of `handles` and of the marks in every panel, below the panels."""
     handles = [
         *handles,
         Line2D([], [], marker="o", linestyle="", color="black", markersize=4, label="the image x"),
@@ -142,17 +142,17 @@ def _legend(figure: Figure, handles: list[Artist], panels: int) -> None:
 def landscape(
     planes: Mapping[str, Plane], *, eps: float, factor: float, unit: str, title: str
 ) -> Figure:
-    """L_xent around one image, one panel a model, one colour scale for all (Figure 7, right).
+    """L_xent around one image, one panel for each model, with one colour scale (Figure 7, right).
 
     Args:
         planes: label -> values.
         eps: as a fraction of the pixel range.
-        factor, unit: from such fractions to what the axes show, and its name.
+        factor, unit: of the axes, in which such a fraction is multiplied by `factor`.
         title: of the figure.
     """
     figure, axes = _panels(list(planes), title, 1.2)
     every = np.concatenate([p.loss.ravel() for p in planes.values()])
-    # Two levels at least, even where the loss is 0 everywhere.
+    # At least two levels, even if the loss is 0 everywhere.
     around = np.searchsorted(_LEVELS, [every.min(), every.max()])
     first, last = np.clip(around, 1, len(_LEVELS) - 1)
     levels = _LEVELS[first - 1 : last + 1]
@@ -183,7 +183,7 @@ def regions(
     unit: str,
     title: str,
 ) -> Figure:
-    """Predicted class around one image, one panel a model (Figure 7, left).
+    """Predicted class around one image, one panel for each model (Figure 7, left).
 
     The region of the true class has a thick outline; numbers in the regions are those of the legend.
 
@@ -203,7 +203,7 @@ def regions(
     colours = ListedColormap([*_CLASSES, _OTHERS])
     for panel, p in zip(axes, planes.values(), strict=True):
         ticks = p.ticks * factor
-        edge = ticks[-1] + (ticks[1] - ticks[0]) / 2  # of the picture: ticks are centres of pixels
+        edge = ticks[-1] + (ticks[1] - ticks[0]) / 2  # of the picture; ticks are pixel centres
         panel.imshow(
             place[p.predicted], cmap=colours, vmin=-0.5, vmax=len(_CLASSES) + 0.5, origin="lower",
             extent=(-edge, edge, -edge, edge), interpolation="nearest",
@@ -235,14 +235,15 @@ def regions(
 
 
 def class_label(k: int, names: Sequence[str]) -> str:
-    """Number and name of a class, or "class <number>" where it has none."""
+    """Number and name of a class, or "class <number>" if it has no name."""
     return f"class {k}" if names[k] == str(k) else f"{k} {names[k]}"
 
 
 def _number_regions(panel: Axes, p: Plane, eps: float, factor: float) -> None:
-    """Writes its class into each region of 2 % or more, near its middle and beside no other number.
+    """Writes the class into each region of 2 % or more, near its middle and apart from other numbers.
 
-    Above or below the eps-ball if the region reaches there. The smallest region has the first choice.
+    It is above or below the eps-ball if the region extends there. The smallest region is placed
+    first.
     """
     placed = np.empty((0, 2))
     classes, sizes = np.unique(p.predicted, return_counts=True)
@@ -253,7 +254,7 @@ def _number_regions(panel: Axes, p: Plane, eps: float, factor: float) -> None:
         distance = np.linalg.norm(where[:, None] - placed, axis=2).min(1, initial=np.inf)
         free = distance >= _APART * len(p.ticks)
         clear = np.abs(p.ticks[where[:, 0]]) > 1.2 * eps
-        # The first of these that any point fulfils.
+        # Use the first of these conditions that any point satisfies.
         where = next(
             where[ok] for ok in (clear & free, free, distance == distance.max()) if ok.any()
         )
@@ -273,13 +274,13 @@ def alignment(
     *,
     title: str,
 ) -> Figure:
-    """Every image's cosine, alpha and rho, with median and quartiles; below them a table.
+    """Plots every image's cosine, alpha and rho, with median and quartiles, above a table.
 
     Args:
-        values: label -> `cosine`, where there is a teacher and it is another model; `alpha` and
+        values: label -> `cosine`, if there is a teacher and it is another model; `alpha` and
             `rho`, l2 in pixels of 0..1; [n] each.
-        numbers: the same as `measuring.statistics`.
-        teacher: label of the model whose gradients are J_t; None: no cosines.
+        numbers: `measuring.statistics` of the values.
+        teacher: label of the model whose gradients are J_t; None means no cosines.
         title: of the figure.
     """
     axis_labels = {

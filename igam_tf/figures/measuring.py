@@ -1,4 +1,4 @@
-"""What the figures show, as numbers; every model in inference mode."""
+"""Measures the numbers that the figures show, with models in inference mode."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ BATCH = 100
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DrawnModel:
-    """A model that is drawn, and its pixel range 0..pixel_max."""
+    """A model to draw, and its pixel range 0..pixel_max."""
 
     label: str
     model: keras.Model
@@ -36,12 +36,12 @@ class DrawnModel:
 def sensitivity(
     drawn: DrawnModel, split: Split, *, input_gradient: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """J, and eq. 18's alpha and rho, of every image.
+    """J, and alpha and rho of eq. 18, for every image.
 
     Args:
         drawn: the model.
         split: n images.
-        input_gradient: what J is the gradient of, see `igam_tf.formulas.losses.GRADIENT_OF`.
+        input_gradient: the loss whose gradient is J, see `igam_tf.formulas.losses.GRADIENT_OF`.
 
     Returns:
         (J [n,H,W,C] per unit of pixels in 0..1, alpha [n], rho [n]), float32; see `linearised`.
@@ -57,7 +57,7 @@ def sensitivity(
 
 
 def statistics(values: np.ndarray) -> dict:
-    """Quartiles and mean of [n] values, and its 95 % interval (normal; None where n = 1)."""
+    """Quartiles and mean of [n] values, with the mean's 95 % interval (normal; None if n = 1)."""
     low, median, high = (float(v) for v in np.percentile(values, [25, 50, 75]))
     interval = mean_interval(values)
     return {
@@ -73,7 +73,7 @@ def adversarial_direction(
 ) -> np.ndarray:
     """sign(x_adv - x) of one image, [H,W,C]: by FGSM, or PGD-20 from x itself, on L_xent.
 
-    A pixel that stands at an end of the range where the attack would leave it has 0.
+    A pixel at an end of the range has 0 if the attack would leave the range there.
 
     Args:
         drawn: the model attacked.
@@ -82,7 +82,7 @@ def adversarial_direction(
         attack: "fgsm" or "pgd".
 
     Raises:
-        UserError: J is 0 there, so that there is no such direction.
+        UserError: J is 0 at this image, so there is no such direction.
     """
     x = tf.constant(in_pixel_range(split.images, drawn.pixel_max))
     steps = {"fgsm": 1, "pgd": PGD_STEPS}[attack]
@@ -115,7 +115,7 @@ class Plane:
     Attributes:
         ticks: [P] values of both a and b, as fractions of the pixel range.
         loss: [P,P] nats; rows are b, columns a.
-        predicted: [P,P] classes, likewise.
+        predicted: [P,P] classes, in the same order.
     """
 
     ticks: np.ndarray
@@ -123,11 +123,11 @@ class Plane:
     predicted: np.ndarray
 
     def within(self, eps: float) -> np.ndarray:
-        """[P,P] bool: the points of the l-inf ball."""
+        """[P,P] bool: whether a point is within the l-inf ball."""
         return np.abs(self.ticks)[:, None] + np.abs(self.ticks)[None] <= eps * (1 + 1e-6)
 
     def at_x(self, values: np.ndarray):
-        """Value at x itself."""
+        """The value at x itself."""
         centre = len(self.ticks) // 2
         return values[centre, centre].item()
 
@@ -141,7 +141,7 @@ def plane(
     eps: float,
     points: int,
 ) -> Plane:
-    """Values on a square of points x points, EXTENT eps to each side of one image.
+    """Measures points x points values on a square that extends EXTENT eps to each side of one image.
 
     Args:
         drawn: the model.
@@ -168,7 +168,7 @@ def plane(
 def _in_batches(
     measure: Callable[..., tuple[tf.Tensor, ...]], x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """measure(x, y), traced once, over all examples; x [n,...] float32, y [n] int64."""
+    """Runs measure(x, y), traced once, over all examples; x [n,...] float32, y [n] int64."""
     signature = [tf.TensorSpec((None, *x.shape[1:]), x.dtype), tf.TensorSpec((None,), y.dtype)]
     traced = tf.function(measure, input_signature=signature).get_concrete_function()
     parts = [

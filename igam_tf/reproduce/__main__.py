@@ -1,9 +1,9 @@
-"""Trains and evaluates every row of a table of the paper, and writes it with ours beside theirs.
+"""Trains and evaluates every row of a table of the paper; writes our figures beside the published ones.
 
 python -m igam_tf.reproduce --table=1 --preset=cpu
 
-Each row is one `python -m igam_tf.train` in a run folder of its own: what is finished is not run
-again, what was interrupted goes on.
+Each row is one `python -m igam_tf.train` in a run folder of its own: finished rows are not run
+again, and interrupted ones are resumed.
 """
 
 import subprocess
@@ -35,87 +35,96 @@ def define_flags() -> None:
             "table",
             None,
             tuple(TABLES),
-            "Number of the paper's table; figure5; baselines; or "
-            "best, which has every method with --fidelity=best.",
+            "The table: a number of the paper's, figure5, baselines, or best, which runs every "
+            "method with --fidelity=best.",
         )
         flags.DEFINE_enum(
             "preset", "paper", FIELDS["preset"].metadata["choices"],
-            "Size and budget of each row: paper, wrn-32-10 and 200 epochs; cpu, ten minutes on two "
-            "cores; smoke, seconds.",
+            "Size and budget of each row. paper: wrn-32-10 for 200 epochs; cpu: ten minutes on "
+            "two cores; smoke: a few seconds.",
         )  # fmt: skip
         flags.DEFINE_list(
-            "rows", [], "Names of rows with commas between; all of the table by default."
+            "rows",
+            [],
+            "Run only these rows, separated by commas; by default all rows of the table.",
         )
         flags.DEFINE_integer(
             "jobs", 1,
-            "Rows that are trained at once, each on its share of the cores; what each prints goes to "
-            "<output>/<row>.log. A small network uses little more than one core.",
+            "Train this many rows at once, each on its share of the cores; each writes its output "
+            "to <output>/<row>.log. A small network uses little more than one core.",
             lower_bound=1,
         )  # fmt: skip
         flags.DEFINE_bool(
             "print_config", False,
             "Print every setting of each row and where it comes from, and exit.",
         )  # fmt: skip
-        flags.DEFINE_bool("collect", False, "Run nothing, and write the table of what is finished.")
+        flags.DEFINE_bool("collect", False, "Run nothing; write the table of the finished rows.")
         flags.DEFINE_string(
             "output",
             None,
-            "Folder of the rows' run folders; runs/table<table>-<preset> by default.",
+            "Folder of the rows' run folders; by default runs/table<table>-<preset>.",
         )
     with heading("settings of every row"):
         flags.DEFINE_enum(
-            "data", "tfds", ("tfds", "builtin"), "Real images, or built-in synthetic ones."
+            "data",
+            "tfds",
+            ("tfds", "builtin"),
+            "Use real images (tfds), or synthetic ones (builtin).",
         )
         flags.DEFINE_string(
-            "data_dir", "", "Folder of tensorflow-datasets; empty: its own default."
+            "data_dir", "", "Folder of tensorflow-datasets; if empty, its default folder."
         )
         flags.DEFINE_integer("seed", 0, "Seed of training and evaluation.", lower_bound=0)
         flags.DEFINE_integer(
             "seeds", 1,
-            "How many seeds, from --seed on. Of several each has its folder <output>/seed<seed>, and "
-            "<output> the table of their means.",
+            "Number of seeds, beginning with --seed. If there are several, each has its folder "
+            "<output>/seed<seed>, and <output> has the table of their means.",
             lower_bound=1,
         )  # fmt: skip
         flags.DEFINE_enum(
             "precision", None, PRECISIONS,
-            "In which the layers compute, as --precision of igam_tf.train; by the preset if not given.",
+            "Precision in which the layers compute, as --precision of igam_tf.train; by default "
+            "the preset's.",
         )  # fmt: skip
         flags.DEFINE_list(
             "teacher_checkpoints",
             [],
-            "Where teachers are loaded from, with commas between: <source>=<folder of its checkpoint>.",
+            "Checkpoints from which teachers are loaded, separated by commas: "
+            "<source>=<checkpoint folder>.",
         )
         flags.DEFINE_enum(
             "teacher", "auto", ("auto", "load", "train"),
-            "Where the other teachers come from, as --teacher of igam_tf.train; auto: as there, but at "
-            "the presets cpu and smoke CIFAR-10's is trained, for the published one is a wrn-32-10.",
+            "Load or train the other teachers, as --teacher of igam_tf.train. auto does as "
+            "igam_tf.train, but with --preset=cpu or smoke it trains CIFAR-10's, because the "
+            "published one is a wrn-32-10.",
         )  # fmt: skip
         flags.DEFINE_string(
             "teachers", None,
-            "Folder of the teachers that are trained, each once for all tables; teachers, beside "
-            "--output, by default.",
+            "Folder of the teachers that are trained, each once for all tables; by default the "
+            "folder teachers beside --output.",
         )  # fmt: skip
         flags.DEFINE_enum(
             "target", None, tuple(SPECS),
-            "Task of the students in place of the paper's, whose figures are then left out.",
+            "Train the students on this task instead of the paper's, and leave out the published "
+            "figures.",
         )  # fmt: skip
         flags.DEFINE_string(
             "attacks", None,
-            "Attacks of every row, as --attacks of igam_tf.eval_pgd, such as clean,pgd20,autoattack; "
-            "the table's own if not given.",
+            "Attacks of every row, written as for --attacks of igam_tf.eval_pgd, such as "
+            "clean,pgd20,autoattack; by default the table's own.",
         )  # fmt: skip
         flags.DEFINE_integer(
             "validate_every", None,
-            "Steps between two validations, for figures of accuracy over minutes; by the preset if not "
-            "given.",
+            "Validate every N steps, for figures of accuracy over minutes; by default as often as "
+            "the preset.",
         )  # fmt: skip
 
 
 def teacher_checkpoints() -> dict[str, str]:
-    """Source -> folder, of --teacher_checkpoints.
+    """Source -> folder, from --teacher_checkpoints.
 
     Raises:
-        UserError: something else than <source>=<folder>.
+        UserError: an item is not <source>=<folder>.
     """
     pairs = [item.split("=", 1) for item in FLAGS.teacher_checkpoints]
     for pair in pairs:
@@ -131,7 +140,7 @@ def chosen_rows(whole: Table) -> list[TableRow]:
     """The rows to run.
 
     Raises:
-        UserError: a name that is no row's.
+        UserError: there is no row of that name.
     """
     names = [row.name for row in whole.rows]
     if unknown := [name for name in FLAGS.rows if name not in names]:
@@ -140,7 +149,7 @@ def chosen_rows(whole: Table) -> list[TableRow]:
 
 
 def check_alike(folder: Path, seed: int) -> None:
-    """Raises a UserError where a finished row differs in budget, data, seed or precision."""
+    """Raises a UserError if a finished row differs in budget, data, seed or precision."""
     run = read_json(folder / "config.json")
     wanted = {name: FLAGS[name].value for name in ("preset", "data", "precision")} | {"seed": seed}
     for name, value in wanted.items():
@@ -156,7 +165,7 @@ def command(
 ) -> list[str]:
     """The command line of one row.
 
-    Teachers lie in the folder `teachers` where they are trained, in `checkpoints` where loaded.
+    Trained teachers are in the folder `teachers`, loaded ones in `checkpoints`.
     """
     given = {name: FLAGS[name].value for name in ("preset", "data", "data_dir")} | {"seed": seed}
     given |= {"eval_attacks": ",".join(whole.attacks), "workdir": str(output / row.name)}
@@ -171,12 +180,13 @@ def command(
         elif teacher := trained_or_loaded(source):
             given["teacher"] = teacher
     flags_of_row = [f"--{name}={value}" for name, value in (dict(row.flags) | given).items()]
-    # A row outlives this program where that is killed with SIGKILL.
+    # If this program is killed with SIGKILL, its rows continue, so a new start has to wait for
+    # them.
     return [sys.executable, "-m", "igam_tf.train", "--wait", *flags_of_row]
 
 
 def trained_or_loaded(source: str) -> str | None:
-    """--teacher of a row without a checkpoint; None: as its source has it."""
+    """--teacher of a row without a checkpoint; None means the default of its source."""
     if FLAGS.teacher != "auto":
         return FLAGS.teacher
     return "train" if source == "cifar10" and FLAGS.preset != "paper" else None
@@ -188,7 +198,7 @@ def missing(
     """Name -> command line of the rows that are not finished.
 
     Raises:
-        UserError: a finished row of another kind, or checkpoints that are not named as expected.
+        UserError: a finished row has other settings, or --teacher_checkpoints is wrong.
     """
     from igam_tf.reproduce.collecting import collect, finished
 
@@ -196,7 +206,7 @@ def missing(
     done = [row for row in rows if finished(output / row.name)]
     for row in done:
         check_alike(output / row.name, seed)
-    collect(whole, output)  # for what it refuses
+    collect(whole, output)  # raises errors before anything is run
     return {
         row.name: command(row, whole, output, seed, teachers, checkpoints)
         for row in rows
@@ -205,7 +215,7 @@ def missing(
 
 
 def run(commands: dict[str, list[str]], whole: Table, output: Path, name: str) -> list[str]:
-    """Runs rows, the table written after each; names of those that failed."""
+    """Runs rows and writes the table after each; returns the names of those that failed."""
     from igam_tf.reproduce.aligning import align
     from igam_tf.reproduce.collecting import collect
     from igam_tf.reproduce.writing import write
@@ -221,7 +231,7 @@ def run(commands: dict[str, list[str]], whole: Table, output: Path, name: str) -
 
 
 def folders(name: str) -> tuple[Path, dict[int, Path]]:
-    """(folder of a table, seed -> folder of its rows), which are the same for one seed."""
+    """(folder of the table, seed -> folder of its rows); with one seed both are the same."""
     several = FLAGS.seeds > 1
     end = "-builtin" if FLAGS.data == "builtin" else ""
     end += "-seeds" if several else f"-seed{FLAGS.seed}" if FLAGS.seed else ""
@@ -231,10 +241,10 @@ def folders(name: str) -> tuple[Path, dict[int, Path]]:
 
 
 def alone_in(root: Path) -> IO[bytes]:
-    """The lock of a table's folder, which is made if absent.
+    """Locks a table's folder, which is created if absent.
 
     Raises:
-        UserError: another process makes the same table, or the folder cannot be written.
+        UserError: another process works on the table, or the folder cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -250,7 +260,7 @@ def alone_in(root: Path) -> IO[bytes]:
 
 
 def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> str:
-    """Writes the table of each seed and, of several, that of their means; the last as Markdown."""
+    """Writes the table of each seed and, for several, that of their means; returns it as Markdown."""
     from igam_tf.reproduce.collecting import collect
     from igam_tf.reproduce.seeds import mean_of_seeds
     from igam_tf.reproduce.writing import write
@@ -263,7 +273,7 @@ def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> 
 
 
 def main(argv: list[str]) -> int:
-    """Runs what is missing, writes the table and prints it."""
+    """Runs the missing rows, writes the table and prints it."""
     flags_alone(argv)
     if FLAGS.table is None:
         raise UserError(f"expected --table, one of {', '.join(TABLES)}; received none")
@@ -300,7 +310,7 @@ def print_config(rows: list[TableRow], whole: Table, root: Path, outputs: dict[i
 def make(
     rows: list[TableRow], whole: Table, root: Path, outputs: dict[int, Path], name: str
 ) -> int:
-    """Runs what is missing, writes the tables and prints the last; returns the exit status."""
+    """Runs the missing rows, writes the tables and prints the last; returns the exit status."""
     failed = []
     if not FLAGS.collect:
         teachers = FLAGS.teachers or str(root.parent / "teachers")
@@ -314,7 +324,7 @@ def make(
     print("\n" + tables_of(whole, outputs, root, name))
     if failed:
         where = "above" if FLAGS.jobs == 1 else f"in {root}/<row>.log"
-        logging.error("rows that failed, their messages %s: %s", where, ", ".join(failed))
+        logging.error("rows failed (messages %s): %s", where, ", ".join(failed))
     return 1 if failed else 0
 
 

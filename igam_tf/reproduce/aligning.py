@@ -15,18 +15,18 @@ from igam_tf.storage.run_folder import load_model
 
 
 def align(table: Table, output: Path, *, data_dir: str | None = None) -> None:
-    """Writes <row>/alignment.json for each finished row without a teacher of its own that has none yet.
+    """Writes a missing <row>/alignment.json for each finished row without a teacher of its own.
 
-    Teacher, images and `input_gradient` are those of the table's first IGAM row; until that row is
-    finished nothing is written.
+    Teacher, images and `input_gradient` are those of the table's first IGAM row; nothing is written
+    before that row is finished.
 
     Args:
         table: the table of the rows.
-        output: folder of their run folders.
-        data_dir: tensorflow-datasets folder; default: that of the rows.
+        output: folder of the rows' run folders.
+        data_dir: folder of tensorflow-datasets; None means that of the rows.
 
     Raises:
-        UserError: a damaged run folder, or images that are not there.
+        UserError: a run folder is damaged, or the images are not found.
     """
     reference = output / table.first_igam.name
     missing = [

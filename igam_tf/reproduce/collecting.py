@@ -1,4 +1,4 @@
-"""Run folders -> the figures of a table; the cells of a row that was not run are None."""
+"""Collects the figures of a table from run folders; cells of a row that was not run are None."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,31 +32,31 @@ def collect(table: Table, output: Path) -> dict[str, Any]:
 
     Args:
         table: one of `igam_tf.reproduce.tables.TABLES`.
-        output: folder that holds a run folder for each row that was run.
+        output: folder with a run folder for each row that was run.
 
     Raises:
-        UserError: rows that were evaluated differently or lack an attack, or a folder whose results
-            are not a row's.
+        UserError: rows were evaluated differently or lack an attack, or a folder's results are not
+            those of a row.
     """
     rows = [_row(row, table, output / row.name) for row in table.rows]
     return content_of(table, rows, kept_images(rows))
 
 
 def content_of(table: Table, rows: list[dict], kept: Mapping[str, Mapping]) -> dict[str, Any]:
-    """What a table says, for JSON.
+    """The content of a table, for JSON.
 
     Args:
-        table: whose rows they are.
+        table: the table of the rows.
         rows: see `_row`.
         kept: see `kept_images`.
 
     Returns:
-        title, with the budget of the rows that stand for the paper's; attacks; the evaluation's
-        settings in words; data and teachers, a sentence each; the rows; gains, see `_gains`; seconds
+        title, with the budget of the rows that reproduce the paper's; attacks; the evaluation's
+        settings as text; data and teachers, a sentence each; the rows; gains, see `_gains`; seconds
         an epoch.
 
     Raises:
-        UserError: rows that were evaluated differently.
+        UserError: rows were evaluated differently.
     """
     done = [row["run"] for row in rows if row["run"]]
     settings = {f"{run['settings']}, {run['seed']}" for run in done}
@@ -76,7 +76,7 @@ def content_of(table: Table, rows: list[dict], kept: Mapping[str, Mapping]) -> d
 
 
 def kept_images(rows: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Name of a row that was run -> attack -> which images the row keeps, [n] of 0 and 1."""
+    """Name of a row that was run -> attack -> robust mask of the row, [n] of 0 and 1."""
     return {
         row["name"]: {
             a: mask_of_text(cell[MASK_KEY]).astype(float) for a, cell in row["cells"].items()
@@ -87,14 +87,14 @@ def kept_images(rows: list[dict]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """Those that are not empty, each once."""
+    """The texts that are not empty, without repetitions."""
     return list(dict.fromkeys(text for text in texts if text))
 
 
 def _row(row: TableRow, table: Table, folder: Path) -> dict[str, Any]:
     """One row: name, label, part; cells, attack -> paper, ours, ci95, difference, mask; run, see `_run`.
 
-    None stands for what was not published or not run.
+    None means not published or not run.
     """
     try:
         run, results = _run(folder) if finished(folder) else (None, {})
@@ -173,7 +173,7 @@ def _budget(config: dict) -> str:
 
 
 def _data(folder: Path) -> str:
-    """The target's images in words."""
+    """Describes the target's images."""
     d = read_json(folder / "data.json")
     here, published = d["train_images"] + d["validation_images"], d["published_train_images"]
     text = (
@@ -185,7 +185,7 @@ def _data(folder: Path) -> str:
 
 
 def _teacher(config: dict, folder: Path) -> str:
-    """The teacher in words, its own accuracy where it was trained here; "" without a teacher."""
+    """Describes the teacher, with its own accuracy if it was trained here; "" without a teacher."""
     if not METHODS[config["method"]].teacher:
         return ""
     path = folder / f"{TEACHER}.json"
@@ -231,7 +231,7 @@ def _gains(table: Table, kept: Mapping[str, Mapping]) -> list[dict[str, Any]]:
 
 
 def _epoch_seconds(rows: list[dict]) -> dict[str, float]:
-    """Seconds an epoch of the table's first IGAM and first PGD row, where they were run."""
+    """Seconds per epoch of the table's first IGAM row and first PGD row, if they were run."""
     seconds: dict[str, float] = {}
     for row in rows:
         run = row["run"]
@@ -241,9 +241,9 @@ def _epoch_seconds(rows: list[dict]) -> dict[str, float]:
 
 
 def _epoch(config: dict, lines: list[dict], teacher_minutes: float, folder: Path) -> float | None:
-    """Seconds that an epoch takes, over the steps that match J_s where a method has such steps.
+    """Seconds per epoch; if the method matches J_s, only over steps that do.
 
-    The minutes of stage 1 are spread over the steps, as in §5.2.
+    The time of stage 1 is spread over the steps, as in §5.2.
     """
     start = config["igam_start"] if METHODS[config["method"]].matched_to else 0
     lines = [line for line in lines if line["step"] > start]

@@ -1,4 +1,4 @@
-"""The rows of a table as processes of their own, several at once if that is wanted."""
+"""Runs the rows of a table as processes, one or several at a time."""
 
 import contextlib
 import itertools
@@ -18,24 +18,24 @@ def run_all(
 ) -> Iterator[tuple[str, int]]:
     """Runs the commands in their order and yields (name, exit status) as each ends.
 
-    Several at once have a share of the processor's cores each, so that none slows another down.
+    If several run at once, each has its own share of the cores, so that none slows another down.
 
-    SIGTERM and Ctrl-C, to this program or to a row, end all that run, and then this program too. A
-    closed terminal counts as SIGTERM. A row gets the signal from here alone, not from the terminal, so
-    that it gets one, and says which.
+    SIGTERM or Ctrl-C, to this program or to a row, ends all rows and then this program. A closed
+    terminal counts as SIGTERM. Rows get the signal from this program, not from the terminal, so
+    that each gets exactly one and reports it.
 
     Args:
         commands: name of a row -> its command line.
-        jobs: how many run at once. Beyond 1, what a row prints goes to <output>/<row>.log.
-        output: folder that is there.
+        jobs: how many run at once. With several, a row writes its output to <output>/<row>.log.
+        output: an existing folder.
 
     Raises:
-        SystemExit: SIGTERM came.
-        KeyboardInterrupt: Ctrl-C, likewise.
+        SystemExit: SIGTERM was received.
+        KeyboardInterrupt: Ctrl-C was received.
     """
     waiting = list(commands)
     free = shares_of_cores(jobs)
-    running: dict[str, tuple[subprocess.Popen, set[int]]] = {}  # with the cores of each
+    running: dict[str, tuple[subprocess.Popen, set[int]]] = {}  # starts each on its cores
     heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {n: signal.signal(n, lambda number, _: sys.exit(128 + number)) for n in heeded}
     end_with = signal.SIGTERM
@@ -60,16 +60,16 @@ def run_all(
         for number, handler in before.items():
             signal.signal(number, handler)
         for process, _ in running.values():
-            process.send_signal(end_with)  # a row saves first
+            process.send_signal(end_with)  # a row saves its state first
         for process, _ in running.values():
             process.wait()
 
 
 def shares_of_cores(jobs: int) -> list[set[int]]:
-    """The cores of each of `jobs` that run at once, none of them twice.
+    """Disjoint sets of cores for `jobs` processes that run at once.
 
-    Empty sets, which stand for all cores, where there is one job, more jobs than cores, or an
-    operating system without affinities.
+    The sets are empty, which means all cores, if there is one job, more jobs than cores, or no
+    support for affinities.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if jobs == 1 or jobs > len(cores):
@@ -82,7 +82,7 @@ def _begin(arguments: list[str], log: Path | None, cores: set[int]) -> subproces
     with log.open("ab") if log else contextlib.nullcontext() as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
     if cores:
-        with contextlib.suppress(ProcessLookupError):  # it ended at once
+        with contextlib.suppress(ProcessLookupError):  # it has already ended
             os.sched_setaffinity(process.pid, cores)
     return process
 

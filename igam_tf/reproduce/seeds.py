@@ -1,4 +1,4 @@
-"""The figures of a table for several seeds -> those of their means."""
+"""Averages the figures of a table over several seeds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,20 @@ from igam_tf.storage.journal import MASK_KEY
 
 
 def mean_of_seeds(table: Table, contents: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    """The content of a table of means, over the rows that every seed has.
+    """The content of the table of means, with the rows that every seed has.
 
     Accuracies, minutes and cosines are means. Their intervals, and those of the gains, are over the
-    test images: each image counts by the share of the seeds that keep it.
+    test images: the value of an image is the share of seeds in which it is robust.
 
     Args:
-        table: that of the contents.
+        table: the table of the contents.
         contents: seed -> its content, from `igam_tf.reproduce.collecting.collect`.
 
     Returns:
-        As `igam_tf.reproduce.collecting.content_of`; each cell also has the accuracies of the seeds.
+        As `igam_tf.reproduce.collecting.content_of`; each cell also has the accuracy of every seed.
 
     Raises:
-        UserError: seeds that were evaluated differently.
+        UserError: seeds were evaluated differently.
     """
     several = list(contents.values())
     masks = [kept_images(content["rows"]) for content in several]
@@ -78,9 +78,9 @@ def _mean_run(runs: list[dict]) -> dict[str, Any]:
 
 
 def _mean(values: list) -> Any:
-    """Of numbers; of dicts and lists of numbers, entry by entry; None where a seed has none.
+    """The mean of numbers, or of dicts and lists entry by entry; None if a seed has none.
 
-    Of anything else, such as a name, the first.
+    Of other values, such as names, the first.
     """
     if any(value is None for value in values):
         return None

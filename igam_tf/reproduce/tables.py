@@ -9,7 +9,10 @@ from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
 PGD_100 = (*PGD_20, "pgd50", "pgd100")
-PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # of an epoch, by method; §5.2 "Compute Time"
+PAPER_SECONDS = {
+    "igam": 347.0,
+    "pgd": 815.0,
+}  # per epoch; §5.2 "Compute Time"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +21,12 @@ class TableRow:
 
     Attributes:
         name: name of its run folder.
-        label: first cell in the table; the paper's where it has the row.
-        flags: flags of `igam_tf.train`, beyond those that every row has.
-        paper: accuracy in % for each of the table's attacks, as published, None where the paper has no
-            such attack; empty: not in the paper.
-        part: heading above the row; empty: the paper's own table.
-        cpu: flags that take the place of these at `--preset=cpu`.
+        label: first cell in the table, as in the paper if it has the row.
+        flags: flags of `igam_tf.train`, besides those of every row.
+        paper: accuracy in % for each of the table's attacks, as published, None if the paper lacks
+            this attack; empty if it lacks the row.
+        part: heading above the row; empty for rows of the paper's table.
+        cpu: flags that replace these at `--preset=cpu`.
     """
 
     name: str
@@ -47,8 +50,8 @@ class Table:
         title: what the table shows.
         attacks: attack of each column.
         rows: the runs.
-        gains: names of pairs of rows whose paired differences are given.
-        cpu: what the title adds at `--preset=cpu`.
+        gains: names of pairs of rows whose paired differences are computed.
+        cpu: text that is added to the title at `--preset=cpu`.
     """
 
     title: str
@@ -58,15 +61,16 @@ class Table:
     cpu: str = ""
 
     def at_preset(self, preset: str) -> "Table":
-        """The rows at a preset.
+        """The table with its rows at a preset.
 
-        At cpu the objective has the same weights whatever the map and the source, and a student of
-        J_t = 0 knows nothing of its teacher: rows J_t = 0 that differ in these alone are one there.
+        At cpu the weights of the objective do not depend on map and source, and a student with J_t
+        = 0 does not depend on its teacher. So rows with J_t = 0 that differ only in these are one
+        row there.
         """
         if preset != "cpu":
             return self
         kept: dict[Any, TableRow] = {}
-        same: dict[str, str] = {}  # name of a row -> name of the row that stands for it
+        same: dict[str, str] = {}  # name of a row -> name of the row that replaces it
         for row in self.rows:
             row = dataclasses.replace(row, flags=row.flags | row.cpu)
             key: Any = row.name
@@ -80,7 +84,7 @@ class Table:
         return dataclasses.replace(self, title=title, rows=tuple(kept.values()), gains=gains)
 
     def with_target(self, target: str) -> "Table":
-        """The same rows, trained for another task, of which the paper has no figures."""
+        """The same rows, trained on another task, without published figures."""
         rows = tuple(
             dataclasses.replace(row, flags=row.flags | {"target": target}, paper=())
             for row in self.rows
@@ -88,7 +92,7 @@ class Table:
         return dataclasses.replace(self, title=f"{self.title}, target {target}", rows=rows)
 
     def with_attacks(self, attacks: Sequence[str]) -> "Table":
-        """The same rows under these attacks, with the paper's figures for those that it has."""
+        """The same rows under these attacks, with the published figures for those that the paper has."""
 
         def under_these(row: TableRow) -> TableRow:
             published = dict(zip(self.attacks, row.paper, strict=bool(row.paper)))
@@ -100,7 +104,7 @@ class Table:
 
     @property
     def first_igam(self) -> TableRow:
-        """The first row that trains with IGAM, whose J_t rows without a teacher are compared with."""
+        """The first row that trains with IGAM; rows without a teacher are compared with its J_t."""
         return next(row for row in self.rows if row.method == "igam")
 
 
@@ -113,7 +117,7 @@ def _row(
 
 
 def _with_controls(*rows: TableRow) -> dict[str, Any]:
-    """`rows` and `gains` of a table: each IGAM row also with J_t = 0 and with another image's."""
+    """`rows` and `gains` of a table: adds two controls to each IGAM row."""
     controls, gains = [], []
     others = [row.name for row in rows if row.method != "igam"]
     for row in rows:
@@ -137,7 +141,7 @@ def _over_each(name: str, rows: tuple[TableRow, ...]) -> dict[str, Any]:
     return {"rows": rows, "gains": tuple((name, other) for other in others)}
 
 
-_CONTROLS = "Controls, what stands for J_t"
+_CONTROLS = "Controls, J_t replaced"
 _ABLATION = "Ablation, lambda_adv x lambda_diff"
 _BEYOND = "Beyond the paper"
 
@@ -181,9 +185,9 @@ _CPU = {name: value for name, (value, _) in recipe("cpu/paper").items()}
 
 
 def _weights(lambda_adv: float, lambda_diff: float, clean: float, pgd20: float) -> TableRow:
-    """IGAM-CIFAR10 with weights as published, in the release's unit.
+    """IGAM-CIFAR10 with the published weights, in the release's unit.
 
-    At the cpu preset they are in proportion to its own, which stand for the table's (2, 10).
+    At the cpu preset they are scaled in proportion to its own, which replace the table's (2, 10).
     """
     own = (lambda_adv / 2 * _CPU["lambda_adv"], lambda_diff / 10 * _CPU["lambda_diff"])
     weights = f"lambda_adv={lambda_adv:g} lambda_diff={lambda_diff * PUBLISHED_TO_MEAN_UNIT!r}"

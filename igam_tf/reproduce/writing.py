@@ -1,4 +1,4 @@
-"""The figures of a table as Markdown and LaTeX, and accuracy over minutes as a plot."""
+"""Writes the figures of a table as Markdown and LaTeX, and plots accuracy over minutes."""
 
 import textwrap
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-MARKERS = "osD^vPX*<>"  # each curve has its own, so that a print without colour can be read
+MARKERS = "osD^vPX*<>"  # one marker per curve, so that it can be read without colour
 NAMES = {
     "clean": "clean",
     "fgsm": "FGSM",
@@ -25,11 +25,11 @@ NAMES = {
 
 
 def write(content: dict[str, Any], output: Path, name: str) -> str:
-    """Writes <name>.json, .md, .tex and, where rows were validated, <name>-minutes.png and .svg.
+    """Writes <name>.json, .md, .tex and, if rows were validated, <name>-minutes.png and .svg.
 
     Args:
         content: from `igam_tf.reproduce.collecting.collect`.
-        output: folder that is there.
+        output: an existing folder.
         name: of the files.
 
     Returns:
@@ -74,7 +74,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def latex(content: dict[str, Any]) -> str:
-    """The rows alone, as a tabular."""
+    """Only the rows, as a tabular."""
     rows = [
         line
         for part, rows in _parts(content)
@@ -122,7 +122,7 @@ def _parts(content: dict[str, Any]) -> list[tuple[str, list[dict]]]:
 
 
 def _validated(content: dict[str, Any]) -> list[dict]:
-    """Rows with accuracies over time: the table's own, and one of each method that those leave out."""
+    """Rows with accuracies over time: those of the paper's table, and one row of each other method."""
     rows, methods = [], set()
     for row in content["rows"]:
         run = row["run"]
@@ -151,7 +151,7 @@ def _cells(row: dict, attacks: list[str]) -> list[str]:
 
 
 def _doubts(content: dict[str, Any]) -> list[str]:
-    """A paragraph for each doubt about the rows that bear a mark."""
+    """A paragraph for each doubt about the rows that are marked."""
     return [
         f"(!) {row['label']}: {line}\n"
         for row in content["rows"]
@@ -161,7 +161,7 @@ def _doubts(content: dict[str, Any]) -> list[str]:
 
 
 def _cosine(run: dict) -> str:
-    """Mean cosine with its interval, and a star where J_t is the teacher's of another row."""
+    """Mean cosine with its interval, and a star if J_t comes from the teacher of another row."""
     found = run["alignment"]
     if not found:
         return "is the teacher" if METHODS[run["method"]].trains_teacher else ""
@@ -185,7 +185,7 @@ def _cell(cell: dict) -> str:
 
 
 def _seed_rows(content: dict[str, Any]) -> Table:
-    """The accuracies that a table of means is of; empty for a table of one seed."""
+    """The accuracy of each seed in a table of means; empty for a single seed."""
     rows = [
         [row["label"], *(", ".join(f"{a:.1f}" for a in c["seeds"]) for c in row["cells"].values())]
         for row in content["rows"]
