@@ -17,8 +17,9 @@ import igam_tf
 from igam_tf import train
 from igam_tf.common.devices import mirrored
 from igam_tf.common.errors import UserError
+from igam_tf.experiments.recipes import FIELDS
 from igam_tf.formulas import losses
-from igam_tf.method.architectures import build_network
+from igam_tf.method.architectures import ARCHITECTURES, build_network
 from igam_tf.method.networks import decayed_variables, features_of
 from igam_tf.method.optimizers import Momentum
 from igam_tf.method.settings import Settings
@@ -283,6 +284,11 @@ def test_students_by_name(tmp_path, monkeypatch):
 
 
 # --- Keras's loop -----------------------------------------------------------------------------------
+
+
+def test_the_help_of_student_has_every_kind_of_name():
+    text = FIELDS["student"].metadata["doc"]
+    assert not [name for name in ARCHITECTURES if name not in text]
 
 
 def test_nothing_but_student_and_teacher():

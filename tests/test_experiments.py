@@ -387,6 +387,7 @@ def test_a_new_recipe_is_a_file(tmp_path, monkeypatch):
         budget = "# Own.\n--learning_rate=0.05\n--train_steps=3400\n"
         (tmp_path / "flags" / "cpu" / "methods" / "igam.flags").write_text(budget)
         recipe.cache_clear()
+        flagfiles.read.cache_clear()
         found = explained({"preset": "cpu", "fidelity": "best"})  # half the preset's batch
         assert (found["learning_rate"][0], found["train_steps"][0]) == (0.05, 6800)
     finally:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from igam_tf import datasets
 from igam_tf.common.errors import UserError
-from igam_tf.datasets import SPECS, Augment, Split, hold_out, train_batches
+from igam_tf.datasets import SPECS, Augment, Split, builtin, hold_out, train_batches
 
 PLAIN = Augment(pad=0, flip=False)
 N = 10
@@ -126,6 +126,14 @@ def test_a_missing_data_set_names_the_folder_and_both_ways_out(tmp_path):
     assert str(tmp_path) in message
     assert "--data_dir" in message
     assert "--data=builtin" in message
+
+
+def test_a_new_builtin_data_set_changes_no_image_of_the_others(monkeypatch):
+    names = list(builtin.DRAWINGS)
+    before = [builtin.draw(name, "test", 0, num=10)[0] for name in names]
+    monkeypatch.setitem(builtin.DRAWINGS, "fashion_mnist", builtin.DRAWINGS["mnist"])
+    for name, images in zip(names, before, strict=True):
+        np.testing.assert_array_equal(builtin.draw(name, "test", 0, num=10)[0], images)
 
 
 def test_builtin_is_reproducible_and_says_what_it_is():

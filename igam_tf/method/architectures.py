@@ -138,15 +138,14 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
     return model
 
 
-# Pattern of a name -> function that builds the network; the first match counts. To add one, add a
-# line.
-ARCHITECTURES: dict[str, Callable[..., keras.Model]] = {
-    r"wrn-\d+-\d+": wide_resnet,
-    "mnist-cnn": mnist_cnn,
-    r"keras:\w+": keras_application,
-    r"[\w.]+:\w+": from_function,
+# Name in error messages -> (pattern, function that builds the network); the first match counts. To add
+# one, add a line.
+ARCHITECTURES: dict[str, tuple[str, Callable[..., keras.Model]]] = {
+    "wrn-<depth>-<width>": (r"wrn-\d+-\d+", wide_resnet),
+    "mnist-cnn": ("mnist-cnn", mnist_cnn),
+    "keras:<name of keras.applications>": (r"keras:\w+", keras_application),
+    "module:function": (r"[\w.]+:\w+", from_function),
 }
-NAMES = "wrn-<depth>-<width>, mnist-cnn, keras:<name of keras.applications> or module:function"
 
 
 def build_network(
@@ -162,7 +161,7 @@ def build_network(
     """A new network for images [H,W,C] in 0..pixel_max, with new weights.
 
     Args:
-        name: see NAMES.
+        name: see ARCHITECTURES.
         shape: of an image, (H, W, C).
         num_classes: of its logits.
         precision: dtype policy of its layers.
@@ -185,12 +184,12 @@ def builder_of(name: str) -> Callable[..., keras.Model]:
     Raises:
         UserError: the name is unknown, or the depth of a wrn is not 6n + 2.
     """
-    for pattern, build in ARCHITECTURES.items():
+    for pattern, build in ARCHITECTURES.values():
         if re.fullmatch(pattern, name):
             if build is wide_resnet:
                 wrn_size(name)
             return build
-    raise UserError(f"expected a network {NAMES}; received {name!r}")
+    raise UserError(f"expected a network {', '.join(ARCHITECTURES)}; received {name!r}")
 
 
 def import_classes(name: str) -> None:

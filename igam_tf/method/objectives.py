@@ -86,6 +86,7 @@ class Method:
         adversarial: the function of the objective on adversarial examples, see `trades`. Its
             numbers are fields of `Settings` whose names begin with the method's, such as
             trades_beta.
+        own_terms: names of the terms that `adversarial` reports besides L_xent.
         attack_loss: the loss that the attack maximises, "xent" or "kl", the divergence from p(x).
         one_step: step size in eps of an attack with one step; None means `pgd_steps` steps of
             `step_size`.
@@ -99,6 +100,7 @@ class Method:
     discriminator: bool = False
     adaptor: bool = False
     adversarial: Callable[..., Objective] | None = None
+    own_terms: tuple[str, ...] = ()
     attack_loss: str = "xent"
     one_step: float | None = None
     noise: float = 1.0
@@ -130,8 +132,7 @@ class Method:
         terms += ["L_adv", "disc_accuracy"] if self.discriminator else []
         terms += ["L_diff"] if self.difference else []
         terms += ["cosine", "norm_ratio"] if self.matches_teacher else []
-        terms += ["L_kl"] if self.adversarial in (trades, ard) else []
-        return (*terms, "accuracy")
+        return (*terms, *self.own_terms, "accuracy")
 
 
 METHODS: dict[str, Method] = {
@@ -152,10 +153,10 @@ METHODS: dict[str, Method] = {
     "jarn": Method(matched_to="image", discriminator=True, adaptor=True),
     # |J_s|^2: Drucker and LeCun 1992; Ross and Doshi-Velez 2018, arXiv 1711.09404.
     "gradient_penalty": Method(matched_to="zero", difference=losses.l_diff),
-    "ard": Method(teacher=True, adversarial=ard),
+    "ard": Method(teacher=True, adversarial=ard, own_terms=("L_kl",)),
     # Wong et al. 2020, arXiv 2001.03994.
     "fast": Method(adversarial=adversarial_xent, one_step=1.25),
     # de Jorge et al. 2022, arXiv 2202.01181.
     "n_fgsm": Method(adversarial=adversarial_xent, one_step=1.0, noise=2.0),
-    "trades": Method(adversarial=trades, attack_loss="kl"),
+    "trades": Method(adversarial=trades, own_terms=("L_kl",), attack_loss="kl"),
 }

@@ -1,6 +1,7 @@
 """Writes the figures of a table as Markdown and LaTeX, and plots accuracy over minutes."""
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def _validated(content: dict[str, Any]) -> list[dict]:
 
 
 def _head(content: dict[str, Any]) -> list[str]:
-    return ["row", *map(_attack, content["attacks"]), "cos(J_s, J_t)", "steps", "minutes"]
+    return ["row", *map(_attack, content["attacks"]), *COLUMNS]
 
 
 def _attack(name: str) -> str:
@@ -143,11 +144,8 @@ def _attack(name: str) -> str:
 def _cells(row: dict, attacks: list[str]) -> list[str]:
     cells = [_cell(row["cells"][attack]) for attack in attacks]
     run = row["run"]
-    if not run:
-        return [row["label"], *cells, "", "", ""]
-    minutes = f"{sum(run['minutes'].values()):.1f}"
-    label = row["label"] + (" (!)" if run["doubts"] else "")
-    return [label, *cells, _cosine(run), str(run["steps"]), minutes]
+    label = row["label"] + (" (!)" if run and run["doubts"] else "")
+    return [label, *cells, *(text_of(run) if run else "" for text_of in COLUMNS.values())]
 
 
 def _doubts(content: dict[str, Any]) -> list[str]:
@@ -167,6 +165,14 @@ def _cosine(run: dict) -> str:
         return "is the teacher" if METHODS[run["method"]].trains_teacher else ""
     star = " *" if "teacher_of" in found else ""
     return with_interval(found["cosine"], found["cosine_ci95"], ".3f") + star
+
+
+# Head of each column behind the attacks' -> its cell, a text, from `collecting._run`.
+COLUMNS: dict[str, Callable[[dict], str]] = {
+    "cos(J_s, J_t)": _cosine,
+    "steps": lambda run: str(run["steps"]),
+    "minutes": lambda run: f"{sum(run['minutes'].values()):.1f}",
+}
 
 
 def _cosine_note(content: dict[str, Any]) -> str:
