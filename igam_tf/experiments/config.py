@@ -188,9 +188,9 @@ class Config(Settings):
 
     student: str = setting(
         "wrn-32-10",
-        "The student's architecture: wrn-<depth>-<width>, the residual network of the CIFAR-10 challenge "
-        "with a depth of 6n + 2; mnist-cnn, the network of the MNIST challenge; keras:<name of "
-        "keras.applications>; or module:function, a function that returns a Keras model.",
+        "The student's architecture: wrn-<depth>-<width>, the residual network of the CIFAR-10 "
+        "challenge with a depth of 6n + 2; mnist-cnn, the network of the MNIST challenge; "
+        "keras:<name of keras.applications>; or module:function, a function that returns a Keras model.",
         "student",
     )
     preprocess: str = setting(
