@@ -268,7 +268,7 @@ def test_validation_stands_for_a_test_split_that_is_not_there(tmp_path, caplog):
     with caplog.at_level("INFO", logger="absl"):
         spec = spec_of("tfds:own_clothes", data_dir=folder, image_size=14)
         assert load(spec, "test", data_dir=folder).images.shape == (80, 14, 14, 1)
-    assert "own_clothes has no test split; validation is taken for it" in caplog.text
+    assert "own_clothes has no test split; validation is used instead" in caplog.text
     assert datasets.class_names(spec, source="tfds")[0] == "T-shirt/top"
 
 

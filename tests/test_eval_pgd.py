@@ -305,7 +305,7 @@ def test_help_shows_the_data_flags(command):
 
 @pytest.mark.parametrize("name", ["foreign", "cifar100"])
 def test_data_set_unknown(command, loaded, saved, name):
-    with pytest.raises(UserError, match=r"expected --dataset=mnist, cifar10, .* does not tell"):
+    with pytest.raises(UserError, match=r"expected --dataset=mnist, cifar10, .*; received none"):
         command(f"--model={saved / name}.keras")
 
 
@@ -345,7 +345,7 @@ def test_damaged_model(command, loaded, tmp_path):
     [
         ("student.keras", None, "a finished student in the run folder .* has no student.keras yet"),
         ("config.json", "{", "expected JSON in .*config.json; it is damaged"),
-        ("config.json", "{}", "settings of a run in .*config.json; it names no target"),
+        ("config.json", "{}", "settings of a run in .*config.json; it does not name a target"),
         ("config.json", "[]", "expected a JSON object in .*; it holds a list"),
         ("config.json", None, "received '.*run', a folder without them"),
     ],

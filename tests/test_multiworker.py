@@ -118,7 +118,7 @@ def test_a_worker_is_killed_the_other_stops_and_the_same_command_goes_on(tmp_pat
     statuses, texts = end(start([killed] * 2, *steps))
     assert statuses == [0, 0], texts
     for text in texts:
-        assert int(re.search(r"student: going on from step (\d+) of 200", text)[1]) >= 10
+        assert int(re.search(r"student: resuming at step (\d+) of 200", text)[1]) >= 10
     statuses, _ = end(start([tmp_path / "whole"] * 2, *steps))
     assert statuses == [0, 0]
     for a, b in zip(weights(killed), weights(tmp_path / "whole"), strict=True):

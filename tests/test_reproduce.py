@@ -419,7 +419,7 @@ def test_a_row_that_fails_is_named_and_the_others_run(command, tmp_path, monkeyp
         "--data_dir=/data",
     )  # fmt: skip
     assert status == 1
-    assert "rows that failed, their messages above: standard" in caplog.text
+    assert "rows failed (messages above): standard" in caplog.text
     standard, zero = ran
     assert standard[1:4] == ["-m", "igam_tf.train", "--wait"]
     assert {"--method=standard", "--data_dir=/data", f"--workdir={tmp_path / 'standard'}"} < set(

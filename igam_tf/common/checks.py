@@ -206,7 +206,7 @@ def traced(function: Any, *signature: tf.TensorSpec) -> Any:
         return function.get_concrete_function(*signature)
     except UserError:
         raise
-    except Exception as error:  # a model may fail in any way in a graph
+    except Exception as error:  # in a graph a model can fail in any way
         reason = reason_of(Exception(str(error).rsplit(f"{type(error).__name__}: ")[-1]))
         raise UserError(
             "expected a model that works within tf.function, as attacks call it; received one that "

@@ -41,8 +41,8 @@ class DatasetSpec:
         step_size: step size of PGD in this threat model, as a fraction of the pixel range.
         train_images, test_images: number of images in the split; 0 if not known.
         augment: random changes to training images.
-        class_names: in the order of the labels; empty if only tensorflow-datasets has them, or
-            nobody.
+        class_names: in the order of the labels; empty if there are none, or only in
+            tensorflow-datasets.
         address: the name from which `load` reads it, if that is not `name`.
         image_size: height and width to which its images are resized; 0 means no resizing.
         classes: number of classes whose images are used, the first by label; 0 means all.

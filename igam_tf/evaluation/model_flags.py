@@ -66,7 +66,7 @@ def find_model(
 
 
 def dataset_of(model: keras.Model) -> str:
-    """The data set that a challenge's network with 10 classes was made for.
+    """The data set of a challenge's network with 10 classes.
 
     Raises:
         UserError: it is another model.
@@ -75,8 +75,8 @@ def dataset_of(model: keras.Model) -> str:
         if isinstance(model, network) and model.num_classes == datasets.SPECS[name].num_classes:
             return name
     raise UserError(
-        f"expected --dataset={datasets.NAMES}: this {type(model).__name__} does not tell which it was "
-        "made for"
+        f"expected --dataset={datasets.NAMES}; received none, and this {type(model).__name__} "
+        "does not name its data set"
     )
 
 
@@ -90,7 +90,7 @@ def as_called(
     """The model from images in 0..pixel_max to logits, as the flags describe it.
 
     Raises:
-        UserError: a pixel_max or a convention that is none.
+        UserError: `pixel_max` or the convention is wrong.
     """
     check_pixel_max(pixel_max)
     model = LogProbabilities(model) if from_probabilities else model

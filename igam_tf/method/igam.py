@@ -123,7 +123,7 @@ class IGAM(ClassifierTrainer):
         if method.discriminator and discriminator is None:
             self.discriminator = Discriminator(CHANNELS)
         self._unit = self.pixel_max / settings.gradient_pixel_max
-        self._looked_at = False  # whether `check_derivatives` has passed
+        self._derivatives_checked = False  # whether `check_derivatives` has passed
         self._phase: str | None = None  # of the current step, if it is known outside the graph
 
     def compile(self, optimizer=None, discriminator_optimizer=None, **kwargs):
@@ -161,9 +161,9 @@ class IGAM(ClassifierTrainer):
         if self.method.teacher:
             check_teacher_outputs(self.teacher, x, z, self.pixel_max)
         self.make_players(x.shape[1:])
-        if not self._looked_at:
+        if not self._derivatives_checked:
             self.check_derivatives(x, y)
-            self._looked_at = True
+            self._derivatives_checked = True
 
     def check_derivatives(self, x: np.ndarray, y: np.ndarray) -> None:
         """Checks that all derivatives of the student's step exist, on images [n,H,W,C], labels [n].

@@ -283,7 +283,7 @@ def _lacks(layer: keras.layers.Layer, args: tuple, kwargs: dict, wide: bool) -> 
     theta = _state(weights, wide=wide)
     try:
         outputs = _values_of(layer, weights, lambda out: out, wide=wide, call=call)(z, theta)
-    except Exception:  # a layer that cannot be called alone is passed over
+    except Exception:  # a layer that cannot be called alone is skipped
         return False
     try:
         sources = [*map(tf.zeros_like, z), *normal(outputs), *theta]

@@ -280,13 +280,13 @@ class ClassifierTrainer(keras.Model):
     def train_on_batch(
         self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
     ):
-        """As Keras's; each batch is looked at, the first as in `fit`."""
+        """As Keras's; each batch is checked, the first as in `fit`."""
         self._check_one_batch(x, y, sample_weight=sample_weight, class_weight=class_weight)
         with _training_errors():
             return super().train_on_batch(x, y, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):
-        """As Keras's; each batch is looked at, the first as in `fit`."""
+        """As Keras's; each batch is checked, the first as in `fit`."""
         self._check_one_batch(x, y, sample_weight=sample_weight)
         with _training_errors():
             return super().test_on_batch(x, y, return_dict=return_dict)
