@@ -237,7 +237,7 @@ def test_alignment_by_hand(split):
         js.append((softmax(flat @ w) - np.eye(3)[split.labels]) @ w.T)
     norms = [np.linalg.norm(j, axis=1) for j in js]
     cosine = np.sum(js[0] * js[1], 1) / norms[0] / norms[1]
-    half = 1.96 * cosine.std(ddof=1) / 7**0.5
+    half = 1.959964 * cosine.std(ddof=1) / 7**0.5
     assert found["cosine"] == pytest.approx(cosine.mean(), rel=1e-4)
     assert found["cosine_ci95"] == pytest.approx(
         [cosine.mean() - half, cosine.mean() + half], rel=1e-4
