@@ -52,17 +52,19 @@ BEHIND = {
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_string("model", None, "run folder, .keras file or MadryLab checkpoint folder")
+    flags.DEFINE_string(
+        "model", None, "The model: run folder, .keras file or MadryLab checkpoint folder."
+    )
     define_data_flags()
-    flags.DEFINE_integer("num_images", 100, "images attacked", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 100, "images at once", lower_bound=1)
+    flags.DEFINE_integer("num_images", 100, "Attack the first N images.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 100, "Attack this many images at once.", lower_bound=1)
     flags.DEFINE_integer(
-        "repeats", 3, "measured calls of PGD; the long ones have one", lower_bound=1
+        "repeats", 3, "Number of measured calls of PGD; long attacks have one.", lower_bound=1
     )
     flags.DEFINE_list(
-        "attacks", ["pgd20", "apgd-ce", "apgd-dlr", "square", "autoattack"], "what is compared"
+        "attacks", ["pgd20", "apgd-ce", "apgd-dlr", "square", "autoattack"], "Attacks to compare."
     )
-    flags.DEFINE_list("libraries", ["foolbox", "art", "pyautoattack"], "with whom")
+    flags.DEFINE_list("libraries", ["foolbox", "art", "pyautoattack"], "Libraries to compare with.")
 
 
 def _library(name: str):

@@ -26,9 +26,13 @@ DRAIN = 8  # batches drawn unmeasured: more than were prefetched
 def define_flags() -> None:
     """The flags of `step`, whose trainer this is, and those of the data."""
     step.define_flags()
-    flags.DEFINE_enum("data", "builtin", ("tfds", "builtin"), "real or synthetic images")
-    flags.DEFINE_string("data_dir", None, "tensorflow-datasets folder; default: its own")
-    flags.DEFINE_integer("batches", 50, "drawn in a round of the pipeline alone", lower_bound=1)
+    flags.DEFINE_enum(
+        "data", "builtin", ("tfds", "builtin"), "Use real (tfds) or synthetic images (builtin)."
+    )
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets; by default its own.")
+    flags.DEFINE_integer(
+        "batches", 50, "Draw N batches in each round without training.", lower_bound=1
+    )
 
 
 def seconds_alone(batches) -> float:

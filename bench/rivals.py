@@ -65,7 +65,7 @@ def main(library: dict, description: str, trainers_of: Callable) -> None:
         trainers_of: (student, images a step, disc_every) -> (trainers, product) of `rates`.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--student", default=",".join(STUDENTS), help="one or several")
+    parser.add_argument("--student", default=",".join(STUDENTS), help="students to measure")
     parser.add_argument("--disc_every", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

@@ -29,7 +29,7 @@ KIND = "igam"
 def define_flags() -> None:
     """The flags of `step`, whose trainer this is, and the numbers of replicas."""
     step.define_flags()
-    flags.DEFINE_list("counts", ["1", "2", "4"], "numbers of replicas, the first the reference")
+    flags.DEFINE_list("counts", ["1", "2", "4"], "Numbers of replicas; the first is the reference.")
 
 
 def replicated(config, count: int) -> tuple:

@@ -63,23 +63,25 @@ KINDS = {
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_list("student", list(STUDENTS), "wrn-<depth>-<width>, one or several")
-    flags.DEFINE_integer("batch_size", 0, "images a step; 0: 128, 32 and 8 by size", lower_bound=0)
+    flags.DEFINE_list("student", list(STUDENTS), "Students to measure, each wrn-<depth>-<width>.")
+    flags.DEFINE_integer(
+        "batch_size", 0, "Images per step; 0 means 128, 32 or 8 by size.", lower_bound=0
+    )
     flags.DEFINE_enum(
         "teacher",
         "mnist",
         list(TEACHERS),
         "MNIST's, CIFAR-10's w32-10, or one of the student's size",
     )
-    flags.DEFINE_list("kinds", list(KINDS), "what is measured beside plain")
+    flags.DEFINE_list("kinds", list(KINDS), "Kinds of step to measure besides plain.")
     for field in dataclasses.fields(Config):
         if field.name in ("precision",):
             choices = field.metadata["choices"]
             flags.DEFINE_enum(field.name, field.default, choices, "as in igam_tf.train")
     flags.DEFINE_integer("disc_every", 5, "as in igam_tf.train", lower_bound=1)
-    flags.DEFINE_integer("repeats", 5, "rounds", lower_bound=1)
-    flags.DEFINE_bool("memory", True, "measure peak memory, each in a process of its own")
-    flags.DEFINE_string("json", None, "file for the JSON as well")
+    flags.DEFINE_integer("repeats", 5, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_bool("memory", True, "Measure peak memory, each in a process of its own.")
+    flags.DEFINE_string("json", None, "File to write the JSON to as well.")
 
 
 # --- one kind of training --------------------------------------------------------------------------

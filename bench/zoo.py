@@ -44,11 +44,11 @@ WONG: dict[str, tuple[str, float, Any, float]] = {
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_list("only", [], "names of the networks; default: all")
-    flags.DEFINE_integer("num_examples", 30, "images of each", lower_bound=1)
-    flags.DEFINE_string("workdir", "audits/zoo", "folder of the finished rows")
-    flags.DEFINE_string("output", None, "Markdown page that is written")
-    flags.DEFINE_string("shared", "../shared", "folder with models, golden files and real data")
+    flags.DEFINE_list("only", [], "Audit only these networks; by default all.")
+    flags.DEFINE_integer("num_examples", 30, "Attack N images of each network.", lower_bound=1)
+    flags.DEFINE_string("workdir", "audits/zoo", "Folder of the finished rows.")
+    flags.DEFINE_string("output", None, "Markdown page to write.")
+    flags.DEFINE_string("shared", "../shared", "Folder with models, golden files and real data.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

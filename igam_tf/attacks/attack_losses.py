@@ -47,10 +47,11 @@ def misclassified(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 def log_odds_against(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """log of the odds that softmax gives against y, log sum_{i != y} exp logits_i - logits_y.
 
-    L_xent is log(1 + exp(this)): it rises with it, and its gradient points the same way. But that of
-    L_xent ends where float32 holds no probability as small as that of the other classes. And where all
-    logits lie within FLAT the softmax is uniform, and L_xent weighs all other classes alike, however
-    near: there it is that of logits brought to a spread of SHARP, over the same factor.
+    L_xent is log(1 + exp(this)): it rises with it, and its gradient points the same way. But the
+    gradient of L_xent vanishes if the probabilities of the other classes are too small for float32.
+    And if all logits are within FLAT, the softmax is uniform and L_xent gives all other classes the
+    same weight: then the logits are scaled to a spread of SHARP, and the value is divided by the
+    same factor.
 
     Example:
         >>> log_odds_against(tf.constant([[0.0, 0.0, 0.0], [1000.0, 1.0, -9.0]]), [0, 0]).numpy()

@@ -1,9 +1,9 @@
-"""Where a white-box attack goes: the gradient of each image's loss, whatever the scale of the logits.
+"""The direction of white-box attacks: each image's gradient, independent of the logits' scale.
 
     x -> logits -> loss,   d loss / dx = sum_k (d loss / d logit_k) (d logit_k / dx)
 
-The first factor is brought to size 1 for each image before it is back-propagated, and so is what comes
-out: neither a loss that is nearly flat nor a narrow type loses the direction on the way.
+The first factor is scaled to size 1 for each image before back-propagation, and so is the result.
+So neither a nearly flat loss nor a narrow dtype loses the direction.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def direction(
         logits = logits_fn(x)
     value, slope = _slope(lambda z: loss(z, y, *aim), logits)
     slope, most = by_largest(slope)
-    if logits.shape[1] != 1:  # a loss may read one value that has no margin
+    if logits.shape[1] != 1:  # a loss can use a single value that has no margin
         _, of_margin = _slope(lambda z: cw_margin(z, y), logits)
         flat = most == 0
         slope = tf.where(flat[:, None], of_margin, slope)
@@ -67,8 +67,8 @@ def direction(
     gradient = tape.gradient(logits, x, output_gradients=tf.cast(_SCALE * slope, logits.dtype))
     if gradient is None:
         raise UserError(
-            "expected logits that are differentiable in x; received some cut off from it, which "
-            "no gradient attack can judge"
+            "expected logits that are differentiable in x; received logits without a gradient "
+            "with respect to the input, such as after a cast, rounding or stop_gradient"
         )
     gradient = tf.ensure_shape(gradient, x.shape)  # that of tf.py_function has none
     not_finite = tf.reduce_any(~tf.math.is_finite(gradient), image_axes(x))

@@ -1,4 +1,4 @@
-"""Random numbers of an attack: each example's own, whatever batch it comes in."""
+"""Random numbers of an attack, drawn for each example independently of its batch."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,9 +14,9 @@ def for_each(
     seed: int,
     restart: int = 0,
 ) -> Draws:
-    """What `one` draws for each of these examples, stacked: a function of seed, restart and index.
+    """The stacked results of `one` for these examples, a function of seed, restart and index.
 
-    So neither the batch size nor the examples left out change anybody's random numbers.
+    So they depend neither on the batch size nor on which examples are left out.
     """
     key = [seed, restart]
     each = [

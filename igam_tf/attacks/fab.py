@@ -84,12 +84,12 @@ def fab(
         target: classes [B]; any misclassified point counts.
         bounds: lowest and highest pixel value.
         steps: gradient steps, at least 1.
-        eps: an example leaves once its point is within this radius, in the pixel unit of x; None:
-            each goes on to the end and has its nearest point.
+        eps: an example leaves once its point is within this radius, in the pixel unit of x; None
+            continues all to the end and returns their nearest points.
         norm: "linf" or "l2".
 
     Returns:
-        The nearest misclassified point that was found, as x; x itself where there was none.
+        The nearest misclassified point that was found, as x; x itself if there is none.
 
     Raises:
         UserError: the logits have no gradient with respect to x, or see `inputs.checked`.
@@ -160,7 +160,7 @@ def _run(logits_fn, x, y, spec: AttackSpec, *, eps, bounds, step_size, steps, ta
     x_adv = fab(
         logits_fn, x, y, target=target, bounds=bounds, steps=spec.steps, eps=eps, norm=spec.norm
     )
-    # The nearest point may lie beyond eps: then the attack has failed, and x stays.
+    # If the nearest point is beyond eps, the attack has failed and returns x.
     return tf.where(per_example(length(x_adv - x, spec.norm) <= eps, x), x_adv, x)
 
 

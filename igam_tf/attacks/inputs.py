@@ -1,4 +1,4 @@
-"""What a caller may hand to an attack: a function of images, and arrays or tensors."""
+"""Checks the arguments of an attack: a function of images, and arrays or tensors."""
 
 from __future__ import annotations
 

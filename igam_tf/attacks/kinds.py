@@ -1,4 +1,4 @@
-"""The attacks by their names on a command line. A new one is a file with a `KIND`, and a line here."""
+"""The attacks by name. To add one, write a file with a `KIND`, and add a line here."""
 
 import dataclasses
 import re
@@ -15,8 +15,9 @@ from igam_tf.attacks.square import KIND as SQUARE
 from igam_tf.common.errors import UserError
 
 KINDS: dict[str, Kind] = {"pgd": PGD, "apgd": APGD, "fab": FAB, "square": SQUARE}
-# Of each, an attack meets only what the ones before left. "autoattack" is Croce and Hein's standard
-# ensemble, in their order; "apgd" its first half, which leaves the rest little to find.
+# Each attack gets only the examples that are robust to the previous ones. "autoattack" is Croce and
+# Hein's standard ensemble in their order; "apgd" is its first half, which leaves the rest little to
+# find.
 ENSEMBLES = {
     "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "apgd": ("apgd-ce", "apgd-t"),
@@ -32,7 +33,7 @@ def attack_names(text: str) -> list[str]:
     """Names out of "clean,fgsm,pgd20": "clean", one of `ENSEMBLES`, or one of an attack in `KINDS`.
 
     Raises:
-        UserError: none at all, an unknown one, or one named twice.
+        UserError: there is none, or one is unknown or named twice.
 
     Example:
         >>> attack_names("clean, pgd20")
@@ -42,8 +43,8 @@ def attack_names(text: str) -> list[str]:
     for name in names:
         if name not in ("clean", *ENSEMBLES) and _kind_of(name) is None:
             raise UserError(
-                f"expected attacks with commas between, each of them one of {SHOWN}; "
-                f"received {name!r} in {text!r}"
+                f"expected attacks separated by commas, each of them one of {SHOWN}; received "
+                f"{name!r} in {text!r}"
             )
         if names.count(name) > 1:
             raise UserError(f"expected each attack once; received {name!r} twice in {text!r}")

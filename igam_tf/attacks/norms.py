@@ -1,4 +1,4 @@
-"""What an attack must know of its norm: length, steepest direction, projection into the ball."""
+"""What depends on an attack's norm: length, steepest direction, projection to the ball."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def image_axes(v: tf.Tensor) -> list[int]:
 def by_largest(v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(each example divided by its largest |component|, that); 0 stays 0. [B,...] -> [B,...], [B].
 
-    What comes out can be squared, however small or large the components are.
+    The result can be squared without underflow or overflow.
     """
     largest = tf.reduce_max(tf.abs(v), image_axes(v))
     return tf.math.divide_no_nan(v, per_example(largest, v)), largest
@@ -56,7 +56,7 @@ def steepest(gradient: tf.Tensor, norm: str) -> tf.Tensor:
 def project(x_adv: tf.Tensor, x: tf.Tensor, *, eps, bounds, norm: str) -> tf.Tensor:
     """x_adv within eps of x and within the bounds; [B,...] each.
 
-    In l2 the ball comes first, the bounds after it, which lie around x and so only shorten.
+    In l2, projects to the ball, then clips to the bounds; clipping cannot leave the ball.
     """
     if norm == "linf":
         return tf.clip_by_value(

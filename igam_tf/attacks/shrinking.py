@@ -14,14 +14,14 @@ def shrinking_loop(
 ) -> tf.Tensor:
     """Calls `step` up to `steps` times; an example leaves the batch once it is broken.
 
-    Examples must not see each other: no batch statistics.
+    Examples must be independent: no batch statistics.
 
     Args:
         step: (t, state) -> state of the same names and shapes, for t = 0, 1, ...
         state: tensors with the examples as first axis. Two of them are known here:
             `done` [B] bool, and `answer` [B,...], what is returned for an example that is done, or
             at the end.
-        steps: at most so many.
+        steps: the maximum number of calls.
 
     Returns:
         The answers, [B,...] in the order of the examples.
@@ -30,7 +30,7 @@ def shrinking_loop(
     answers = tf.zeros_like(state["answer"])
 
     def leave(state: State, answers: tf.Tensor) -> tuple[State, tf.Tensor]:
-        """Hands in the answers of the examples that are done, and keeps the others."""
+        """Stores the answers of the examples that are done, and keeps the others."""
         done = tf.where(state["done"])
         answers = tf.tensor_scatter_nd_update(
             answers,

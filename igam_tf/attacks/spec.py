@@ -1,4 +1,4 @@
-"""How strong an attack is: the settings that a result states, and what an evaluation needs of it."""
+"""The settings of an attack that a result reports, and what an evaluation needs of an attack."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TARGETS = 9  # classes that a targeted attack tries, those of the highest logits
 class AttackSpec:
     """One attack of an evaluation; eps and step_size are fractions of the pixel range.
 
-    With the defaults, no restart, it is no attack: the clean images.
+    The defaults, without a restart, mean the clean images.
 
     Attributes:
         name: of its row in the results.
         kind: key of `igam_tf.attacks.kinds.KINDS`; FGSM is one step of "pgd".
         norm: "linf" or "l2", of the ball.
         steps: gradient steps, or queries of Square.
-        restarts: random starts, each on the examples that the one before did not break.
-        targets: classes tried one after another, from the second highest logit on; 0: untargeted.
+        restarts: random starts, each on the examples that the previous one did not break.
+        targets: number of target classes, from the second highest logit on; 0 means untargeted.
         random_start: whether each restart begins at a random point.
         after: name of an earlier attack; examples that it broke are not attacked again, and count as
             broken by this attack too.
@@ -87,11 +87,11 @@ class Kind:
         run: (logits_fn, x, y, spec, *, eps, bounds, step_size, steps, target, **draws) -> x_adv, with
             eps, bounds and step_size in the pixel unit, step_size and steps as tensors, and target
             [B], or None where the attack has no target.
-        on_batch_statistics: whether it may attack a model in which images of a batch see each other.
-        traced_by_steps: whether another number of steps is another graph.
-        begin: (x, spec, *, eps, bounds, **draws) -> the point that `run` begins at; `run` then takes it
-            as `start`, or the x_adv of fewer steps, to end where one run of all the steps does. None:
-            the attack cannot go on.
+        on_batch_statistics: whether it supports batch norm in training mode.
+        traced_by_steps: whether each number of steps needs its own graph.
+        begin: (x, spec, *, eps, bounds, **draws) -> the point that `run` begins at; `run` then
+            takes it, or the x_adv of fewer steps, as `start`, with the same result as one run of
+            all steps. None means that the attack cannot be continued.
     """
 
     names: str

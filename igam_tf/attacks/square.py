@@ -1,8 +1,8 @@
 """Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): black box, random search over squares.
 
-In l-inf a square is set to +-eps (their Algorithm 2); in l2 it takes the eps that another square
-gives up, in the shape of two bumps of opposite sign (Algorithm 3). It reads logits only, so masked
-gradients do not hide anything from it.
+In l-inf a square is set to +-eps (their Algorithm 2); in l2 the norm of a source square moves to
+another one, in the shape of two bumps of opposite sign (Algorithm 3). It uses only logits, so
+masked gradients do not affect it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _channel_length(v: tf.Tensor) -> tf.Tensor:
 
 
 def exchange(delta, move, side, shapes, eps) -> tf.Tensor:
-    """One query of l2 (Algorithm 3): a square gets the norm of another one, and what delta lacks of eps.
+    """One query of l2 (Algorithm 3): a square gets the norm of a source square, and the rest up to eps.
 
     Args:
         delta: perturbations [B,H,W,C], no longer than eps.
@@ -117,7 +117,7 @@ def exchange(delta, move, side, shapes, eps) -> tf.Tensor:
         eps: l2 radius.
 
     Returns:
-        The new perturbations, [B,H,W,C], of length eps; 0 in the square that gives its norm away.
+        The new perturbations, [B,H,W,C], of length eps; 0 in the source square.
     """
     channels, extents = delta.shape[3], delta.shape[1:3]
     row, column, taking = _window(move[:, :2], side, extents)
@@ -148,7 +148,7 @@ def square(
     seed: int = 0,
     norm: str = "linf",
 ) -> tf.Tensor:
-    """Minimises the margin within the ball by random changes of squares, kept where they help.
+    """Minimises the margin within the ball by random changes of squares; keeps those that help.
 
     Args:
         logits_fn: x [B,H,W,C] -> logits [B,K]; each example's alone, without batch statistics.
@@ -158,10 +158,10 @@ def square(
         bounds: lowest and highest pixel value.
         start: +-1 of the dtype of x, [B, *`start_shape`].
         moves: for each query shares in [0,1): of the square's row and column, then one for each
-            channel whose half says its sign; in l2 also row and column of the square that gives way,
-            and one whose half says how the bumps lie; [B,queries,`move_length`] float32.
-        queries, seed: by which start and moves are drawn, where neither is given; the start, which is
-            looked at too, is none of the queries.
+            channel whose half says its sign; in l2 also row and column of the source square, and
+            the orientation bit of the bumps; [B,queries,`move_length`] float32.
+        queries, seed: draw start and moves if they are not given; the evaluation of the start does
+            not count as a query.
         norm: "linf" or "l2".
 
     Returns:
