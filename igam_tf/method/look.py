@@ -31,8 +31,8 @@ LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 # Outputs of two calls that differ by more than this share of their spread are random: a sum in another
 # order changes float32 logits by some 1e-6 of it.
 RANDOM = 1e-4
-# Outputs of an image that change by more than this share with the rest of its batch depend on it: TF32
-# reaches some 5e-3, bfloat16 ten times as much.
+# Outputs of an image that change by more than this share of their spread with the rest of its batch
+# depend on it; ten times as much in float16 and bfloat16. Chosen on CPUs, not tried on a GPU.
 OF_BATCH = 0.02
 # Share of the images that may lack a gradient (the lower end of its interval: honest ReLU networks have
 # 1.5 % that are dead), or be classified otherwise in float16, unmarked: a figure moves by little more.
