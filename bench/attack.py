@@ -35,7 +35,7 @@ from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import in_pixel_range
 from igam_tf.evaluation.command_line import define_data_flags
 from igam_tf.evaluation.evaluate import logits_function
-from igam_tf.evaluation.model_flags import chosen_model
+from igam_tf.evaluation.loading import chosen_model
 from igam_tf.evaluation.robust import robust_flags
 
 FLAGS = flags.FLAGS

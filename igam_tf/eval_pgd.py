@@ -95,7 +95,7 @@ def _evaluate(
     attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
 ) -> int:
     from igam_tf.evaluation.evaluate import model_report, plan, table
-    from igam_tf.evaluation.model_flags import chosen_model
+    from igam_tf.evaluation.loading import chosen_model
     from igam_tf.method.networks import pixel_max_of
 
     model, split, data_seed, _ = chosen_model(FLAGS)

@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
     for flag in ("run", "output"):
         if not FLAGS[flag].value:
             raise UserError(f"expected --{flag}=<folder>; received none")
-    from igam_tf.evaluation.model_flags import data_spec, find_model
+    from igam_tf.evaluation.loading import data_spec, find_model
     from igam_tf.evaluation.results import read_results
 
     load, student, config = find_model(FLAGS.run, "run")

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     flags_alone(argv)
     from igam_tf.common.checks import logits_of
     from igam_tf.evaluation.evaluate import plan
-    from igam_tf.evaluation.model_flags import find_model
+    from igam_tf.evaluation.loading import find_model
     from igam_tf.experiments.resolve import resolve
     from igam_tf.method.preprocess import preprocessed
     from igam_tf.training.open_run import opened_run

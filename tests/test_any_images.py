@@ -17,7 +17,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json
 from igam_tf.datasets import SPECS, Augment, checked_name, load, short_name, spec_of
 from igam_tf.datasets.files import READERS, resized
-from igam_tf.evaluation.model_flags import data_spec
+from igam_tf.evaluation.loading import data_spec
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
 from igam_tf.figures import __main__ as figures
 from igam_tf.training.building import check_student

@@ -464,7 +464,7 @@ def test_a_run_with_a_student_of_ones_own(tmp_path, monkeypatch, command_of):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["igam"]["results"]["clean"]["n"] == 32
     code = (
-        "from igam_tf.evaluation.model_flags import find_model; load, path, run = find_model('run'); "
+        "from igam_tf.evaluation.loading import find_model; load, path, run = find_model('run'); "
         "print(type(load(path)).__name__)"
     )
     python = [sys.executable, "-c", code]

@@ -13,7 +13,7 @@ from absl import flags
 from igam_tf import datasets, eval_pgd
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import Split
-from igam_tf.evaluation import model_flags as inputs
+from igam_tf.evaluation import loading as inputs
 from madry_models import MnistCNN, WideResNet
 
 RNG = np.random.default_rng(0)

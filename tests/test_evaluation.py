@@ -12,7 +12,7 @@ from igam_tf.audit import audit as audit_module
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import DatasetSpec, Split, in_pixel_range
 from igam_tf.evaluation import evaluate as evaluate_module
-from igam_tf.evaluation import model_flags as models_module
+from igam_tf.evaluation import loading as models_module
 from igam_tf.evaluation.evaluate import (
     WORST_CASE,
     evaluate,

@@ -14,7 +14,7 @@ from conftest import run_here
 
 from igam_tf import datasets, train
 from igam_tf.common.errors import UserError
-from igam_tf.evaluation.model_flags import data_spec, find_model
+from igam_tf.evaluation.loading import data_spec, find_model
 from igam_tf.experiments.recipes import recipe
 from igam_tf.experiments.resolve import resolve, source_spec, target_spec
 from igam_tf.storage.run_folder import RunFolder

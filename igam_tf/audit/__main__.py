@@ -83,7 +83,7 @@ def define_flags() -> None:
         flags.DEFINE_string(
             "checks",
             "all",
-            f"Checks to run: all, or some of {', '.join(CHECKS)}, with commas between.",
+            f"Checks to run: all, or some of {', '.join(CHECKS)}, separated by commas.",
         )
         flags.DEFINE_list(
             "transfer_from",
@@ -125,7 +125,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     from igam_tf.audit.audit import audit
     from igam_tf.audit.page import check_text, html, markdown, summary
     from igam_tf.common.checks import logits_of
-    from igam_tf.evaluation.model_flags import chosen_model, find_model
+    from igam_tf.evaluation.loading import chosen_model, find_model
     from igam_tf.method.networks import pixel_max_of
 
     transfers = {}

@@ -32,7 +32,7 @@ from igam_tf.evaluation.evaluate import (
     fraction_text,
     split_of_arrays,
 )
-from igam_tf.evaluation.model_flags import as_called
+from igam_tf.evaluation.loading import as_called
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json
 from igam_tf.method.preprocess import Preprocessed
@@ -132,7 +132,7 @@ def audit_model(
         preprocess: what the model takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`.
         from_probabilities: the model returns probabilities, likewise.
         budget: "quick", "standard" or "full": number and length of the attacks.
-        checks: "all", or names of `igam_tf.audit.audit.CHECKS` with commas between.
+        checks: "all", or names of `igam_tf.audit.audit.CHECKS`, separated by commas.
         step_size: of PGD, as a fraction of the pixel range; None: by eps and the number of steps.
         seed: seed of all random starts and points.
         batch_size: images attacked at once.

@@ -28,7 +28,7 @@ def check_names(text: str, setting: str = "checks") -> list[str]:
     """The names in "logits,square", in the order of `CHECKS`; "all" is all of them.
 
     Args:
-        text: names with commas between.
+        text: names separated by commas.
         setting: what the user wrote them in, for the error.
 
     Raises:

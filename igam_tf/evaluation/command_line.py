@@ -21,7 +21,7 @@ DATA_FLAGS = (
 
 
 def define_model_flag() -> None:
-    """The flag that names the one model of a program; see `igam_tf.evaluation.model_flags`."""
+    """The flag that names the one model of a program; see `igam_tf.evaluation.loading`."""
     flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
 
 

@@ -32,7 +32,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.tables import Table, interval_text
 from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
-from igam_tf.evaluation.model_flags import as_called
+from igam_tf.evaluation.loading import as_called
 from igam_tf.evaluation.robust import (
     LogitsFn,
     check_attackable,

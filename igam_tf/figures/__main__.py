@@ -200,7 +200,7 @@ def main(argv: list[str]) -> None:
     import matplotlib
 
     from igam_tf.evaluation.evaluate import eps_unit, look_at
-    from igam_tf.evaluation.model_flags import (
+    from igam_tf.evaluation.loading import (
         as_called,
         find_model,
         model_and_images,

@@ -7,7 +7,7 @@ from absl import logging
 
 from igam_tf.common.files import read_json, write_json
 from igam_tf.evaluation.alignment import alignment
-from igam_tf.evaluation.model_flags import model_and_images
+from igam_tf.evaluation.loading import model_and_images
 from igam_tf.method.objectives import METHODS
 from igam_tf.reproduce.collecting import ALIGNMENT, finished
 from igam_tf.reproduce.tables import Table
