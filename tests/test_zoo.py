@@ -106,7 +106,7 @@ def test_page_has_a_row_for_each_network():
     text = bench.page([row, honest])
     assert "| `a` | Nobody 2020 | 97 | 80 | 3 | gradients FAIL | gradients | yes |" in text
     assert "| `b` | Nobody 2020 | 97 | 80 | 3 | none | **no** |" in text
-    assert "1 defences and 1 honest" in text
+    assert text.count("\n| `") == 2
 
 
 @pytest.mark.parametrize("name", bench.WONG)

@@ -20,6 +20,7 @@ class Preprocess(Identity):
         pixel_max: highest pixel value of x.
 
     Example:
+        >>> import numpy as np
         >>> Preprocess("-1..1")(np.full((1, 1, 1, 3), 0.75, "float32")).numpy().ravel()
         array([0.5, 0.5, 0.5], dtype=float32)
     """
@@ -65,6 +66,7 @@ class Preprocessed(keras.Model):
         convention, pixel_max: see `Preprocess`.
 
     Example:
+        >>> import keras, numpy as np
         >>> network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()])
         >>> Preprocessed(network, "caffe")(np.zeros((1, 4, 4, 3), "float32")).numpy()[0, :3]
         array([-103.939, -116.779, -123.68 ], dtype=float32)
