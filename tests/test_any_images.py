@@ -326,7 +326,7 @@ def test_names(tmp_path, monkeypatch):
 
 
 def test_the_synthetic_pair_stands_for_nothing_else(npz):
-    with pytest.raises(UserError, match="mnist or cifar10 with --data=builtin"):
+    with pytest.raises(UserError, match="--data=builtin"):
         datasets.check_available(spec_of(npz()), source="builtin")
 
 

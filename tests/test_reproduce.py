@@ -504,7 +504,7 @@ def test_several_seeds_have_a_folder_each(command, tmp_path, monkeypatch, caplog
     whole = ("--table=1", "--preset=cpu", "--rows=zero,standard")
     assert command(*whole, "--seed=3", "--seeds=2") == 1
     folder = "runs/table1-cpu-seeds"
-    assert "messages above: seed3/standard" in caplog.text
+    assert "seed3/standard" in caplog.text
     assert [a for arguments in ran for a in arguments if "workdir" in a or "--seed=" in a] == [
         f"--{item}"
         for seed in (3, 4)
