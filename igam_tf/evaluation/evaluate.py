@@ -40,6 +40,7 @@ from igam_tf.evaluation.robust import (
     logits_scale,
     looked_at,
     robust_flags,
+    scale_for_attacks,
 )
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import (
@@ -106,6 +107,7 @@ def evaluate(
     batch_norm: str = "inference",
     progress: bool = True,
     journal: Journal | None = None,
+    compiled: dict | None = None,
     scale: float | None = None,
 ) -> dict[str, dict]:
     """Runs every attack on every correctly classified example, and combines them to the worst case.
@@ -125,7 +127,7 @@ def evaluate(
         batch_norm: how `logits_fn` normalises, as in `logits_function`.
         progress: whether progress bars with rate and time left are shown.
         journal: stores finished batches, which are not computed again.
-        scale: factor of the logits; None means `igam_tf.evaluation.robust.logits_scale`.
+        compiled, scale: see `igam_tf.evaluation.robust.robust_flags`.
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
@@ -138,11 +140,12 @@ def evaluate(
     common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     check_attackable(images, labels, attacks, pixel_max, batch_norm)
     if scale is None:
-        z = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
-        scale = logits_scale(z, labels[looked_at(len(labels))])
+        scale = scale_for_attacks(
+            logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size
+        )
     robust = robust_flags(
         logits_fn, images, labels, attacks=attacks, pixel_max=pixel_max, progress=progress,
-        journal=journal, scale=scale, **common,
+        journal=journal, compiled=compiled, scale=scale, **common,
     )  # fmt: skip
     common |= {"logits_scale": scale} if scale != 1 else {}
     results = {}
@@ -266,7 +269,7 @@ def model_report(
     if isinstance(model, Preprocessed):
         about["preprocess"] = model.preprocess.convention
     scale = logits_scale(logits, split.labels[looked_at(len(split.labels))])
-    how: dict = {"pixel_max": pixel_max, "journal": journal, "scale": scale}
+    how: dict = {"pixel_max": pixel_max, "journal": journal, "scale": scale, "compiled": {}}
     results = evaluate(
         logits_fn, split.images, split.labels, attacks=specs, progress=progress, **how, **common
     )

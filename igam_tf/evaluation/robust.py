@@ -47,15 +47,16 @@ def robust_flags(
             as in `igam_tf.evaluation.evaluate.evaluate`.
         compiled: stores traced functions, for further calls with the same `logits_fn` and image
             shape.
-        scale: factor of the logits; None means `logits_scale`.
+        scale: factor of the logits; None means `scale_for_attacks`.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
     """
     check_attackable(images, labels, attacks, pixel_max, batch_norm)
     if scale is None:
-        z = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
-        scale = logits_scale(z, labels[looked_at(len(labels))])
+        scale = scale_for_attacks(
+            logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size
+        )
     dtype = in_pixel_range(images[:1], pixel_max).dtype.type
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
@@ -176,6 +177,19 @@ def logits_scale(logits: np.ndarray, y: np.ndarray) -> float:
     if logits.shape[1] <= 2 or not np.isfinite(below).all() or sure(_FAR):
         return 1.0
     return next((4 * 2.0**k for k in range(2, 100) if sure(2.0**k)), 1.0)
+
+
+def scale_for_attacks(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    pixel_max: float,
+    batch_size: int,
+) -> float:
+    """`logits_scale` of the `clean_logits` of these images."""
+    z = clean_logits(logits_fn, images, pixel_max=pixel_max, batch_size=batch_size)
+    return logits_scale(z, labels[looked_at(len(labels))])
 
 
 def _in_one_pass(attacks: Sequence[AttackSpec]) -> list[list[AttackSpec]]:

@@ -10,7 +10,7 @@ import numpy as np
 from igam_tf.common.errors import UserError
 
 
-def looked_at(
+def with_first(
     x: Any, y: Any = None, *, labels: bool = True
 ) -> tuple[Any, tuple[np.ndarray, np.ndarray | None]]:
     """(the data to pass to Keras as x, the first (images, labels) in it).

@@ -26,7 +26,7 @@ from igam_tf.common.private_api import (
     not_finite,
 )
 from igam_tf.formulas import gradients, losses
-from igam_tf.method.first_batch import looked_at
+from igam_tf.method.first_batch import with_first
 from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import (
     LogProbabilities,
@@ -247,14 +247,14 @@ class ClassifierTrainer(keras.Model):
                 infinite.
         """
         _refuse_weights(kwargs)
-        x, first = looked_at(x, y)
+        x, first = with_first(x, y)
         self.prepare(*first)
         validation = kwargs.get("validation_data")
         if validation is not None:
             pair = isinstance(validation, tuple | list)
             with _naming("validation_data"):
                 x_val, y_val = pair_of(validation) if pair else (validation, None)
-                x_val, first = looked_at(x_val, y_val)
+                x_val, first = with_first(x_val, y_val)
                 self.check(*first)
             kwargs["validation_data"] = (x_val, y_val) if pair else x_val
         if y is None and not isinstance(x, keras.utils.PyDataset):
@@ -266,14 +266,14 @@ class ClassifierTrainer(keras.Model):
         """As Keras's; the first batch is checked as in `fit`, with the same errors."""
         _refuse_weights(kwargs)
         if not kwargs.get(EVALUATED_BY_FIT):  # called by Keras within `fit`
-            x, first = looked_at(x, y)
+            x, first = with_first(x, y)
             self._check_or_prepare(*first)
         with _training_errors():
             return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """As Keras's: logits [n,K]; the first images are checked as in `fit`."""
-        x, (images, _) = looked_at(x, labels=False)
+        x, (images, _) = with_first(x, labels=False)
         self._check_images(images)
         return super().predict(x, *args, **kwargs)
 
@@ -298,7 +298,7 @@ class ClassifierTrainer(keras.Model):
 
     def _check_one_batch(self, x, y, **weights) -> None:
         _refuse_weights(weights)
-        _, (x, y) = looked_at(x, y)
+        _, (x, y) = with_first(x, y)
         self._check_or_prepare(x, y)
 
     def _check_or_prepare(self, x: np.ndarray, y: np.ndarray) -> None:
