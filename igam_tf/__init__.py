@@ -37,6 +37,7 @@ _MODULES = {
     "JoinSchedules": "igam_tf.method.optimizers",
     "Momentum": "igam_tf.method.optimizers",
     "PGDTraining": "igam_tf.method.adversarial",
+    "Port": "igam_tf.pytorch.networks",
     "Preprocess": "igam_tf.method.preprocess",
     "Preprocessed": "igam_tf.method.preprocess",
     "SmallNetwork": "igam_tf.audit.controls",

@@ -23,10 +23,11 @@ ROOMS = {
     "datasets": set(),
     "storage": set(),
     "method": {"attacks", "formulas"},
-    "evaluation": {"method", "attacks", "datasets", "storage", "formulas"},
+    "pytorch": {"method"},
+    "evaluation": {"pytorch", "method", "attacks", "datasets", "storage", "formulas"},
     "experiments": {"method", "attacks", "datasets", "storage", "formulas"},
     "training": {
-        "evaluation", "experiments", "method", "attacks", "datasets", "storage", "formulas"
+        "evaluation", "experiments", "pytorch", "method", "attacks", "datasets", "storage", "formulas"
     },
 }  # fmt: skip
 ROOMS_OF_PROGRAMS = ("audit", "figures", "reproduce")

@@ -1,0 +1,1 @@
+"""Networks of PyTorch: native ports of published architectures, and their weight files."""
