@@ -71,6 +71,8 @@ setup(
             "nbconvert>=7.17,<8",
             "ipykernel>=7.4,<8",
         ],
+        # Networks of PyTorch.
+        "torch": ["torch>=2.4,<2.15"],
         # Other people's attacks, to check ours against.
         # multiprocess: imported by ART's AutoAttack, which does not declare it.
         "crosscheck": [

@@ -13,6 +13,7 @@
     evaluate, audit_model           accuracy under attack, and whether it can be trusted
     attacks                         fgsm, pgd, apgd, fab, square: pure functions
     load_madry                      a challenge's checkpoint as a Keras model
+    from_torch                      a PyTorch network as a Keras model
 
 Public API: `__all__`; anything else may change. Names are imported when they are first used.
 """
@@ -42,6 +43,7 @@ _MODULES = {
     "Preprocessed": "igam_tf.method.preprocess",
     "SmallNetwork": "igam_tf.audit.controls",
     "Teacher": "igam_tf.method.teacher",
+    "TorchModel": "igam_tf.pytorch.bridge",
     **dict.fromkeys(_MAPS, "igam_tf.method.transforms"),
 }
 SAVED = {f"igam_tf>{name}": module for name, module in _MODULES.items()}
@@ -64,6 +66,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "evaluate": ("igam_tf.evaluation.evaluate", "evaluate_model"),
     "audit_model": ("igam_tf.audit.audit", "audit_model"),
     "load_madry": ("madry_models.tf1_checkpoint", "from_tf1_checkpoint"),
+    "from_torch": ("igam_tf.pytorch.bridge", "from_torch"),
     "UserError": ("igam_tf.common.errors", "UserError"),
 }
 __all__ = sorted([*_PUBLIC, "attacks", "__version__"])
@@ -110,5 +113,6 @@ if TYPE_CHECKING:
     from igam_tf.method.transforms import Scale as Scale
     from igam_tf.method.transforms import TransposeConvolution as TransposeConvolution
     from igam_tf.method.transforms import map_between as map_between
+    from igam_tf.pytorch.bridge import from_torch as from_torch
     from igam_tf.training.callbacks import RobustAccuracy as RobustAccuracy
     from madry_models.tf1_checkpoint import from_tf1_checkpoint as load_madry  # noqa: F401

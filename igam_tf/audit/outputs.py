@@ -120,6 +120,8 @@ def linearity(s: AuditedModel) -> Finding:
 
 def batch_norm(s: AuditedModel) -> Finding:
     """An image's logits do not depend on its batch; both batch-norm modes are about as accurate."""
+    from igam_tf.method.networks import inference_only
+
     together = s.repeated_logits[0]
     changes = np.abs(together - s.clean_logits(1)).max(1) / (np.abs(together).max(1) + s.spread)
     company = int((changes > BATCH_TOLERANCE).sum())
@@ -128,6 +130,7 @@ def batch_norm(s: AuditedModel) -> Finding:
     cells, rows, found = [], [], {}
     largest = min(s.n, LARGEST_BATCH)
     sizes = sorted({1, min(100, largest), largest})
+    sizes = [] if inference_only(s.model) else sizes
     for mode, size in [("inference", s.batch_size), *(("batch", b) for b in sizes)]:
         where = mode if mode == "inference" else f"batch statistics of {size}"
         names = [f"clean, {where}", f"pgd{steps}, {where}"]

@@ -49,6 +49,11 @@ def decayed_variables(model: keras.Model, pattern: str | None = None) -> list:
     return found
 
 
+def inference_only(model: keras.Model) -> bool:
+    """Whether a model holds a network without a training mode, such as one of PyTorch."""
+    return any(getattr(layer, "inference_only", False) for layer in layers_of(model))
+
+
 def pixel_max_of(
     model: keras.Model, given: float | None = None, default: float | None = None
 ) -> float:

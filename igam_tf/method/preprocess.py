@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from igam_tf.common.errors import UserError
 from igam_tf.method.conventions import parsed
+from igam_tf.method.networks import features_of
 from igam_tf.method.transforms import Identity
 
 
@@ -90,6 +91,10 @@ class Preprocessed(keras.Model):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Images [B,H,W,C] in 0..pixel_max -> logits [B,K]."""
         return self.base(self.preprocess(x), training=training)
+
+    def igam_features(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The features of the network, see `igam_tf.method.networks.features_of`."""
+        return features_of(self.base)(self.preprocess(x), training=training)
 
     def get_config(self) -> dict:
         """Keras configuration."""

@@ -31,6 +31,7 @@ from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
 from igam_tf.method.networks import (
     LogProbabilities,
     decayed_variables,
+    inference_only,
     pixel_max_of,
 )
 from igam_tf.method.objectives import Objective
@@ -336,9 +337,12 @@ class ClassifierTrainer(keras.Model):
         x, y = np.asarray(x), np.asarray(y)
         z = self.check(x, y)
         if not self.trained_variables:
+            remedy = "set its `trainable` to True"
+            if inference_only(self.network):
+                remedy = "PyTorch holds its weights; make it the network of an igam_tf.Teacher"
             raise UserError(
                 f"expected something to train; this {type(self.network).__name__} has no trainable "
-                "variables: set its `trainable` to True"
+                f"variables: {remedy}"
             )
         with self.distribute_strategy.scope():
             x = x[:_CHECKED].astype(wide_dtype(self.network.compute_dtype))
