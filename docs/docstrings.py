@@ -7,7 +7,7 @@ from griffe import Attribute, Class, Docstring, Extension, Module, Object, Param
 
 
 class Docstrings(Extension):
-    """`Example:` is a section, and the phrase of a `setting(default, doc, ...)` is its docstring.
+    """`Example:` is a section, and the phrase of a setting `_<group>(default, doc)` is its docstring.
 
     A constructor's `**kwargs` is replaced by the arguments of the base class that take it.
     """
@@ -18,8 +18,10 @@ class Docstrings(Extension):
             obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)
 
     def on_attribute_instance(self, *, attr: Attribute, **_) -> None:
-        """Takes the second argument of `setting`, and computes the first."""
-        if str(attr.value).startswith("setting("):
+        """Takes the second argument of a `partial(setting, ...)`, and computes the first."""
+        maker = str(attr.value).partition("(")[0]
+        helper = attr.module.attributes.get(maker)
+        if maker == "setting" or (helper and str(helper.value).startswith("partial(setting,")):
             default, doc = ast.parse(str(attr.value), mode="eval").body.args[:2]
             if isinstance(doc, ast.Constant):  # not an f-string, which has to be run
                 attr.docstring = Docstring(doc.value, parent=attr)

@@ -1,6 +1,7 @@
 """Every setting of a run in one place; `igam_tf.experiments.resolve` puts their values together."""
 
 import dataclasses
+from functools import partial
 from pathlib import PurePath
 from typing import Any, ClassVar
 
@@ -31,6 +32,13 @@ def _named(folder: str) -> tuple[str, ...]:
     return tuple(sorted(found, key="paper".__ne__))
 
 
+_experiment = partial(setting, group="experiment")
+_teacher = partial(setting, group="teacher")
+_student = partial(setting, group="student")
+_discriminator = partial(setting, group="discriminator")
+_evaluation = partial(setting, group="evaluation")
+_run = partial(setting, group="run")
+
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -49,309 +57,243 @@ class Config(Settings):
         names = {n: short_name(str(settings.get(n))) for n in ("source", "target")}
         return {**settings, **names, "data_dir": ""}
 
-    source: str = setting(
-        "mnist", f"Data set on which the teacher was trained: {NAMES}.", "experiment"
-    )
-    target: str = setting(
-        "cifar10", f"Data set on which the student is trained: {NAMES}.", "experiment"
-    )
-    fidelity: str = setting(
+    source: str = _experiment("mnist", f"Data set on which the teacher was trained: {NAMES}.")
+    target: str = _experiment("cifar10", f"Data set on which the student is trained: {NAMES}.")
+    fidelity: str = _experiment(
         "paper",
         "Whose objective is used. paper: that of the paper's text. release: that of the released "
         "code (R1 to R12). best: L_diff is an l1 norm and its weight is eps; with "
         "--method=gradient_penalty, which needs no teacher, this is the most robust recipe here "
         "without adversarial examples. With --preset=cpu, best also sets batch size, learning "
         "rates, label smoothing and activation, found by a search, for every method.",
-        "experiment",
         choices=_named("fidelity"),
     )
-    preset: str = setting(
+    preset: str = _experiment(
         "paper",
         "Size and budget. paper: wrn-32-10 for 200 epochs. cpu: ten minutes on two cores. smoke: "
         "a few seconds, in which nothing is learnt.",
-        "experiment",
         choices=_named("presets"),
     )
-    data: str = setting(
+    data: str = _experiment(
         "tfds",
         "Use real images (tfds), or synthetic ones that are drawn from --data_seed (builtin).",
-        "experiment",
         choices=("tfds", "builtin"),
     )
-    teacher: str = setting(
+    teacher: str = _teacher(
         "load",
         "Load a robust network, or train one on --source. If --teacher_checkpoint is not given, "
         "the default is to train for cifar100, tiny_imagenet and --data=builtin.",
-        "teacher",
         choices=("load", "train"),
     )
-    teacher_checkpoint: str = setting(
+    teacher_checkpoint: str = _teacher(
         "adv_trained",
         "With --teacher=load: the network to load. This is a MadryLab checkpoint folder, a .keras "
         "file, or one of natural, adv_trained and secret, which are downloaded.",
-        "teacher",
     )
-    teacher_preprocess: str = setting(
+    teacher_preprocess: str = _teacher(
         "",
         "With --teacher=load: the input that the teacher expects instead of pixels in "
         "0..pixel_max, written as for --preprocess; if empty, it expects pixels.",
-        "teacher",
     )
-    teacher_network: str = setting(
+    teacher_network: str = _teacher(
         "",
         "With --teacher=train: the teacher's architecture, written as for --student; if empty, "
         "the student's.",
-        "teacher",
     )
-    teacher_optimizer: str = setting(
+    teacher_optimizer: str = _teacher(
         "momentum",
         "With --teacher=train: the optimizer. momentum uses --momentum and --weight_decay; adam "
         "uses neither.",
-        "teacher",
         choices=("momentum", "adam"),
     )
-    teacher_steps: int = setting(
-        100_000, "With --teacher=train: number of training steps.", "teacher", within=ONE_OR_MORE
+    teacher_steps: int = _teacher(
+        100_000, "With --teacher=train: number of training steps.", within=ONE_OR_MORE
     )
-    teacher_batch_size: int = setting(
-        50,
-        "With --teacher=train: number of images in a global batch.",
-        "teacher",
-        within=ONE_OR_MORE,
+    teacher_batch_size: int = _teacher(
+        50, "With --teacher=train: number of images in a global batch.", within=ONE_OR_MORE
     )
-    teacher_learning_rate: float = setting(
-        1e-4,
-        "With --teacher=train: the highest learning rate.",
-        "teacher",
+    teacher_learning_rate: float = _teacher(
+        1e-4, "With --teacher=train: the highest learning rate."
     )
-    teacher_lr_schedule: str = setting(
+    teacher_lr_schedule: str = _teacher(
         "auto",
         "With --teacher=train: the learning-rate schedule, as in --lr_schedule; auto means step "
         "for momentum and constant for adam.",
-        "teacher",
         choices=("auto", "constant", "step", "cosine"),
     )
-    teacher_attack_steps: int = setting(
-        40, "With --teacher=train: number of PGD steps; 0 trains without an attack.", "teacher"
+    teacher_attack_steps: int = _teacher(
+        40, "With --teacher=train: number of PGD steps; 0 trains without an attack."
     )
-    teacher_step_size: float = setting(
+    teacher_step_size: float = _teacher(
         0.0,
         "With --teacher=train: step size of PGD in multiples of the source's eps; 0 means the "
         "step size of the data set.",
-        "teacher",
     )
-    teacher_eps_warmup: float = setting(
+    teacher_eps_warmup: float = _teacher(
         0.0,
         "With --teacher=train: fraction of the training steps in which eps and step size of the "
         "attack grow from 0 to their values.",
-        "teacher",
         within=(0, 1),
     )
-    teacher_eval_attacks: str = setting(
+    teacher_eval_attacks: str = _teacher(
         "clean,pgd20",
         "With --teacher=train: attacks that evaluate the teacher on its own task, written as for "
         "--eval_attacks.",
-        "teacher",
     )
-    teacher_eval_examples: int = setting(
+    teacher_eval_examples: int = _teacher(
         0,
         "With --teacher=train: evaluate the teacher on the first N test images of --source, or on "
         "all if there are fewer; 0 means as many as --eval_examples.",
-        "teacher",
     )
-    transform: str = setting(
+    transform: str = _teacher(
         "grey_crop",
         "Map from a target image to the teacher's input (§4.3). auto averages or repeats the "
         "channels; then it crops and pads if no side differs by more than a quarter, and resizes "
         "otherwise.",
-        "teacher",
         choices=(*MAPS, AUTO),
     )
-    up_resize: str = setting(
-        "half_pixel",
-        "Where a map that enlarges images samples them (R12).",
-        "teacher",
-        choices=SAMPLINGS,
+    up_resize: str = _teacher(
+        "half_pixel", "Where a map that enlarges images samples them (R12).", choices=SAMPLINGS
     )
-    finetune_steps: int = setting(
-        4700, "Stage 1: number of training steps for the new logits.", "teacher"
-    )
-    finetune_learning_rate: float = setting(
-        1e-3, "Stage 1: learning rate of Adam (R11).", "teacher"
-    )
-    finetune_weight_decay: float = setting(
+    finetune_steps: int = _teacher(4700, "Stage 1: number of training steps for the new logits.")
+    finetune_learning_rate: float = _teacher(1e-3, "Stage 1: learning rate of Adam (R11).")
+    finetune_weight_decay: float = _teacher(
         2e-4,
         "Stage 1: weight decay of the new logits, which multiplies half their squared kernel "
         "(R11).",
-        "teacher",
     )
 
-    student: str = setting(
+    student: str = _student(
         "wrn-32-10",
         "The student's architecture: wrn-<depth>-<width>, the residual network of the CIFAR-10 "
         "challenge with a depth of 6n + 2; mnist-cnn, the network of the MNIST challenge; "
         "keras:<name of keras.applications>; or module:function, a function that returns a Keras model.",
-        "student",
     )
-    preprocess: str = setting(
+    preprocess: str = _student(
         "",
         f"The input that the student expects instead of pixels in 0..pixel_max: {FORMS}. The "
         "conversion is saved with the student. If empty, the student takes pixels.",
-        "student",
     )
-    student_input: str = setting(
+    student_input: str = _student(
         "standardize",
         "Input layer of a wrn student: standardize each image, or give it zero mean and unit l2 "
         "norm (R5).",
-        "student",
         choices=("standardize", "unit_norm"),
     )
-    activation: str = setting(
+    activation: str = _student(
         "leaky_relu",
         "Activation of a wrn student; the challenge uses leaky ReLU with slope 0.1.",
-        "student",
         choices=tuple(ACTIVATIONS),
     )
-    precision: str = setting(
+    precision: str = _student(
         "float32",
         "Precision in which the student's layers compute, and the teacher's when it computes J_t. "
         "J and the losses stay float32.",
-        "student",
         choices=PRECISIONS,
     )
-    batch_size: int = setting(
-        128, "Number of images in a global batch in stages 1 and 2.", "student", within=ONE_OR_MORE
+    batch_size: int = _student(
+        128, "Number of images in a global batch in stages 1 and 2.", within=ONE_OR_MORE
     )
-    train_steps: int = setting(
+    train_steps: int = _student(
         78_200,
         "Number of training steps; the default is 200 epochs of 391 steps.",
-        "student",
         within=ONE_OR_MORE,
     )
-    learning_rate: float = setting(0.1, "The student's highest learning rate.", "student")
-    igam_learning_rate: float = setting(
+    learning_rate: float = _student(0.1, "The student's highest learning rate.")
+    igam_learning_rate: float = _student(
         0.0,
         "Start a second schedule at --igam_start, with this highest learning rate; 0 means a "
         "single schedule.",
-        "student",
     )
-    lr_schedule: str = setting(
+    lr_schedule: str = _student(
         "step",
         "Learning-rate schedule. constant; step: divided by 10 after 1/2 and by 100 after 3/4 of "
         "the steps; cosine: a linear warm-up over a tenth of the steps, then a half cosine to 0.",
-        "student",
         choices=("constant", "step", "cosine"),
     )
-    sync_batch_norm: bool = setting(
-        True,
-        "Compute batch statistics over all devices, rather than on each device separately.",
-        "student",
+    sync_batch_norm: bool = _student(
+        True, "Compute batch statistics over all devices, rather than on each device separately."
     )
-    momentum: float = setting(
-        0.9,
-        "Momentum of the student's and the discriminator's optimizers.",
-        "student",
-        within=(0, 1),
+    momentum: float = _student(
+        0.9, "Momentum of the student's and the discriminator's optimizers.", within=(0, 1)
     )
-    weight_decay: float = setting(
+    weight_decay: float = _student(
         2e-4,
         "Weight decay of student and discriminator, which multiplies half their squared kernels.",
-        "student",
     )
-    label_smoothing: float = setting(
+    label_smoothing: float = _student(
         0.0,
         "Fraction of each label that L_xent of the student spreads evenly over all classes.",
-        "student",
         within=(0, 1),
     )
-    pixel_noise: float = setting(
+    pixel_noise: float = _student(
         0.0,
         "Add uniform noise to training images; this is its largest absolute value, in pixels of "
         "0..255 (R10).",
-        "student",
     )
 
-    disc_channels: tuple[int, ...] = setting(
+    disc_channels: tuple[int, ...] = _discriminator(
         (16, 32, 64, 128, 256),
         "Output channels of each convolution of f_disc, separated by commas.",
-        "discriminator",
         within=ONE_OR_MORE,
     )
-    disc_outputs: int = setting(
+    disc_outputs: int = _discriminator(
         1,
         "Number of outputs of f_disc: 1 for a sigmoid (eq. 10), 2 for a two-class softmax (R3).",
-        "discriminator",
         within=(1, 2),
     )
-    disc_learning_rate: float = setting(
-        0.1, "The discriminator's highest learning rate.", "discriminator"
-    )
+    disc_learning_rate: float = _discriminator(0.1, "The discriminator's highest learning rate.")
 
-    eval_examples: int = setting(
-        1000, "Evaluate on the first N test images.", "evaluation", within=ONE_OR_MORE
+    eval_examples: int = _evaluation(
+        1000, "Evaluate on the first N test images.", within=ONE_OR_MORE
     )
-    eval_attacks: str = setting(
+    eval_attacks: str = _evaluation(
         "clean,fgsm,pgd20",
         "Attacks of the evaluation, separated by commas, written as for --attacks of eval_pgd.",
-        "evaluation",
     )
 
-    image_size: int = setting(
+    image_size: int = _run(
         0,
         "Resize tfds:, folder: and npz: images to this height and width; 0 leaves them as they "
         "are, and then all must have the same size.",
-        "run",
     )
-    eps: str = setting(
+    eps: str = _run(
         "",
         "l-inf radius of the attacks on the target, as a fraction of the pixel range such as "
         "8/255. If empty, the data set's own; for tfds:, folder: and npz: this is 8/255.",
-        "run",
     )
-    step_size: str = setting(
+    step_size: str = _run(
         "",
         "Step size of PGD on the target, as a fraction of the pixel range. If empty, the data "
         "set's own (2/255 for tfds:, folder: and npz:), scaled in proportion if --eps is given.",
-        "run",
     )
-    pixel_max: float = setting(
+    pixel_max: float = _run(
         0.0,
         "Highest pixel value of the student's input; if the source is tfds:, folder: or npz:, "
         "also of the teacher's. 0 means the data set's own, 255 for these three.",
-        "run",
     )
-    source_classes: int = setting(
+    source_classes: int = _run(
         0,
         "With --teacher=train: train the teacher on the first N classes of --source only, in "
         "label order; 0 means all.",
-        "run",
     )
-    target_classes: int = setting(
-        0,
-        "Train and test the student on the first N classes of --target only; 0 means all.",
-        "run",
+    target_classes: int = _run(
+        0, "Train and test the student on the first N classes of --target only; 0 means all."
     )
-    data_dir: str = setting(
-        "", "Folder of tensorflow-datasets; if empty, its default folder.", "run"
+    data_dir: str = _run("", "Folder of tensorflow-datasets; if empty, its default folder.")
+    train_examples: int = _run(0, "Train on the first N training images; 0 means all.")
+    data_seed: int = _run(0, "Seed from which synthetic images are drawn.")
+    seed: int = _run(
+        0, "Seed of the data order, augmentation, weights and attacks.", within=(0, 2**32 - 1)
     )
-    train_examples: int = setting(0, "Train on the first N training images; 0 means all.", "run")
-    data_seed: int = setting(0, "Seed from which synthetic images are drawn.", "run")
-    seed: int = setting(
-        0,
-        "Seed of the data order, augmentation, weights and attacks.",
-        "run",
-        within=(0, 2**32 - 1),
+    num_validation: int = _run(
+        1000, "Hold out this many training images for validation; 0 means none."
     )
-    num_validation: int = setting(
-        1000, "Hold out this many training images for validation; 0 means none.", "run"
+    log_every: int = _run(50, "Log metrics every N steps.", within=ONE_OR_MORE)
+    validate_every: int = _run(
+        500, "Validate, and draw pictures of J, every N steps.", within=ONE_OR_MORE
     )
-    log_every: int = setting(50, "Log metrics every N steps.", "run", within=ONE_OR_MORE)
-    validate_every: int = setting(
-        500, "Validate, and draw pictures of J, every N steps.", "run", within=ONE_OR_MORE
-    )
-    checkpoint_every: int = setting(
-        250, "Write a checkpoint every N steps.", "run", within=ONE_OR_MORE
-    )
+    checkpoint_every: int = _run(250, "Write a checkpoint every N steps.", within=ONE_OR_MORE)
 
     def __post_init__(self):
         super().__post_init__()

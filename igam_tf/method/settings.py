@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import Any, ClassVar
 
 from igam_tf.common.errors import UserError
@@ -20,8 +21,8 @@ PUBLISHED_TO_MEAN_UNIT = 32 / 255**2
 def setting(
     default: Any,
     doc: str,
-    group: str,
     *,
+    group: str,
     choices: Collection[str] | None = None,
     within: tuple[float, float] = (0, math.inf),
     needs: tuple[str, ...] = (),
@@ -38,6 +39,11 @@ def setting(
     """
     metadata = {"doc": doc, "group": group, "choices": choices, "within": within, "needs": needs}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+_objective = partial(setting, group="objective")
+_discriminator = partial(setting, group="discriminator")
+_baselines = partial(setting, group="baselines")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,160 +68,137 @@ class Settings:
     method: str = setting(
         "igam",
         "The method that trains the student; docs/methods.md says what each one does.",
-        "experiment",
+        group="experiment",
         choices=METHODS,
     )
-    teacher_gradient: str = setting(
+    teacher_gradient: str = _objective(
         "teacher",
         "What J_s is matched to: teacher is J_t itself, and the others are controls. zero: "
         "gradients set to zero; shuffled: J_t of the next image in the batch; plain: J_t of a "
         "teacher that was trained without an attack.",
-        "objective",
         choices=("teacher", "zero", "shuffled", "plain"),
         needs=("matches_teacher",),
     )
-    lambda_adv: float = setting(1.0, "Weight of L_adv (eq. 14).", "objective", needs=ADV)
-    lambda_diff: float = setting(
+    lambda_adv: float = _objective(1.0, "Weight of L_adv (eq. 14).", needs=ADV)
+    lambda_diff: float = _objective(
         100 * PUBLISHED_TO_MEAN_UNIT,
         "Weight of L_diff (eq. 14). Its scale depends on the unit of J (gradient_pixel_max) and "
         "on diff_reduction.",
-        "objective",
         needs=DIFF,
     )
-    igam_start: int = setting(
+    igam_start: int = _objective(
         0,
         "Train on L_xent alone for this many steps before L_adv and L_diff are switched on (R8).",
-        "objective",
         needs=J,
     )
-    ramp_steps: int = setting(
+    ramp_steps: int = _objective(
         0,
         "Linear warm-up steps: of lambda_adv and lambda_diff, from igam_start on; for methods "
         "with adversarial examples of eps and the step size, from the first step on.",
-        "objective",
         needs=J + ATTACK,
     )
-    match_every: int = setting(
+    match_every: int = _objective(
         1,
         "Apply L_adv and L_diff every N steps, with N times the weight; the other steps train on "
         "L_xent alone (Karras et al. 2020, arXiv 1912.04958). 1 is Algorithm 1.",
-        "objective",
         within=ONE_OR_MORE,
         needs=J,
     )
-    input_gradient: str = setting(
+    input_gradient: str = _objective(
         "xent",
         "The quantity whose input gradient is J: xent is the cross-entropy (eq. 8-9), softmax the "
         "probability of the true class (R1).",
-        "objective",
         choices=("xent", "softmax"),
         needs=J,
     )
-    gradient_pixel_max: float = setting(
+    gradient_pixel_max: float = _objective(
         1.0,
         "Unit of J: the derivative is with respect to pixels in 0..gradient_pixel_max. The "
         "release uses 255 (R1).",
-        "objective",
         within=POSITIVE,
         needs=J,
     )
-    diff_norm: str = setting(
+    diff_norm: str = _objective(
         "squared_l2",
         "Norm of J_s - J_t in L_diff. squared_l2 is eq. 13; l1, the dual of l-inf, suits l-inf "
         "attacks; l2 suits l2 attacks. The scale of lambda_diff depends on it: with l1 or l2 it "
         "is a radius, such as 8/255 = 0.031.",
-        "objective",
         choices=tuple(losses.DIFF_NORMS),
         needs=("in_norm",),
     )
-    diff_reduction: str = setting(
+    diff_reduction: str = _objective(
         "mean",
-        "How L_diff is reduced over the global batch: to its mean, or to its sum (R2).", "objective",
-        choices=("mean", "sum"), needs=DIFF,
-    )  # fmt: skip
-    adv_reduction: str = setting(
+        "How L_diff is reduced over the global batch: to its mean, or to its sum (R2).",
+        choices=("mean", "sum"),
+        needs=DIFF,
+    )
+    adv_reduction: str = _objective(
         "sum_of_means",
         "How L_adv is reduced over the global batch: sum_of_means is eq. 10; mean_of_both is the "
         "mean cross-entropy over the 2B gradients, which is half of it (R3).",
-        "objective",
         choices=("sum_of_means", "mean_of_both"),
         needs=ADV,
     )
-    teacher_batch_norm: str = setting(
+    teacher_batch_norm: str = _objective(
         "inference",
         "Batch norm of the teacher when it computes J_t: with moving averages, or with batch "
         "statistics (R6).",
-        "objective",
         choices=("inference", "batch"),
         needs=("matches_teacher",),
     )
-    second_order: str = setting(
+    second_order: str = _objective(
         "exact",
         "How the update is differentiated through J_s: exact uses double back-propagation; "
         "finite_difference takes the difference of two ordinary gradients and needs "
         "input_gradient=xent.",
-        "objective",
         choices=("exact", "finite_difference"),
         needs=J,
     )
-    difference_length: float = setting(
+    difference_length: float = _objective(
         0.1,
         "With second_order=finite_difference: mean l2 length of the step from x, in pixels of "
         "0..1.",
-        "objective",
         within=(1e-12, math.inf),
         needs=J,
     )
-    disc_every: int = setting(
+    disc_every: int = _discriminator(
         10,
         "k: update the discriminator at every k-th step that uses J.",
-        "discriminator",
         within=ONE_OR_MORE,
         needs=ADV,
     )
-    disc_view: str = setting(
+    disc_view: str = _discriminator(
         "teacher",
         "The part of J that f_disc sees: teacher is the part that the teacher can see (§4.3.2); "
         "all is the whole J.",
-        "discriminator",
         choices=("teacher", "all"),
         needs=ADV,
     )
-    disc_gradients: str = setting(
+    disc_gradients: str = _discriminator(
         "same",
         "J_s in the discriminator's step: same reuses that of the student's step (Algorithm 1); "
         "recomputed computes it again after the student's update (R9).",
-        "discriminator",
         choices=("same", "recomputed"),
         needs=ADV,
     )
 
-    pgd_steps: int = setting(
+    pgd_steps: int = _baselines(
         7,
         "With --method=pgd, trades or ard: number of attack steps; their size is the data set's.",
-        "baselines",
         within=ONE_OR_MORE,
         needs=("many_steps",),
     )
-    trades_beta: float = setting(
-        6.0,
-        "With --method=trades: weight of KL(p(x) || p(x_adv)).",
-        "baselines",
-        needs=("trades",),
+    trades_beta: float = _baselines(
+        6.0, "With --method=trades: weight of KL(p(x) || p(x_adv)).", needs=("trades",)
     )
-    ard_alpha: float = setting(
+    ard_alpha: float = _baselines(
         1.0,
         "With --method=ard: weight of the teacher's term; the labels have 1 - ard_alpha.",
-        "baselines",
         within=(0, 1),
         needs=("ard",),
     )
-    ard_temperature: float = setting(
-        30.0,
-        "With --method=ard: temperature of both softmaxes.",
-        "baselines",
-        within=POSITIVE,
-        needs=("ard",),
+    ard_temperature: float = _baselines(
+        30.0, "With --method=ard: temperature of both softmaxes.", within=POSITIVE, needs=("ard",)
     )
 
     def __post_init__(self):
