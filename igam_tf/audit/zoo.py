@@ -43,14 +43,17 @@ class Specimen:
         checks: names of the audit's checks one of which must WARN or FAIL, unless the headline is
             true; none for an honest network, on which no check may FAIL.
         stand_in: network -> differentiable logits that an attacker who knows the defence climbs.
-        random: whether every call draws, so that the attacker averages.
     """
 
     build: Callable[..., keras.Model]
     source: str
     checks: tuple[str, ...] = ()
     stand_in: Callable[[keras.Model], LogitsFn] = inference
-    random: bool = False
+
+    @property
+    def random(self) -> bool:
+        """Whether every call draws, so that the attacker averages."""
+        return "deterministic" in self.checks
 
     def __call__(self, *base: keras.Model) -> keras.Model:
         """The network."""
@@ -101,30 +104,32 @@ def undefended(model: Defence) -> LogitsFn:
     return inference(model.base)
 
 
-def _kept(build: Callable[..., keras.Model], name: str = "", **about) -> Specimen:
-    name = name or build.__name__
-    ZOO[name] = Specimen(build=build, **about)
-    return ZOO[name]
+def _network(source: str, checks: str = "", *, stand_in=inference, name: str = ""):
+    """Makes a specimen of a function () -> network; `checks` are names with spaces between them.
+
+    The function's own name is the specimen's if no other is given.
+    """
+
+    def of(build) -> Specimen:
+        specimen = Specimen(
+            build=build, source=source, checks=tuple(checks.split()), stand_in=stand_in
+        )
+        ZOO[name or build.__name__] = specimen
+        return specimen
+
+    return of
 
 
-def _before(source: str, *checks: str, base=plain, stand_in=undefended, random: bool = False):
+def _before(source: str, checks: str = "", *, base=plain, stand_in=undefended):
     """Makes a specimen of a function (x, base) -> what the base network sees."""
 
     def of(before) -> Specimen:
         def build(network: keras.Model | None = None) -> keras.Model:
             return Defence(base() if network is None else network, before)
 
-        build.__name__ = before.__name__
-        return _kept(build, source=source, checks=checks, stand_in=stand_in, random=random)
+        return _network(source, checks, stand_in=stand_in, name=before.__name__)(build)
 
     return of
-
-
-def _network(source: str, *checks: str, stand_in=inference, random: bool = False):
-    """Makes a specimen of a function () -> network."""
-    return lambda build: _kept(
-        build, source=source, checks=checks, stand_in=stand_in, random=random
-    )
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -216,7 +221,7 @@ def bit_depth(x, _):
     return tf.round(x)
 
 
-@_before("Xu, Evans, Qi 2018, Feature Squeezing, arXiv:1704.01155", "square", "finite_difference")
+@_before("Xu, Evans, Qi 2018, Feature Squeezing, arXiv:1704.01155", "square finite_difference")
 def median(x, _):
     """The median of each 3x3 window."""
     windows = tf.image.extract_patches(x, (1, 3, 3, 1), (1, 1, 1, 1), (1, 1, 1, 1), "SAME")
@@ -233,10 +238,7 @@ def jpeg(x, _):
     return tf.clip_by_value(image[:, :_SIDE, :_SIDE, None], 0.0, 1.0)
 
 
-@_before(
-    "Guo, Rana, Cissé, van der Maaten 2018, arXiv:1711.00117",
-    "deterministic", "gradients", random=True,
-)  # fmt: skip
+@_before("Guo, Rana, Cissé, van der Maaten 2018, arXiv:1711.00117", "deterministic gradients")
 def total_variation(x, _):
     """Half of the pixels dropped, and filled in by the least total variation."""
     kept = tf.cast(tf.random.uniform(tf.shape(x)) < 0.5, x.dtype)
@@ -252,7 +254,7 @@ def total_variation(x, _):
     return _purified(start, loss, eps=1.0, steps=15, step_size=0.06)
 
 
-@_before("Xie, Wang, Zhang, Ren, Yuille 2018, arXiv:1711.01991", "deterministic", random=True)
+@_before("Xie, Wang, Zhang, Ren, Yuille 2018, arXiv:1711.01991", "deterministic")
 def resize_and_pad(x, _):
     """A random smaller size at a random place."""
     side = tf.random.uniform((), 22, _SIDE + 1, tf.int32)
@@ -263,24 +265,20 @@ def resize_and_pad(x, _):
     )
 
 
-@_before(
-    "Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, a single draw", "deterministic", random=True
-)
+@_before("Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, a single draw", "deterministic")
 def smoothing(x, _):
     """Gaussian noise."""
     return x + tf.random.normal(tf.shape(x), stddev=0.25)
 
 
-@_before(
-    "Prakash, Moran, Garber, DiLillo, Storer 2018, arXiv:1801.08926", "deterministic", random=True
-)
+@_before("Prakash, Moran, Garber, DiLillo, Storer 2018, arXiv:1801.08926", "deterministic")
 def pixel_deflection(x, _):
     """A fifth of the pixels are replaced by a random neighbour."""
     moved = tf.roll(x, tf.random.uniform((2,), -2, 3, tf.int32), (1, 2))
     return tf.where(tf.random.uniform(tf.shape(x)) < 0.2, moved, x)
 
 
-@_before("Raff, Sylvester, Forsyth, McLean 2019, CVPR", "deterministic", random=True)
+@_before("Raff, Sylvester, Forsyth, McLean 2019, CVPR", "deterministic")
 def barrage(x, _):
     """Noise, contrast, shift and blur, each or not, of random strength."""
     u = tf.random.uniform((6,))
@@ -291,20 +289,14 @@ def barrage(x, _):
 
 
 @_before(
-    "Zhang, Liang 2019, Randomized Discretization, arXiv:1903.04666",
-    "deterministic", "gradients", random=True,
-)  # fmt: skip
+    "Zhang, Liang 2019, Randomized Discretization, arXiv:1903.04666", "deterministic gradients"
+)
 def random_discretisation(x, _):
     """Three grey levels after noise."""
     return tf.round(2 * (x + tf.random.normal(tf.shape(x), stddev=0.15))) / 2
 
 
-@_before(
-    "Yang, Zhang, Katabi, Xu 2019, ME-Net, arXiv:1905.11971",
-    "deterministic",
-    "gradients",
-    random=True,
-)
+@_before("Yang, Zhang, Katabi, Xu 2019, ME-Net, arXiv:1905.11971", "deterministic gradients")
 def me_net(x, _):
     """A fifth of the pixels dropped, and the matrix completed at rank 8."""
     kept = tf.cast(tf.random.uniform(tf.shape(x)) < 0.8, x.dtype) / 0.8
@@ -326,9 +318,7 @@ def generator_range(x, _):
 
 @_before(
     "Marzi, Gopalakrishnan, Madhow, Pedarsani 2018, arXiv:1801.04695",
-    "square",
-    "finite_difference",
-    "linearity",
+    "square finite_difference linearity",
 )
 def sparse_front_end(x, _):
     """The 40 largest cosine coefficients of each image."""
@@ -365,9 +355,7 @@ def _by_patches(x: tf.Tensor, width: float = 0.0) -> tf.Tensor:
 @_before(
     "Moosavi-Dezfooli, Shrivastava, Tuzel 2018, Divide, Denoise and Defend, arXiv:1802.06806, "
     "straight-through",
-    "finite_difference",
-    "transfer",
-    "square",
+    "finite_difference transfer square",
     base=robust,
     stand_in=lambda model: lambda x: model.base(_by_patches(x, 0.05), training=False),
 )
@@ -379,8 +367,9 @@ def nearest_patch(x, _):
 @_before(
     "Alfarra, Pérez, Thabet, Bibi, Torr, Ghanem 2022, Combating Adversaries with Anti-Adversaries, "
     "arXiv:2103.14347",
-    "finite_difference", "transfer", "square", base=robust,
-)  # fmt: skip
+    "finite_difference transfer square",
+    base=robust,
+)
 def anti_adversary(x, base):
     """Two steps towards the predicted class."""
     y, d = tf.argmax(base(x, training=False), 1), tf.zeros_like(x)
@@ -394,8 +383,9 @@ def anti_adversary(x, base):
 
 @_before(
     "Wu, Pan, Zhang, Jia, He 2021, Attacking Adversarial Attacks as a Defense, arXiv:2106.04938",
-    "finite_difference", "transfer", "square", base=robust,
-)  # fmt: skip
+    "finite_difference transfer square",
+    base=robust,
+)
 def hedge(x, base):
     """Steps away from all classes together."""
 
@@ -408,8 +398,9 @@ def hedge(x, base):
 @_before(
     "Shi, Holtz, Mishne 2021, Online Adversarial Purification based on Self-Supervision, "
     "arXiv:2101.09387",
-    "finite_difference", "transfer", "square", base=robust,
-)  # fmt: skip
+    "finite_difference transfer square",
+    base=robust,
+)
 def purification(x, _):
     """Steps towards a smaller error of reconstruction, by an autoencoder of principal directions."""
 
@@ -419,7 +410,7 @@ def purification(x, _):
     return _purified(x, loss)
 
 
-@_before("Pang, Xu, Zhu 2020, Mixup Inference, arXiv:1909.11515", "deterministic", random=True)
+@_before("Pang, Xu, Zhu 2020, Mixup Inference, arXiv:1909.11515", "deterministic")
 def mixup_inference(x, _):
     """Mixed with a random training image."""
     images = tf.constant(_examples()[0][:200])
@@ -520,9 +511,7 @@ def thermometer():
 
 @_network(
     "Xiao, Zhong, Zheng 2020, k-Winners-Take-All, arXiv:1905.10510",
-    "finite_difference",
-    "linearity",
-    "square",
+    "finite_difference linearity square",
     stand_in=_as_relu,
 )
 def k_winners():
@@ -536,11 +525,7 @@ def k_winners():
     return _trained(winners)
 
 
-@_network(
-    "Dhillon et al. 2018, Stochastic Activation Pruning, arXiv:1803.01442",
-    "deterministic",
-    random=True,
-)
+@_network("Dhillon et al. 2018, Stochastic Activation Pruning, arXiv:1803.01442", "deterministic")
 def activation_pruning():
     """Activations are kept by a draw in proportion to their size, and scaled."""
 
@@ -556,17 +541,13 @@ def activation_pruning():
     return _with_weights_of(convnet(pruned), _trained(tf.nn.relu))
 
 
-@_network("Wang et al. 2018, Defensive Dropout, arXiv:1809.05165", "deterministic", random=True)
+@_network("Wang et al. 2018, Defensive Dropout, arXiv:1809.05165", "deterministic")
 def dropout():
     """Dropout that is not turned off."""
     return _trained(lambda h: tf.nn.dropout(tf.nn.relu(h), 0.3))
 
 
-@_network(
-    "Liu, Cheng, Zhang, Hsieh 2018, Random Self-Ensemble, arXiv:1712.00673",
-    "deterministic",
-    random=True,
-)
+@_network("Liu, Cheng, Zhang, Hsieh 2018, Random Self-Ensemble, arXiv:1712.00673", "deterministic")
 def self_ensemble():
     """Noise within every layer, trained with it."""
     return _trained(lambda h: tf.nn.relu(h + tf.random.normal(tf.shape(h), stddev=0.3)))
@@ -594,7 +575,6 @@ def _mean_of_members(model: Several) -> LogitsFn:
 @_network(
     "Sengupta, Chakraborti, Kambhampati 2019, MTDeep, arXiv:1705.07213",
     "deterministic",
-    random=True,
     stand_in=_mean_of_members,
 )
 def random_member():
@@ -629,9 +609,7 @@ def mixed_precision_ensemble():
 
 @_network(
     "Galloway, Taylor, Moussa 2018, Attacking Binarized Neural Networks, arXiv:1711.00449",
-    "gradients",
-    "finite_difference",
-    "square",
+    "gradients finite_difference square",
     stand_in=lambda model: inference(_with_weights_of(convnet(tf.tanh), model)),
 )
 def binarised():
@@ -646,9 +624,7 @@ def binarised():
 
 @_network(
     "Nayebi, Ganguli 2017, Biologically Inspired Protection, arXiv:1703.09202",
-    "gradients",
-    "losses",
-    "square",
+    "gradients losses square",
     stand_in=lambda model: inference(
         _with_weights_of(convnet(lambda h: tf.sigmoid(h) + 0.02 * h), model)
     ),
@@ -661,9 +637,7 @@ def saturated_units():
 
 @_network(
     "Papernot, McDaniel, Wu, Jha, Swami 2016, Distillation as a Defense, arXiv:1511.04508",
-    "gradients",
-    "losses",
-    "logits",
+    "gradients losses logits",
     stand_in=undefended,
 )
 def distilled():
@@ -681,9 +655,7 @@ def _codes() -> np.ndarray:
 
 @_network(
     "Verma, Swami 2019, Error Correcting Output Codes, NeurIPS",
-    "gradients",
-    "losses",
-    "logits",
+    "gradients losses logits",
     stand_in=lambda model: lambda x: model.base(x) @ _codes(),
 )
 def output_codes():
@@ -706,10 +678,8 @@ for _name, _source, _check in (
         "batch_norm",
     ),
 ):
-    _kept(
-        lambda name=_name: getattr(controls, name)(plain()), f"control_{_name}",
-        source=_source, checks=(_check,), stand_in=undefended, random=_name == "noisy",
-    )  # fmt: skip
+    made = _network(_source, _check, stand_in=undefended, name=f"control_{_name}")
+    made(lambda name=_name: getattr(controls, name)(plain()))
 
 
 # --- honest networks ---------------------------------------------------------------------------
