@@ -330,7 +330,7 @@ def _row(name, left, n=200, kind="pgd", steps=20, step_size=0.025, loss="xent"):
 )  # fmt: skip
 def test_attacks_that_disagree(rows, doubtful):
     found = disagreements(rows | {"worst_case": {"accuracy": 1.0}})
-    assert [doubt.code for doubt in found] == ["attacks_disagree"] * doubtful
+    assert (found.code if found else None) == ("attacks_disagree" if doubtful else None)
 
 
 _ENSEMBLE = {"apgd-ce": "apgd", "apgd-t": "apgd", "fab-t": "fab", "square": "square"}
@@ -382,7 +382,8 @@ def test_tables_of_the_whole_autoattack(rows, doubtful):
     ],
 )
 def test_steps_that_cannot_search_the_ball(rows, doubtful):
-    assert [doubt.code for doubt in disagreements(rows)] == ["short_steps"] * doubtful
+    found = disagreements(rows)
+    assert (found.code if found else None) == ("short_steps" if doubtful else None)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def test_what_the_ratio_breaks_beyond_cross_entropy_and_margin(losses, broken, d
 
     specs.append(AttackSpec(name="square", kind="square", steps=5000, loss="cw"))
     found = weak_loss(specs, np.arange(100) < 50, attack, 10)
-    assert [doubt.code for doubt in found] == ["weak_loss"] * doubtful
+    assert (found.code if found else None) == ("weak_loss" if doubtful else None)
     assert tried == [("dlr", 20, 50)] * ("xent" in losses and "dlr" not in losses)
     weak_loss(specs, np.arange(100) < 50, attack, 2)  # of two classes there is no third logit
     assert tried[1:] == [("cw", 20, 50)] * (losses == ["xent"])

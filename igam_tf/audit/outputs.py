@@ -46,7 +46,7 @@ def logits(s: AuditedModel) -> Finding:
 
     z = s.repeated_logits[0].astype(np.float64)
     if wrong := doubtful_outputs(z):
-        return Finding(status=FAIL, figure=" ".join(doubt.sentence for doubt in wrong))
+        return Finding(status=FAIL, figure=wrong.sentence)
     top = np.sort(z, axis=1)
     margin = float(np.median(top[:, -1] - top[:, -2]))
     # The lowest value of all is many images' and classes' own where logarithms were cut off there.

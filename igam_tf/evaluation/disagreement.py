@@ -19,7 +19,7 @@ BY_RATIO = 0.02  # share of all images by which the table may be weaker than the
 LEAST_TRAVEL = 0.5  # least sum of a PGD's steps, in eps; MadryLab's PGD-20 on MNIST has 0.67
 
 
-def disagreements(results: dict[str, dict]) -> list[Doubt]:
+def disagreements(results: dict[str, dict]) -> Doubt | None:
     """The doubt that the rows of a report's results raise together: their largest contradiction.
 
     A PGD is compared if its steps reach from the image to the border of the ball.
@@ -53,37 +53,33 @@ def disagreements(results: dict[str, dict]) -> list[Doubt]:
         found += [(excess(masks[name], masks[other]), most, name, other) for name in judged]
     found = [each for each in found if each[0].net >= LEAST_EXAMPLES and each[0].low > each[1]]
     if not found:
-        return []
+        return None
     over, _, name, other = max(found, key=lambda each: each[0].net)
     lowest = min(rows, key=lambda name: rows[name]["accuracy"])
-    return [
-        Doubt(
-            code="attacks_disagree",
-            sentence=f"{over.sentence(other, name)}. On a network whose gradients are not masked "
-            "the difference is smaller.",
-            remedy=f"Trust no figure above that of {lowest}, and that one only after "
-            "--attacks=autoattack and igam_tf.audit have run.",
-        )
-    ]
+    return Doubt(
+        code="attacks_disagree",
+        sentence=f"{over.sentence(other, name)}. On a network whose gradients are not masked "
+        "the difference is smaller.",
+        remedy=f"Trust no figure above that of {lowest}, and that one only after "
+        "--attacks=autoattack and igam_tf.audit have run.",
+    )
 
 
-def _short(rows: dict[str, dict]) -> list[Doubt]:
+def _short(rows: dict[str, dict]) -> Doubt | None:
     """The doubt if no PGD can reach half way to the border of the ball, and no other attack ran."""
     reach = {n: row["steps"] * row["step_size"] for n, row in rows.items() if row["steps"] > 1}
     if not reach or any(row["kind"] != "pgd" for row in rows.values()):
-        return []
+        return None
     name = max(reach, key=lambda name: reach[name])
     if reach[name] >= LEAST_TRAVEL * rows[name]["eps"]:
-        return []
+        return None
     share = reach[name] / rows[name]["eps"]
-    return [
-        Doubt(
-            code="short_steps",
-            sentence=f"All steps of {name} together reach {share:.2g} times eps: this is too short "
-            "to search the ball.",
-            remedy="Set more steps, or a larger --step_size, such as 2.5 times eps / steps.",
-        )
-    ]
+    return Doubt(
+        code="short_steps",
+        sentence=f"All steps of {name} together reach {share:.2g} times eps: this is too short "
+        "to search the ball.",
+        remedy="Set more steps, or a larger --step_size, such as 2.5 times eps / steps.",
+    )
 
 
 def weak_loss(
@@ -91,7 +87,7 @@ def weak_loss(
     left: np.ndarray,
     attack: Callable[[AttackSpec, np.ndarray], np.ndarray],
     classes: int,
-) -> list[Doubt]:
+) -> Doubt | None:
     """The doubt if attacks on cross-entropy and margin miss images that the DLR loss breaks.
 
     Cross-entropy is weak if a network's confidence is below its accuracy, and for some bounded
@@ -109,18 +105,16 @@ def weak_loss(
     loss, short = ("dlr", "the DLR loss") if classes > 2 else ("cw", "the margin")
     tried = {spec.loss for spec in specs if spec.kind != "square"} - {None}
     if not long or tried - {"xent", "cw"} or loss in tried:
-        return []
+        return None
     chosen = np.flatnonzero(left)[:LOOKED_AT]
     longest = max(long, key=lambda spec: spec.steps)
     again = dataclasses.replace(longest, name=f"{longest.name} on {short}", loss=loss)
     broken = int((~attack(again, chosen)).sum()) if len(chosen) else 0
     if broken < LEAST_EXAMPLES or broken / len(chosen) * left.mean() <= BY_RATIO:
-        return []
-    return [
-        Doubt(
-            code="weak_loss",
-            sentence=f"{longest.name} on {short} breaks {broken} of {len(chosen)} images that are "
-            "robust to these attacks.",
-            remedy=f"Add apgd or autoattack to --attacks, or set --loss={loss}.",
-        )
-    ]
+        return None
+    return Doubt(
+        code="weak_loss",
+        sentence=f"{longest.name} on {short} breaks {broken} of {len(chosen)} images that are "
+        "robust to these attacks.",
+        remedy=f"Add apgd or autoattack to --attacks, or set --loss={loss}.",
+    )

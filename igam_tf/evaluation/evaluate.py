@@ -263,7 +263,8 @@ def model_report(
         model, split, logits=logits,
         pixel_max=pixel_max, eps=max(radii, default=None), norm=specs[0].norm, **common
     )  # fmt: skip
-    refuse(doubts, "probabilities")
+    for doubt in doubts:
+        refuse(doubt, "probabilities")
     if float16_layers(model):
         about["computed_in"] = "float32"
     if isinstance(model, Preprocessed):
@@ -281,8 +282,8 @@ def model_report(
 
     masks = [mask_of_text(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
     left = np.logical_and.reduce(masks)
-    doubts += disagreements(results)
-    doubts += weak_loss(specs, left, further, split.spec.num_classes)
+    weak = weak_loss(specs, left, further, split.spec.num_classes)
+    doubts += filter(None, (disagreements(results), weak))
     return about | {"results": results, "doubts": as_json(doubts)}
 
 

@@ -81,11 +81,10 @@ def as_json(doubts: Sequence[Doubt]) -> list[dict[str, str]]:
     return [dataclasses.asdict(doubt) for doubt in doubts]
 
 
-def refuse(doubts: Sequence[Doubt], *codes: str) -> None:
-    """Raises a UserError of the first doubt of these kinds; of any kind where none is named."""
-    for doubt in doubts:
-        if not codes or doubt.code in codes:
-            raise UserError(str(doubt))
+def refuse(doubt: Doubt | None, *codes: str) -> None:
+    """Raises a UserError of a doubt of these kinds; of any kind where none is named."""
+    if doubt and (not codes or doubt.code in codes):
+        raise UserError(str(doubt))
 
 
 def look(
@@ -130,67 +129,64 @@ def look(
 
     z = outputs(logits_fn, x) if logits is None else logits
     if wrong := doubtful_outputs(z):
-        return wrong
+        return [wrong]
     base = model.base if isinstance(model, Preprocessed) else model
     now = x if base is model else model.preprocess(x).numpy()
     if isinstance(base, LogProbabilities):
         p = outputs(function(base.base), now)
         if p.min() < -SUM_TOLERANCE or p.max() > 1 + SUM_TOLERANCE:
             return [_no_probabilities(p)]
-    found = misplaced_range(model, pixel_max)
     narrow = float16_layers(model, ("float16", "bfloat16"))
     most = OF_BATCH * (10 if narrow else 1)
-    found += _unsteady(logits_fn, x[:batch_size], z[:batch_size], whole=whole, most=most)
+    found = [
+        misplaced_range(model, pixel_max),
+        _unsteady(logits_fn, x[:batch_size], z[:batch_size], whole=whole, most=most),
+    ]
     if float16_layers(model):
         own = outputs(lambda x: model(x, training=False), x)
         with in_float32(model):
-            found += _narrow(own, outputs(lambda x: model(x, training=False), x))
+            found.append(_narrow(own, outputs(lambda x: model(x, training=False), x)))
     right, n = z.argmax(1) == y, len(y)
     if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
         found.append(_at_chance(right, classes, pixel_max))
     base_fn = function(base)
-    found += _other_convention(
+    other_input = _other_convention(
         lambda v: outputs(base_fn, v).argmax(1) == y, x / x.dtype.type(pixel_max), right, now
     )
-    found += _other_order(z.argmax(1), y, classes)
+    found += other_input, _other_order(z.argmax(1), y, classes)
     if eps is not None:
         found += _gradients(
             logits_fn, x[right], y[right],
             n=n, pixel_max=pixel_max, eps=eps, norm=norm, seed=seed, batch_size=batch_size,
         )  # fmt: skip
-    return found
+    return [doubt for doubt in found if doubt]
 
 
 # --- outputs --------------------------------------------------------------------------------------
 
 
-def doubtful_outputs(z: np.ndarray) -> list[Doubt]:
+def doubtful_outputs(z: np.ndarray) -> Doubt | None:
     """Outputs [n,K] that are no logits: not finite, probabilities, or those of sigmoids."""
     if bad := int((~np.isfinite(z).all(1)).sum()):
         sentence = f"expected finite logits; received NaN or infinity for {bad} of {len(z)} images."
         remedy = "Look for a division by 0, a logarithm of 0, or a type that is too narrow."
-        return [Doubt(code="not_finite", sentence=sentence, remedy=remedy)]
+        return Doubt(code="not_finite", sentence=sentence, remedy=remedy)
     if z.shape[1] > 1 and are_probabilities(z):
-        return [
-            Doubt(
-                code="probabilities",
-                sentence="expected logits; received probabilities, each image's outputs are "
-                "positive and add up to 1:",
-                remedy="leave out the softmax, or set from_probabilities, which takes their "
-                "logarithm.",
-            )
-        ]
+        return Doubt(
+            code="probabilities",
+            sentence="expected logits; received probabilities, each image's outputs are "
+            "positive and add up to 1:",
+            remedy="leave out the softmax, or set from_probabilities, which takes their logarithm.",
+        )
     if z.shape[1] > 1 and z.min() >= 0 and SIGMOID <= z.max() <= 1:
-        return [
-            Doubt(
-                code="sigmoid",
-                sentence=f"All outputs lie in 0..1 ({z.min():.3g} to {z.max():.3g}) and do not add "
-                "up to 1: they look like a sigmoid's, not like logits.",
-                remedy="Leave out the sigmoid, whose derivative vanishes where the network is "
-                "sure, or set from_probabilities, which undoes it.",
-            )
-        ]
-    return []
+        return Doubt(
+            code="sigmoid",
+            sentence=f"All outputs lie in 0..1 ({z.min():.3g} to {z.max():.3g}) and do not add "
+            "up to 1: they look like a sigmoid's, not like logits.",
+            remedy="Leave out the sigmoid, whose derivative vanishes where the network is "
+            "sure, or set from_probabilities, which undoes it.",
+        )
+    return None
 
 
 def _no_probabilities(p: np.ndarray) -> Doubt:
@@ -223,7 +219,7 @@ def _change(z: np.ndarray, again: np.ndarray) -> tuple[float, int]:
 
 def _unsteady(
     logits_fn: LogitsFn, x: np.ndarray, z: np.ndarray, *, whole: bool, most: float
-) -> list[Doubt]:
+) -> Doubt | None:
     """Whether the logits of an image differ between two calls, or by what else is in its batch.
 
     Args:
@@ -237,49 +233,43 @@ def _unsteady(
         parts = np.split(x[::-1], [min(3, len(x) // 2)])
         other = np.concatenate([logits_of(logits_fn, part, "model") for part in parts])[::-1]
         if _change(z, other)[0] <= RANDOM:
-            return []
+            return None
     change, flips = _change(z, logits_of(logits_fn, x, "model"))
     if change > RANDOM:
-        return [
-            Doubt(
-                code="random",
-                sentence=f"The network is random: between two calls its logits change by "
-                f"{change:.2g} of their spread, and {flips} of {len(z)} predictions change. Each "
-                "figure is of one random draw for each image and attack, not of the average "
-                "prediction.",
-                remedy="Turn the randomness off, or average the logits over many draws.",
-            )
-        ]
+        return Doubt(
+            code="random",
+            sentence=f"The network is random: between two calls its logits change by "
+            f"{change:.2g} of their spread, and {flips} of {len(z)} predictions change. Each "
+            "figure is of one random draw for each image and attack, not of the average "
+            "prediction.",
+            remedy="Turn the randomness off, or average the logits over many draws.",
+        )
     if whole or len(x) == 1:
-        return []
+        return None
     change, flips = _change(z, other)
     if change <= most:
-        return []
-    return [
-        Doubt(
-            code="batch",
-            sentence="What the network says of an image depends on the batch that it is in: in "
-            f"another, its logits change by {change:.2g} of their spread, and {flips} of {len(z)} "
-            "predictions change. The figures change with the batch size.",
-            remedy="Look for batch normalization that is called with training=True, a mean over "
-            "the batch, or noise of a fixed seed.",
-        )
-    ]
+        return None
+    return Doubt(
+        code="batch",
+        sentence="What the network says of an image depends on the batch that it is in: in "
+        f"another, its logits change by {change:.2g} of their spread, and {flips} of {len(z)} "
+        "predictions change. The figures change with the batch size.",
+        remedy="Look for batch normalization that is called with training=True, a mean over "
+        "the batch, or noise of a fixed seed.",
+    )
 
 
-def _narrow(own: np.ndarray, wide: np.ndarray) -> list[Doubt]:
+def _narrow(own: np.ndarray, wide: np.ndarray) -> Doubt | None:
     """Whether a float16 model predicts something else than its weights in float32; logits [n,K] each."""
     n, differ = len(own), int((own.argmax(1) != wide.argmax(1)).sum())
     if differ <= MOVABLE * n:
-        return []
-    return [
-        Doubt(
-            code="float16",
-            sentence=f"In float16 the model gives {differ} of {n} clean images another class than "
-            "in float32, in which it is attacked and scored.",
-            remedy="Look for numbers above 65504 or below 6e-8, or use the model in float32 too.",
-        )
-    ]
+        return None
+    return Doubt(
+        code="float16",
+        sentence=f"In float16 the model gives {differ} of {n} clean images another class than "
+        "in float32, in which it is attacked and scored.",
+        remedy="Look for numbers above 65504 or below 6e-8, or use the model in float32 too.",
+    )
 
 
 def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
@@ -297,7 +287,7 @@ def _at_chance(right: np.ndarray, classes: int, pixel_max: float) -> Doubt:
 # --- inputs ---------------------------------------------------------------------------------------
 
 
-def misplaced_range(model: keras.Model, pixel_max: float) -> list[Doubt]:
+def misplaced_range(model: keras.Model, pixel_max: float) -> Doubt | None:
     """A built model that begins with Rescaling or Normalization for another range than 0..pixel_max.
 
     A subclassed model does not tell what it calls first, and is not judged.
@@ -319,16 +309,14 @@ def misplaced_range(model: keras.Model, pixel_max: float) -> list[Doubt]:
         names.append(layer.name)
         width = width * float(np.mean(factor))
     if not names or NARROWEST <= width <= WIDEST:
-        return []
+        return None
     other = 255.0 if width < NARROWEST else 1.0
-    return [
-        Doubt(
-            code="input_range",
-            sentence=f"The model begins with {' and '.join(map(repr, names))}, which turns pixels "
-            f"in 0..{pixel_max:g} into a range of width {width:.2g}: it is made for another range.",
-            remedy=f"Set pixel_max={other:g}, or preprocess=0..{other:g}.",
-        )
-    ]
+    return Doubt(
+        code="input_range",
+        sentence=f"The model begins with {' and '.join(map(repr, names))}, which turns pixels "
+        f"in 0..{pixel_max:g} into a range of width {width:.2g}: it is made for another range.",
+        remedy=f"Set pixel_max={other:g}, or preprocess=0..{other:g}.",
+    )
 
 
 def _in_order(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
@@ -356,7 +344,7 @@ _ALTERNATIVES = {
 
 def _other_convention(
     right_on: Callable[[np.ndarray], np.ndarray], u: np.ndarray, right: np.ndarray, now: np.ndarray
-) -> list[Doubt]:
+) -> Doubt | None:
     """Whether the network is right more often where its input follows another convention.
 
     Args:
@@ -370,7 +358,7 @@ def _other_convention(
     level = SIGNIFICANT / len(names)
     wrong = n - int(right.sum())
     if wrong < least or mcnemar(wrong, 0) > level:  # nothing could be significant
-        return []
+        return None
     best = None
     for name in names:
         other = Preprocess(name)(u).numpy()
@@ -381,19 +369,17 @@ def _other_convention(
         if gained - lost >= least and mcnemar(gained, lost) <= level:
             best = max(best or (0, ""), (int(there.sum()), name), key=lambda found: found[0])
     if best is None:
-        return []
+        return None
     hits, name = best
-    return [
-        Doubt(
-            code="input_convention",
-            sentence=f"The model takes another input: {100 * hits / n:.1f} % of {n} clean images "
-            f"are right with --preprocess={name}, {100 * (n - wrong) / n:.1f} % as it is called.",
-            remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
-        )
-    ]
+    return Doubt(
+        code="input_convention",
+        sentence=f"The model takes another input: {100 * hits / n:.1f} % of {n} clean images "
+        f"are right with --preprocess={name}, {100 * (n - wrong) / n:.1f} % as it is called.",
+        remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
+    )
 
 
-def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> list[Doubt]:
+def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> Doubt | None:
     """Whether labels and outputs are in another order: learned on one half, seen on the other."""
     right, n = predicted == y, len(y)
     named = y.copy()  # of each image, the label by the order that the other half gives
@@ -404,19 +390,17 @@ def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> list[Dou
     there = predicted == named
     gained, lost = int((there & ~right).sum()), int((right & ~there).sum())
     if gained - lost < max(1, GAIN * n) or mcnemar(gained, lost) > SIGNIFICANT:
-        return []
+        return None
     order = _order(predicted, y, classes)
     moved = [f"{label} as {out}" for label, out in enumerate(order) if label != out]
     shown = ", ".join(moved[:10]) + (", ..." if len(moved) > 10 else "")
-    return [
-        Doubt(
-            code="class_order",
-            sentence=f"Labels and outputs have different orders of classes: "
-            f"{100 * there.mean():.1f} % of {n} clean images are right if the classes are "
-            f"exchanged (label {shown}), and {100 * right.mean():.1f} % if they are not.",
-            remedy="Put the labels into the model's order of classes.",
-        )
-    ]
+    return Doubt(
+        code="class_order",
+        sentence=f"Labels and outputs have different orders of classes: "
+        f"{100 * there.mean():.1f} % of {n} clean images are right if the classes are "
+        f"exchanged (label {shown}), and {100 * right.mean():.1f} % if they are not.",
+        remedy="Put the labels into the model's order of classes.",
+    )
 
 
 def _order(predicted: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:

@@ -100,7 +100,7 @@ class Teacher(keras.Model):
         if high and not DARKEST <= factor <= BRIGHTEST:
             wrong = f"the network takes pixels in 0..{own:g}"
         elif high and (found := misplaced_range(self.network, high)):
-            wrong = found[0].sentence
+            wrong = found.sentence
         else:
             return
         raise UserError(
