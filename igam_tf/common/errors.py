@@ -1,9 +1,10 @@
 """The exception for a user's mistake; `igam_tf.common.program` prints it."""
 
+import difflib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def writable(flag: str, path: str | os.PathLike) -> Path:
     except OSError as error:
         raise UserError(f"expected --{flag}={path} to be writable; {error.strerror}") from error
     return file
+
+
+def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
+    """ "did you mean <mark><the nearest of the known names>? ", or "" if none is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {mark}{near[0]}? " if near else ""
 
 
 def flags_alone(argv: list[str]) -> None:

@@ -3,12 +3,11 @@
 A file is named by its path, or by its path within the package's folder of flagfiles.
 """
 
-import difflib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from igam_tf.common.errors import UserError
+from igam_tf.common.errors import UserError, did_you_mean
 
 # Within the package if it is installed, else flags/ of the checkout.
 FOLDER = Path(__file__).parents[1] / "flagfiles"
@@ -33,8 +32,8 @@ def find(name: str, folder: Path | None, *, here: Path = Path()) -> Path:
     for path in (here / name, *([folder / name] if folder else [])):
         if path.is_file():
             return path
-    near = difflib.get_close_matches(name, names(folder), 1) if folder else []
-    meant = f": did you mean {near[0]}? --help lists those of the package" if near else ""
+    question = did_you_mean(name, names(folder)) if folder else ""
+    meant = f": {question}--help lists those of the package" if question else ""
     raise UserError(f"expected --flagfile=<file>, a file that is there; received {name}{meant}")
 
 

@@ -3,7 +3,6 @@
 import igam_tf.common.quiet  # noqa: F401 (before tqdm is imported)
 
 # isort: split
-import difflib
 import importlib.metadata
 import logging
 import math
@@ -26,7 +25,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from igam_tf.common.errors import UserError, disk_errors
+from igam_tf.common.errors import UserError, did_you_mean, disk_errors
 from igam_tf.common.flagfiles import expanded, names
 
 INTERRUPTED_STATUS = 128 + signal.SIGINT
@@ -186,8 +185,7 @@ def _error(sentence: object) -> int:
 def _unknown_flag(name: str) -> str:
     """The sentence for an unknown flag, with a suggestion."""
     alike = [other for names in _ALIKE if name in names for other in names if other in flags.FLAGS]
-    near = [*alike, *difflib.get_close_matches(name, flags.FLAGS, 1)]
-    meant = f"did you mean --{near[0]}? " if near else ""
+    meant = did_you_mean(alike[0] if alike else name, flags.FLAGS, "--")
     return f"expected a flag of {called_as()}; received --{name}: {meant}--help lists all of them"
 
 

@@ -1,7 +1,6 @@
 """One constructor for every method of `igam_tf.method.objectives.METHODS`."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from typing import Any
 import keras
 
 from igam_tf.common.checks import expect
+from igam_tf.common.errors import did_you_mean
 from igam_tf.method.adversarial import PGDTraining
 from igam_tf.method.igam import IGAM
 from igam_tf.method.objectives import METHODS
@@ -119,6 +119,5 @@ def arguments_of(method: str) -> dict[str, str]:
 
 
 def _known(name: str, known: Collection[str], what: str) -> None:
-    near = difflib.get_close_matches(name, known, 1)
-    remedy = f"did you mean {near[0]}?" if near else ""
+    remedy = did_you_mean(name, known).strip()
     expect(name in known, f"{what} {', '.join(known)}", repr(name), remedy)
