@@ -111,3 +111,16 @@ def test_a_random_term_is_a_function_of_seed_step_and_gradients(monkeypatch):
     first = terms(0, 0)
     assert first == terms(0, 0)
     assert len({*first, *terms(0, 1), *terms(1, 0)}) == 9
+
+
+def test_a_term_that_the_entry_does_not_name(monkeypatch):
+    def more(f, x, x_adv, y, *, xent):
+        loss, terms, logits = objectives.adversarial_xent(f, x, x_adv, y, xent=xent)
+        return loss, terms | {"L_more": loss}, logits
+
+    monkeypatch.setitem(METHODS, "more", Method(adversarial=more))
+    training = igam_tf.trainer("more", network(), eps=0.1, pixel_max=1.0)
+    training.compile("sgd")
+    x, y = np.full((2, 2, 2, 1), 0.5, "float32"), np.arange(2)
+    with pytest.raises(igam_tf.UserError, match=r"expected own_terms .*; received L_more"):
+        training.fit(x, y, verbose=0)

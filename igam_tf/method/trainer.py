@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
-from igam_tf.common.checks import check_images, check_labels, check_model, logits_of
+from igam_tf.common.checks import check_images, check_labels, check_model, expect, logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.common.private_api import (
     EVALUATED_BY_FIT,
@@ -39,11 +39,8 @@ from igam_tf.method.optimizers import Momentum
 from igam_tf.method.preprocess import Preprocessed
 from madry_models.network import wide_dtype
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = (
-    0.1,
-    0.9,
-    2e-4,
-)  # that of the challenge and of the paper (R7)
+LEARNING_RATE, MOMENTUM = 0.1, 0.9
+WEIGHT_DECAY = 2e-4  # that of the challenge and of the paper (R7)
 _CHECKED = 32  # images of the first batch on which the network is checked before training
 
 
@@ -508,9 +505,10 @@ class ClassifierTrainer(keras.Model):
         """Adds per-example terms to the running means; a term that is not finite stops the step.
 
         Returns:
-            The means, and `loss`, the objective that they sum to; NaN for terms that were not
-                measured.
+            The means, and `loss`, see `loss_of`; NaN for terms that were not measured.
         """
+        unknown = ", ".join(sorted(terms.keys() - self._means.keys()))
+        expect(not unknown, "own_terms of the method to name all terms that it reports", unknown)
         hits = tf.cast(tf.argmax(logits, 1) == tf.cast(y, tf.int64), tf.float32)
         for name, value in (terms | {"accuracy": hits}).items():
             self._means[name].update_state(tf.debugging.check_numerics(value, name))
@@ -521,7 +519,10 @@ class ClassifierTrainer(keras.Model):
         return {"loss": self.loss_of(means)} | means
 
     def loss_of(self, means: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The objective without weight decay, from the means of its terms."""
+        """The loss that is logged, from the means of the terms: L_xent; IGAM adds its own terms.
+
+        Where trades and ard add L_kl to the objective, that is logged beside it.
+        """
         return means["L_xent"]
 
 
