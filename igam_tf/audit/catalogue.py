@@ -12,18 +12,6 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def documentation(name: str) -> str:
-    """The section of README.md on a check, all of it from its entry."""
-    check = CHECKS[name]
-    return (
-        f"### {name}\n\n**{check.title}.** {check.meaning}\n\n"
-        f"- Threshold: {check.threshold}.\n"
-        f"- Why: {check.reason}\n"
-        f"- What to do: {check.advice}\n"
-        f"- Weight of a FAIL: {check.weight:g}"
-    )
-
-
 def check_names(text: str, setting: str = "checks") -> list[str]:
     """The names in "logits,square", in the order of `CHECKS`; "all" is all of them.
 
