@@ -29,46 +29,41 @@ _MAPS = (
     "Identity", "Scale", "ChannelMean", "ChannelRepeat", "CenterCrop", "CenterPad", "RandomPad",
     "Resize", "TransposeConvolution", "Compose",
 )  # fmt: skip
-# Name of a class in a Keras file -> its module.
-_MODULES = {
-    "ClassifierTrainer": "igam_tf.method.trainer",
+# Name of a class in a Keras file -> its module: of the public ones, and of the others.
+_CLASSES = {
     "Discriminator": "igam_tf.method.discriminator",
     "FineTune": "igam_tf.method.teacher",
     "IGAM": "igam_tf.method.igam",
-    "JoinSchedules": "igam_tf.method.optimizers",
     "Momentum": "igam_tf.method.optimizers",
     "PGDTraining": "igam_tf.method.adversarial",
-    "Port": "igam_tf.pytorch.networks",
     "Preprocess": "igam_tf.method.preprocess",
     "Preprocessed": "igam_tf.method.preprocess",
-    "SmallNetwork": "igam_tf.audit.controls",
     "Teacher": "igam_tf.method.teacher",
-    "TorchModel": "igam_tf.pytorch.bridge",
     **dict.fromkeys(_MAPS, "igam_tf.method.transforms"),
 }
-SAVED = {f"igam_tf>{name}": module for name, module in _MODULES.items()}
-register_later(SAVED)
-# Public name -> (module, its name there).
-_PUBLIC: dict[str, tuple[str, str]] = {
-    "trainer": ("igam_tf.method.new_trainer", "trainer"),
-    "IGAM": ("igam_tf.method.igam", "IGAM"),
-    "Preprocessed": ("igam_tf.method.preprocess", "Preprocessed"),
-    "Preprocess": ("igam_tf.method.preprocess", "Preprocess"),
-    "Settings": ("igam_tf.method.settings", "Settings"),
-    "Teacher": ("igam_tf.method.teacher", "Teacher"),
-    "FineTune": ("igam_tf.method.teacher", "FineTune"),
-    "Discriminator": ("igam_tf.method.discriminator", "Discriminator"),
-    "PGDTraining": ("igam_tf.method.adversarial", "PGDTraining"),
-    "Momentum": ("igam_tf.method.optimizers", "Momentum"),
-    "schedule": ("igam_tf.method.optimizers", "schedule"),
-    **{name: ("igam_tf.method.transforms", name) for name in (*_MAPS, "map_between")},
-    "RobustAccuracy": ("igam_tf.training.callbacks", "RobustAccuracy"),
-    "evaluate": ("igam_tf.evaluation.evaluate", "evaluate_model"),
-    "audit_model": ("igam_tf.audit.audit", "audit_model"),
-    "load_madry": ("madry_models.tf1_checkpoint", "from_tf1_checkpoint"),
-    "from_torch": ("igam_tf.pytorch.bridge", "from_torch"),
-    "UserError": ("igam_tf.common.errors", "UserError"),
+_OTHERS = {
+    "ClassifierTrainer": "igam_tf.method.trainer",
+    "JoinSchedules": "igam_tf.method.optimizers",
+    "Port": "igam_tf.pytorch.networks",
+    "SmallNetwork": "igam_tf.audit.controls",
+    "TorchModel": "igam_tf.pytorch.bridge",
 }
+SAVED = {f"igam_tf>{name}": module for name, module in (_CLASSES | _OTHERS).items()}
+register_later(SAVED)
+# Public name -> its module.
+_PUBLIC = _CLASSES | {
+    "trainer": "igam_tf.method.new_trainer",
+    "Settings": "igam_tf.method.settings",
+    "schedule": "igam_tf.method.optimizers",
+    "map_between": "igam_tf.method.transforms",
+    "RobustAccuracy": "igam_tf.training.callbacks",
+    "evaluate": "igam_tf.evaluation.evaluate",
+    "audit_model": "igam_tf.audit.audit",
+    "load_madry": "madry_models.tf1_checkpoint",
+    "from_torch": "igam_tf.pytorch.bridge",
+    "UserError": "igam_tf.common.errors",
+}
+_OTHER_NAMES = {"evaluate": "evaluate_model", "load_madry": "from_tf1_checkpoint"}  # there
 __all__ = sorted([*_PUBLIC, "attacks", "__version__"])
 
 
@@ -77,8 +72,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("igam_tf.attacks")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'igam_tf' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    module = importlib.import_module(_PUBLIC[name])
+    value = globals()[name] = getattr(module, _OTHER_NAMES.get(name, name))
     return value
 
 
