@@ -149,21 +149,17 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     for other in sources.values():
         x = in_pixel_range(split.images[:1], pixel_max_of(other, default=split.spec.pixel_max))
         logits_of(other, x, "model to transfer from", split.spec.num_classes)
+    same = (
+        "model", "split", "budget", "eps", "step_size", "seed", "batch_size", "pixel_max",
+        "preprocess",
+    )  # fmt: skip
     settings = AuditSettings(
-        model=FLAGS.model,
+        **{name: FLAGS[name].value for name in same},
         identity=model_identity(model),
         dataset=dataset,
-        split=FLAGS.split,
         images=split.fingerprint(),
-        budget=FLAGS.budget,
-        eps=FLAGS.eps,
-        step_size=FLAGS.step_size,
         num_examples=n,
-        seed=FLAGS.seed,
-        batch_size=FLAGS.batch_size,
         transfer_from={name: model_identity(other) for name, other in sources.items()},
-        pixel_max=FLAGS.pixel_max,
-        preprocess=FLAGS.preprocess,
     )
     with RunFolder(_workdir(run), settings) as folder:
         audited = AuditedModel(
