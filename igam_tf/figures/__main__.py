@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 DPI = 200
 DEFAULT_EXAMPLES = 500  # default number of images of the alignment
+# Setting of a run -> the flag that replaces it.
+CHOOSING = {
+    "target": "dataset", "data": "data", "data_seed": "data_seed", "image_size": "image_size"
+}  # fmt: skip
 
 
 def define_flags() -> None:
@@ -138,22 +142,16 @@ def settings(spec: DatasetSpec, eps: float | None, available: int) -> FigureSett
 
 def check_same_data(runs: dict[str, dict]) -> None:
     """Raises a UserError if the runs have different data and no flag chooses the data."""
-    asked = {
-        "target": FLAGS.dataset,
-        "data": FLAGS.data,
-        "data_seed": FLAGS.data_seed,
-        "image_size": FLAGS.image_size,
-    }
-    for name, flag in asked.items():
+    for name, flag in CHOOSING.items():
         values = {
             run[name]
             for run in runs.values()
             if name in run and (name != "data_seed" or (FLAGS.data or run.get("data")) == "builtin")
         }
-        if flag is None and len(values) > 1:
+        if FLAGS[flag].value is None and len(values) > 1:
             raise UserError(
-                f"expected runs of one data set, or --{name.replace('target', 'dataset')}; received "
-                f"runs of {', '.join(sorted(map(str, values)))}"
+                f"expected runs of one data set, or --{flag}; received runs of "
+                f"{', '.join(sorted(map(str, values)))}"
             )
 
 
@@ -200,11 +198,7 @@ def main(argv: list[str]) -> None:
     import matplotlib
 
     from igam_tf.evaluation.evaluate import eps_unit, look_at
-    from igam_tf.evaluation.loading import (
-        as_called,
-        find_model,
-        model_and_images,
-    )
+    from igam_tf.evaluation.loading import as_called, find_model, model_and_images
     from igam_tf.figures import drawing
     from igam_tf.figures.composing import Composer
     from igam_tf.figures.measuring import DrawnModel
@@ -254,11 +248,12 @@ def main(argv: list[str]) -> None:
                 save(figure, folder / name)
                 print(f"{FLAGS.output}/{name}.png", flush=True)
         writer.close()
-        data = {"dataset": split.spec.name, "split": split.name, "data": split.source}
         report = {
             "models": {label: model_identity(model) for label, model in models.items()},
             "runs": paths,
-            **data,
+            "dataset": split.spec.name,
+            "split": split.name,
+            "data": split.source,
             **({"data_seed": data_seed} if split.source == "builtin" else {}),
             "eps_unit": eps_unit("linf"),
             "settings": dataclasses.asdict(chosen) | {"extent_in_eps": EXTENT},
@@ -270,9 +265,8 @@ def main(argv: list[str]) -> None:
             report["preprocess"] = FLAGS.preprocess
         write_json(folder / "figures.json", report)
         for label, found in doubts.items():
-            print(
-                "".join(f"{label}: {line}\n" for line in doubtful_lines({"doubts": found})), end=""
-            )
+            for line in doubtful_lines({"doubts": found}):
+                print(f"{label}: {line}")
 
 
 def program() -> None:

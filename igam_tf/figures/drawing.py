@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from igam_tf.common.tables import with_interval
 from igam_tf.evaluation.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from igam_tf.figures.measuring import Plane
 
@@ -210,14 +211,7 @@ def regions(
         )  # fmt: skip
         right = p.predicted == true_class
         if right.any() and not right.all():
-            panel.contour(
-                p.ticks * factor,
-                p.ticks * factor,
-                right,
-                levels=[0.5],
-                colors="black",
-                linewidths=2,
-            )
+            panel.contour(ticks, ticks, right, levels=[0.5], colors="black", linewidths=2)
         _number_regions(panel, p, eps, factor)
     _directions(axes, p, eps, factor, unit)
     handles: list[Artist] = [
@@ -327,11 +321,7 @@ def alignment(
 
 
 _MEDIAN = {"color": BLUE, "marker": "o", "markerfacecolor": "white", "markersize": 6}
-_HEADS = {
-    "cosine": "mean cos, 95 % interval",
-    "alpha": "median alpha",
-    "rho": "median rho",
-}
+_HEADS = {"cosine": "mean cos, 95 % interval", "alpha": "median alpha", "rho": "median rho"}
 
 
 def _strip(axes: Axes, values: np.ndarray, y: float) -> None:
@@ -347,7 +337,5 @@ def _cell(row: Mapping[str, dict[str, Any]], name: str) -> str:
         return f"{row[name]['median']:.3f}"
     if name not in row:
         return "itself"
-    interval = row[name]["mean_ci95"]
-    return f"{row[name]['mean']:.3f}" + (
-        " ({:.3f} to {:.3f})".format(*interval) if interval else ""
-    )
+    mean, interval = row[name]["mean"], row[name]["mean_ci95"]
+    return with_interval(mean, interval, ".3f") if interval else f"{mean:.3f}"
