@@ -68,9 +68,7 @@ def normalize(
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         count = _count(x)
-        variance *= (count - 1) / tf.maximum(
-            count, 1
-        )  # the kernel's variance has Bessel's correction
+        variance *= (count - 1) / tf.maximum(count, 1)  # the kernel's has Bessel's correction
         variance = tf.where(count > 1, variance, 0.0)
 
         @tf.custom_gradient

@@ -299,9 +299,7 @@ def noise(s: AuditedModel) -> Finding:
     by_attack = s.clean.robust & ~joint(white)
     both, broken = int((by_attack & ~row.robust).sum()), int(by_attack.sum())
     share, low = both / max(broken, 1), 0.0
-    if (
-        broken >= NOISE_LEAST
-    ):  # of fewer, a random point finds most by being near the boundary anyway
+    if broken >= NOISE_LEAST:  # of fewer, most are near the boundary anyway
         low, _ = wilson_interval(both, broken)
     near = FAIL if low >= NOISE_FAIL else WARN if low >= NOISE_WARN else PASS
     if found.status == NOT_APPLICABLE and near == PASS:

@@ -66,9 +66,7 @@ def planted(s: AuditedModel) -> Finding:
 
     try:
         plain_features = features_of(s.model)
-        plain_features(
-            tf.constant(s.images[:1])
-        )  # not every model shows before a call that it has none
+        plain_features(tf.constant(s.images[:1]))  # only a call shows that some models have none
     except UserError as error:
         return not_applicable(str(error))
     n = min(s.n, s.budget.planted_images)

@@ -393,13 +393,8 @@ class IGAM(ClassifierTrainer):
             l_xent = self.xent(logits, y)
             matching, terms = self.matching(j_s, j_t)
             total = total_of(self.mean(l_xent), matching, self.decay(self.kernels))
-        grads = gradients.scaled(
-            tape,
-            total,
-            self.trained_variables,
-            mean_scale(self.optimizer, self.network, l_xent),
-            unconnected_gradients="zero",
-        )
+        scale, theta = mean_scale(self.optimizer, self.network, l_xent), self.trained_variables
+        grads = gradients.scaled(tape, total, theta, scale, unconnected_gradients="zero")
         return grads, {"L_xent": l_xent} | terms, logits, j_s
 
     def _finite_difference(self, x: tf.Tensor, y: tf.Tensor, j_t: tf.Tensor):

@@ -9,10 +9,7 @@ from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 
 PGD_20 = ("clean", "fgsm", "pgd5", "pgd10", "pgd20")
 PGD_100 = (*PGD_20, "pgd50", "pgd100")
-PAPER_SECONDS = {
-    "igam": 347.0,
-    "pgd": 815.0,
-}  # per epoch; §5.2 "Compute Time"
+PAPER_SECONDS = {"igam": 347.0, "pgd": 815.0}  # per epoch; §5.2 "Compute Time"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
