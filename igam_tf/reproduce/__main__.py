@@ -9,14 +9,13 @@ again, and interrupted ones are resumed.
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
 from absl import flags, logging
 
 from igam_tf.attacks import attack_names
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import read_json
-from igam_tf.common.locks import take_lock
+from igam_tf.common.locks import take_folder
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import SPECS
 from igam_tf.experiments.config import PRECISIONS
@@ -240,25 +239,6 @@ def folders(name: str) -> tuple[Path, dict[int, Path]]:
     return root, {seed: root / f"seed{seed}" if several else root for seed in seeds}
 
 
-def alone_in(root: Path) -> IO[bytes]:
-    """Locks a table's folder, which is created if absent.
-
-    Raises:
-        UserError: another process works on the table, or the folder cannot be written.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        return take_lock(root / ".lock")
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is working in --output={root}; wait for it or name another folder"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"expected a folder to write to in --output={root}; {error.strerror}: {error.filename}"
-        ) from error
-
-
 def tables_of(whole: Table, outputs: dict[int, Path], root: Path, name: str) -> str:
     """Writes the table of each seed and, for several, that of their means; returns it as Markdown."""
     from igam_tf.reproduce.collecting import collect
@@ -291,7 +271,7 @@ def main(argv: list[str]) -> int:
         return print_config(rows, whole, root, outputs)
     if FLAGS.collect and (absent := [str(o) for o in outputs.values() if not o.is_dir()]):
         raise UserError(f"expected finished rows in --output; absent: {', '.join(absent)}")
-    with alone_in(root):
+    with take_folder("output", root):
         return make(rows, whole, root, outputs, name)
 
 

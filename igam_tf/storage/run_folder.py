@@ -24,14 +24,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 import madry_models  # noqa: F401 (registers its classes for .keras files)
 from igam_tf.common.archives import archive_errors, open_zip
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, replacing, temporary_of, write_json
 from igam_tf.common.lazy import keras, tf
-from igam_tf.common.locks import is_at, take_lock
+from igam_tf.common.locks import is_at, take_folder
 from igam_tf.common.private_api import reason_of_loading
 
 _PACKAGES = ("igam_tf", "keras", "tensorflow-datasets", "numpy", "absl-py")
@@ -126,32 +124,12 @@ class RunFolder:
     ):
         self.path, self.chief, self._lock = Path(path), chief, None
         if chief:
-            self._take(wait)
+            self._lock = take_folder("workdir", self.path, wait=wait)
         try:
             self._settle(config)
         except UserError:
             self.close()
             raise
-
-    def _take(self, wait: bool) -> None:
-        path, lock = self.path, self.path / ".lock"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock = take_lock(lock)
-            except BlockingIOError:
-                if not wait:
-                    raise
-                logging.info("waiting for the process that works in %s", path)
-                self._lock = take_lock(lock, wait=True)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is working in --workdir={path}; wait for it or name another folder"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"expected a folder to write to in --workdir={path}; {error.strerror}: {error.filename}"
-            ) from error
 
     def _settle(self, config: Any) -> None:
         """Writes the settings, or compares them with those in the folder.

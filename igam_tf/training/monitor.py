@@ -66,10 +66,7 @@ class Monitor:
         right = tf.argmax(self._logits(x), 1) == y
 
         def still_right() -> tf.Tensor:
-            x_right, y_right = (
-                x[right],
-                y[right],
-            )  # misclassified images need no attack
+            x_right, y_right = x[right], y[right]  # the others need no attack
             bounds = (0.0, self.pixel_max)
             x_adv = pgd(self._logits, x_right, y_right, bounds=bounds, **self._attack)
             return tf.math.count_nonzero(tf.argmax(self._logits(x_adv), 1) == y_right)
