@@ -24,11 +24,7 @@ from igam_tf.common.program import PLACES, heading, run_entry_point
 from igam_tf.common.tables import Table, with_interval
 from igam_tf.datasets import Split, data_text
 from igam_tf.evaluation.command_line import NAMES_OF_MODELS
-from igam_tf.experiments.command_line import (
-    chosen_settings,
-    define_settings,
-    process_flags,
-)
+from igam_tf.experiments.command_line import chosen_settings, define_settings, process_flags
 from igam_tf.experiments.config import Config
 from igam_tf.formulas.statistics import excess
 from igam_tf.method.conventions import FORMS, parsed
@@ -90,10 +86,7 @@ def main(argv: list[str]) -> None:
     with opened_run(config, **process_flags(FLAGS)) as (run, chosen):
         test = run.load(run.target_spec, "test")
         images, *_ = plan(
-            test,
-            attacks=attacks,
-            pixel_max=test.spec.pixel_max,
-            num_examples=FLAGS.num_examples,
+            test, attacks=attacks, pixel_max=test.spec.pixel_max, num_examples=FLAGS.num_examples
         )
         reference = preprocessed(load(path), FLAGS.reference_preprocess, test.spec.pixel_max)
         logits_of(reference, images.images[:1].astype("float32"), "reference")

@@ -43,13 +43,7 @@ from igam_tf.evaluation.robust import (
     scale_for_attacks,
 )
 from igam_tf.formulas.statistics import wilson_interval
-from igam_tf.method.look import (
-    Doubt,
-    as_json,
-    doubtful_lines,
-    look,
-    refuse,
-)
+from igam_tf.method.look import Doubt, as_json, doubtful_lines, look, refuse
 from igam_tf.method.networks import float16_layers, in_float32, pixel_max_of
 from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
