@@ -58,18 +58,23 @@ def markdown(content: dict[str, Any]) -> str:
         lines += [Table(_head(content), cells).markdown(), ""]
     lines += _doubts(content)
     lines += [
-        "Cells: paper / ours (95 % interval) / difference; a blank was not published or not run."
-    ]
-    lines += [
+        "Cells: paper / ours (95 % interval) / difference; a blank was not published or not run.",
         "Minutes: training on this machine, the teacher's fine-tuning included; not its own training "
-        "on the source, nor evaluation."
+        "on the source, nor evaluation.",
+        _cosine_note(content),
+        "",
     ]
-    lines += [_cosine_note(content), ""]
     if (seeds := _seed_rows(content)).rows:
         lines += ["## Each seed", "", "Above are means; their intervals are over the test images."]
         lines += ["", seeds.markdown(), ""]
-    differences = "Paired differences in points (95 % interval)", _gain_rows(content)
-    for title, table in (differences, *_time_tables(content)):
+    at_equal_minutes = (
+        "At equal minutes: clean / PGD-20 on validation images, at the last look before"
+    )
+    for title, table in (
+        ("Paired differences in points (95 % interval)", _gain_rows(content)),
+        ("Seconds an epoch, stage 1 included", _epoch_rows(content["epoch_seconds"])),
+        (at_equal_minutes, _minute_rows(_validated(content))),
+    ):
         lines += [f"## {title}", "", table.markdown(), ""] if table.rows else []
     return "\n".join(lines).rstrip() + "\n"
 
@@ -208,16 +213,6 @@ def _gain_rows(content: dict[str, Any]) -> Table:
         for g in content["gains"]
     ]  # fmt: skip
     return Table(["row", "over", *map(_attack, content["attacks"]), "n"], rows)
-
-
-def _time_tables(content: dict[str, Any]) -> list[tuple[str, Table]]:
-    return [
-        ("Seconds an epoch, stage 1 included", _epoch_rows(content["epoch_seconds"])),
-        (
-            "At equal minutes: clean / PGD-20 on validation images, at the last look before",
-            _minute_rows(_validated(content)),
-        ),
-    ]
 
 
 def _epoch_rows(ours: dict[str, float]) -> Table:
