@@ -192,6 +192,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"expected --{flag}=<folder>; received none")
     from igam_tf.evaluation.loading import data_spec, find_model
     from igam_tf.evaluation.results import read_results
+    from igam_tf.method.networks import inference_only
 
     load, student, config = find_model(FLAGS.run, "run")
     if not config:
@@ -202,6 +203,11 @@ def main(argv: list[str]) -> None:
     with new_folder("output", FLAGS.output) as folder:
         shutil.copyfile(student, folder / STUDENT)
         model = load(folder / STUDENT)
+        if inference_only(model):
+            raise UserError(
+                "expected a student of Keras layers, which TensorFlow runs alone; received one with "
+                "a network of PyTorch in it: give its run folder away, with the code of the network"
+            )
         images = tf.TensorSpec((None, *shape), tf.float32, "images")
         model.export(folder / SAVED_MODEL, verbose=False, input_signature=[images])
         about = card(config, report, model, spec) | {

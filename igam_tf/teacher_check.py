@@ -23,7 +23,7 @@ from igam_tf.common.lazy import keras
 from igam_tf.common.program import PLACES, heading, run_entry_point
 from igam_tf.common.tables import Table, with_interval
 from igam_tf.datasets import Split, data_text
-from igam_tf.evaluation.command_line import NAMES_OF_MODELS
+from igam_tf.evaluation.command_line import NAMES_OF_MODELS, define_architecture_flag
 from igam_tf.experiments.command_line import chosen_settings, define_settings, process_flags
 from igam_tf.experiments.config import Config
 from igam_tf.formulas.statistics import excess
@@ -59,6 +59,7 @@ def define_flags() -> None:
             "reference_preprocess", None,
             f"The input that the reference expects instead of pixels in 0..pixel_max: {FORMS}.",
         )  # fmt: skip
+        define_architecture_flag()
         flags.DEFINE_string("json", None, "File to write the results to.")
     define_settings()
 
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     if not METHODS[config.method].teacher:
         raise UserError(f"expected a --method with a teacher; received {config.method}")
     attacks = attack_names(FLAGS.attacks)
-    load, path, _ = find_model(FLAGS.reference, "reference")
+    load, path, _ = find_model(FLAGS.reference, "reference", architecture=FLAGS.architecture)
     if FLAGS.reference_preprocess:
         parsed(FLAGS.reference_preprocess)
     output = writable("json", FLAGS.json) if FLAGS.json else None

@@ -1,5 +1,7 @@
 """PyTorch networks as Keras models: the same numbers as PyTorch, and one sentence where it ends."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -363,7 +365,7 @@ def test_new_logits_need_a_last_linear(images):
 
 
 def test_without_pytorch_one_sentence_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(igam_tf.UserError, match=r"expected PyTorch.*pip install igam_tf\[torch\]"):
         TorchModel(object())
 

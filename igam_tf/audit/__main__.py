@@ -130,7 +130,9 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
 
     transfers = {}
     for name in FLAGS.transfer_from:
-        load_other, other_path, _ = find_model(name, "transfer_from")
+        load_other, other_path, _ = find_model(
+            name, "transfer_from", architecture=FLAGS.architecture
+        )
         transfers[name] = partial(load_other, other_path)
     model, everything, _, run = chosen_model(FLAGS)
     teacher = Path(FLAGS.model).expanduser() / "teacher.keras"

@@ -12,7 +12,10 @@ from igam_tf.method.conventions import FORMS, contradiction, parsed
 # The flags are listed in the --help of the program that defines them by these functions.
 flags.disclaim_key_flags()
 
-NAMES_OF_MODELS = "run folder, .keras file, MadryLab checkpoint folder, or module:function"
+NAMES_OF_MODELS = (
+    "run folder, .keras file, MadryLab checkpoint folder, module:function, or a network of PyTorch: "
+    "torch:module:function, robustbench:<name>, robustbench:<name>:<file>, .pt or .safetensors file"
+)
 DOUBTFUL_STATUS = 3
 DATA_FLAGS = (
     "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities",
@@ -23,6 +26,16 @@ DATA_FLAGS = (
 def define_model_flag() -> None:
     """The flag that names the one model of a program; see `igam_tf.evaluation.loading`."""
     flags.DEFINE_string("model", None, f"The model: {NAMES_OF_MODELS}.")
+    define_architecture_flag()
+
+
+def define_architecture_flag() -> None:
+    """The flag that says of which network a PyTorch weight file is."""
+    flags.DEFINE_string(
+        "architecture", None,
+        "The network of a .pt or .safetensors file, such as wrn-28-10; `igam-convert --list` prints "
+        "the forms.",
+    )  # fmt: skip
 
 
 def define_data_flags() -> None:

@@ -18,25 +18,31 @@ from igam_tf.evaluation.command_line import NAMES_OF_MODELS, data_settings
 from igam_tf.method.architectures import from_function, import_classes
 from igam_tf.method.networks import LogProbabilities
 from igam_tf.method.preprocess import preprocessed
+from igam_tf.pytorch.named import allow, check_architecture, is_pytorch, load_named
 from igam_tf.storage.run_folder import load_model
 from madry_models import MnistCNN, WideResNet
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 
 def find_model(
-    name: str | None, flag: str = "model"
+    name: str | None, flag: str = "model", *, architecture: str | None = None
 ) -> tuple[Callable[[Any], keras.Model], Path | str, dict]:
     """(function that loads the model, its path, settings of its run); loads nothing itself.
 
     Args:
-        name: a run folder, a `.keras` file, a MadryLab checkpoint, or `module:function`.
+        name: a run folder, a `.keras` file, a MadryLab checkpoint, `module:function`, or a PyTorch
+            network, see `igam_tf.pytorch.named`.
         flag: name of its flag, for error messages.
+        architecture: of a PyTorch weight file.
 
     Raises:
         UserError: there is no model, or the run has not finished its student.
     """
     if not name:
         raise UserError(f"expected --{flag}=<{NAMES_OF_MODELS}>; received none")
+    if is_pytorch(name):
+        check_architecture(name, architecture or "", "architecture")
+        return partial(load_named, architecture=architecture or ""), name, {}
     if ":" in name and not Path(name).expanduser().exists():
         return from_function, name, {}
     path = Path(name).expanduser()
@@ -55,22 +61,27 @@ def find_model(
             raise UserError(
                 f"expected a finished student in the run folder {path}; it has no student.keras yet"
             )
-        for network in filter(None, (run.get("student"), run.get("teacher_network"))):
+        allow(run.get("teacher_checkpoint", ""))
+        trained = run.get("teacher_network") if run.get("teacher", "train") == "train" else ""
+        for network in filter(None, (run.get("student"), trained)):
             import_classes(network)
         return load_model, student, run
     kind = "a folder without them" if path.is_dir() else "a file" if path.exists() else "not there"
     raise UserError(
         f"expected --{flag} as a run folder (config.json, student.keras), a .keras file, a MadryLab "
-        f"checkpoint (*.index) or module:function; received {str(path)!r}, {kind}"
+        "checkpoint (*.index), module:function or a PyTorch network (torch:module:function, "
+        f"robustbench:<name>, .pt file); received {str(path)!r}, {kind}"
     )
 
 
 def dataset_of(model: keras.Model) -> str:
-    """The data set of a challenge's network with 10 classes.
+    """The data set of a challenge's network with 10 classes, or of one of RobustBench.
 
     Raises:
         UserError: it is another model.
     """
+    if name := getattr(model, "dataset", ""):
+        return name
     for network, name in ((MnistCNN, "mnist"), (WideResNet, "cifar10")):
         if isinstance(model, network) and model.num_classes == datasets.SPECS[name].num_classes:
             return name
@@ -137,7 +148,7 @@ def chosen_model(values: Any) -> tuple[keras.Model, Split, int, dict]:
     Raises:
         UserError: as `find_model`, `data_settings` and `model_and_images`.
     """
-    load, path, run = find_model(values.model)
+    load, path, run = find_model(values.model, architecture=values.architecture)
     return *model_and_images(partial(load, path), run, **data_settings(values)), run
 
 

@@ -88,7 +88,9 @@ class Config(Settings):
     teacher_checkpoint: str = _teacher(
         "adv_trained",
         "With --teacher=load: the network to load. This is a MadryLab checkpoint folder, a .keras "
-        "file, or one of natural, adv_trained and secret, which are downloaded.",
+        "file, one of natural, adv_trained and secret, which are downloaded, or a network of "
+        "PyTorch: torch:module:function, robustbench:<name>, robustbench:<name>:<file>, or a .pt "
+        "or .safetensors file with --teacher_network.",
     )
     teacher_preprocess: str = _teacher(
         "",
@@ -98,7 +100,8 @@ class Config(Settings):
     teacher_network: str = _teacher(
         "",
         "With --teacher=train: the teacher's architecture, written as for --student; if empty, "
-        "the student's.",
+        "the student's. With a .pt or .safetensors file: the network of its weights, such as "
+        "wrn-28-10.",
     )
     teacher_optimizer: str = _teacher(
         "momentum",

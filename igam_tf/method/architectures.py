@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -103,20 +104,21 @@ def _imported(module: str, name: str):
         ) from error
 
 
-def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, **_) -> keras.Model:
-    """The model that `module:function` returns; the module can lie in the working directory.
+def called_by_name(name: str, **offered: Any) -> Any:
+    """What `module:function` returns; the module can lie in the working directory.
 
-    The function gets `shape` and `num_classes` if it has arguments of these names.
+    Args:
+        name: of module and function.
+        **offered: arguments that the function gets if it has some of these names.
 
     Raises:
-        UserError: there is no such function, it needs other arguments, or it returns no model.
+        UserError: there is no such function, or it needs other arguments.
     """
     module, _, function = name.partition(":")
     try:
         build = getattr(_imported(module, name), function)
-        offered = {"shape": shape, "num_classes": num_classes} if shape else {}
         wanted = inspect.signature(build).parameters
-        model = build(**{k: v for k, v in offered.items() if k in wanted})
+        return build(**{k: v for k, v in offered.items() if k in wanted})
     except UserError:
         raise
     except (AttributeError, TypeError, ValueError) as error:
@@ -124,6 +126,15 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
             "expected module:function, a function without arguments, or of shape and num_classes; "
             f"received {name!r}: {reason_of(error)}"
         ) from error
+
+
+def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, **_) -> keras.Model:
+    """The model that `module:function` returns; the function may take `shape` and `num_classes`.
+
+    Raises:
+        UserError: it returns no model; or as `called_by_name`.
+    """
+    model = called_by_name(name, **({"shape": shape, "num_classes": num_classes} if shape else {}))
     if not isinstance(model, keras.Model):
         raise UserError(
             f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"

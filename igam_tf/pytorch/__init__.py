@@ -3,6 +3,7 @@
 PyTorch is imported only when asked for.
 """
 
+import sys
 from typing import Any
 
 from igam_tf.common.errors import UserError
@@ -11,9 +12,14 @@ from igam_tf.common.errors import UserError
 def import_torch() -> Any:
     """The module `torch`.
 
+    Triton, which PyTorch's compiler and torchvision import, ends a process that has imported
+    TensorFlow before, for both hold an LLVM. There they do without it.
+
     Raises:
         UserError: it is not installed.
     """
+    if "tensorflow" in sys.modules:
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
     try:
         import torch
     except ImportError as error:

@@ -72,7 +72,8 @@ class TorchModel(keras.Model):
         self.pixel_max, self.source = pixel_max, source
         self._float = np.float64 if torch.float64 in own else np.float32
         self._alone = threading.RLock()  # the hook below sees one call
-        self._differentiable, self._last, self._no_features = True, None, ""
+        self._differentiable, self._no_features = True, ""
+        self._last: Any = None  # the torch.nn.Linear that returns the logits
 
     def build(self, input_shape: tuple) -> None:
         """Calls the network once on grey images [B,H,W,C], to see what it returns.

@@ -9,6 +9,7 @@ from igam_tf.common.files import read_json, write_json
 from igam_tf.evaluation.alignment import alignment
 from igam_tf.evaluation.loading import model_and_images
 from igam_tf.method.objectives import METHODS
+from igam_tf.pytorch.named import allow
 from igam_tf.reproduce.collecting import ALIGNMENT, finished
 from igam_tf.reproduce.tables import Table
 from igam_tf.storage.run_folder import load_model
@@ -39,6 +40,7 @@ def align(table: Table, output: Path, *, data_dir: str | None = None) -> None:
     if not missing or not finished(reference):
         return
     settings = read_json(reference / "config.json")
+    allow(settings["teacher_checkpoint"])
     teacher, images, _ = model_and_images(
         partial(load_model, reference / "teacher.keras"),
         settings,

@@ -21,21 +21,28 @@ from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
+from igam_tf.pytorch.named import check_architecture, is_pytorch, load_named
 from igam_tf.storage.run_folder import load_model
 
 
-def load_source_network(path: str, spec: DatasetSpec, preprocess: str = "") -> keras.Model:
-    """Loads a finished teacher: a MadryLab checkpoint folder, or any `.keras` file.
+def load_source_network(
+    path: str, spec: DatasetSpec, preprocess: str = "", architecture: str = ""
+) -> keras.Model:
+    """Loads a finished teacher: a MadryLab checkpoint folder, a `.keras` file, or one of PyTorch.
 
     Args:
-        path: of the folder or file.
+        path: of the folder or file; or a name, see `igam_tf.pytorch.named`.
         spec: the data set of its images.
         preprocess: `--teacher_preprocess`; the map to the teacher's input applies it.
+        architecture: of a PyTorch weight file.
 
     Raises:
-        UserError: it is neither of them, or the network takes other images or another input.
+        UserError: it is none of them, or the network takes other images or another input.
     """
-    if path.endswith(".keras"):
+    if is_pytorch(path):
+        check_architecture(path, architecture, "teacher_network")
+        network = load_named(path, architecture=architecture, preprocess=preprocess)
+    elif path.endswith(".keras"):
         network = load_model(Path(path).expanduser())
     else:
         from madry_models.tf1_checkpoint import from_tf1_checkpoint

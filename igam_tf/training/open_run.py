@@ -17,6 +17,7 @@ from igam_tf.experiments.recipes import transfers
 from igam_tf.experiments.resolve import source_spec, target_spec
 from igam_tf.method.architectures import builder_of, import_classes
 from igam_tf.method.objectives import METHODS
+from igam_tf.pytorch.named import is_pytorch
 from igam_tf.storage.run_folder import RunFolder
 from igam_tf.training.building import check_student, load_source_network
 from igam_tf.training.stages import Run
@@ -44,10 +45,11 @@ def teacher_checkpoint(config: Config) -> str | None:
 
     if config.teacher_checkpoint in NAMES:
         return str(fetch(config.source, config.teacher_checkpoint))
-    if config.teacher_checkpoint.endswith(".keras"):
+    if is_pytorch(config.teacher_checkpoint) or config.teacher_checkpoint.endswith(".keras"):
         load_source_network(
-            config.teacher_checkpoint, source_spec(config), config.teacher_preprocess
-        )
+            config.teacher_checkpoint, source_spec(config), config.teacher_preprocess,
+            config.teacher_network,
+        )  # fmt: skip
     else:
         checkpoint_prefix(config.teacher_checkpoint)
     return config.teacher_checkpoint
@@ -76,7 +78,7 @@ def opened_run(
         UserError: the network, attacks, checkpoint, data or folder cannot be used.
     """
     builder_of(config.student)
-    if config.teacher_network:
+    if config.teacher_network and config.teacher == "train":
         import_classes(config.teacher_network)
     attack_names(config.eval_attacks)
     attack_names(config.teacher_eval_attacks)

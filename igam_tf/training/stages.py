@@ -151,7 +151,9 @@ class Run:
         """Stage 0: the network of the source task, robust unless --teacher_gradient=plain."""
         c, spec = self.config, self.source_spec
         if self.teacher_checkpoint:
-            return load_source_network(self.teacher_checkpoint, spec, c.teacher_preprocess)
+            return load_source_network(
+                self.teacher_checkpoint, spec, c.teacher_preprocess, c.teacher_network
+            )
         path = self.folder / f"{STAGE}.keras"
         if path.exists():
             return load_model(path)
