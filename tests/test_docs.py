@@ -61,6 +61,18 @@ def test_the_examples_of_extending_run(tmp_path):
         assert re.fullmatch(rf"{name}\n{expected}\s*", text), text
 
 
+def test_the_examples_of_pytorch_run(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    text = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    (tmp_path / "example.py").write_text(_write_files(text, tmp_path), encoding="utf-8")
+    printed = _run(sys.executable, "example.py", cwd=tmp_path).splitlines()
+    assert printed[:2] == [
+        "{'clean': 100.0, 'pgd20': 100.0, 'worst_case': 100.0}",
+        "{'logits': 'PASS', 'finite_difference': 'PASS'}",
+    ]
+    assert "'cosine'" in printed[2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["A data set", "A student"])
 def test_the_commands_of_extending_run(name, tmp_path):

@@ -155,13 +155,21 @@ def test_pickled_weights_are_not_unpickled(tmp_path, executed):
     assert not executed.exists()
 
 
-@pytest.mark.parametrize("name", ["weights.npy", "weights.npz", "model.pkl", "model.h5", "m.pt"])
+@pytest.mark.parametrize("name", ["weights.npy", "weights.npz", "model.pkl", "model.h5"])
 def test_files_of_other_kinds_are_not_opened(tmp_path, executed, command_of, name):
     path = tmp_path / name
     path.write_bytes(
         pickled(executed) if name == "weights.npz" else pickle.dumps(_Pickled(executed))
     )
     refused(lambda: command_of(eval_pgd)(f"--model={path}"), "expected --model as a run folder")
+    assert not executed.exists()
+
+
+def test_weights_of_pytorch_are_not_unpickled(tmp_path, executed, command_of):
+    path = tmp_path / "m.pt"
+    path.write_bytes(pickle.dumps(_Pickled(executed)))
+    given = (f"--model={path}", "--architecture=wrn-28-10", "--dataset=cifar10", "--data=builtin")
+    refused(lambda: command_of(eval_pgd)(*given), "expected PyTorch, which reads|and no code, in")
     assert not executed.exists()
 
 

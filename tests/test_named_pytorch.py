@@ -13,6 +13,7 @@ from conftest import run_here
 
 import igam_tf
 from igam_tf import eval_pgd, train
+from igam_tf.common.flagfiles import FOLDER
 from igam_tf.evaluation.loading import find_model
 from igam_tf.pytorch import named
 from igam_tf.storage.run_folder import load_model
@@ -170,7 +171,7 @@ def weights_of(name: str, path: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_a_weight_file_is_measured_and_teaches(tmp_path):
+def test_a_weight_file_is_measured_and_teaches(caplog):
     weights_of("wrn-10-1", "net.pt")
     load, path, _ = find_model("net.pt", architecture="wrn-10-1")
     assert type(load(path)).__name__ == "Port"
@@ -180,8 +181,13 @@ def test_a_weight_file_is_measured_and_teaches(tmp_path):
         find_model("net.pt")
     with pytest.raises(igam_tf.UserError, match="--teacher_network, such as wrn-28-10, with the w"):
         run_here(train, *QUICK, "--teacher_checkpoint=net.pt", "--workdir=run")
-    run_here(train, *QUICK, "--teacher_checkpoint=net.pt", "--teacher_network=wrn-10-1",
-             "--workdir=run")  # fmt: skip
+    recipe = (f"--flagfile={FOLDER / 'robust_teacher.flags'}", *QUICK, "--method=igam")
+    with caplog.at_level("INFO", logger="absl"):
+        run_here(train, *recipe, "--teacher_checkpoint=net.pt", "--teacher_network=wrn-10-1",
+                 "--match_every=2", "--workdir=run")  # fmt: skip
+    assert "J_t of 48 images (0.8 epochs) costs about" in caplog.text  # steps 2, 4 and 6 of 16
+    settings = json.loads(Path("run/config.json").read_text())
+    assert (settings["fidelity"], settings["diff_norm"]) == ("best", "l1")
     Path("net.pt").unlink()
     assert type(load_model(Path("run/teacher.keras")).network).__name__ == "Port"
 

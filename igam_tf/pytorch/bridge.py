@@ -68,7 +68,7 @@ class TorchModel(keras.Model):
             )  # fmt: skip
         super().__init__(**kwargs)
         self.supports_jit = False  # XLA cannot call Python
-        self.module, self.channels_first = module.eval(), channels_first
+        self.module, self.channels_first = module.train(False), channels_first
         self.pixel_max, self.source = pixel_max, source
         self._float = np.float64 if torch.float64 in own else np.float32
         self._alone = threading.RLock()  # the hook below sees one call
@@ -139,7 +139,7 @@ class TorchModel(keras.Model):
             UserError: the logits do not come from a torch.nn.Linear; or as `call`.
         """
         if not self.built:
-            self(x, training=False)
+            self.build(x.shape)
         if self._last is None:
             raise UserError(
                 "expected a torch.nn.Linear that returns the logits, whose input new logits read; "

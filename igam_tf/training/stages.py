@@ -6,6 +6,7 @@ Each stage writes one file to the run folder, and is not run again once that fil
 import dataclasses
 import filecmp
 import functools
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -283,6 +284,8 @@ class Run:
             first = split.take(slice(IMAGES), split.name)
             x = datasets.in_pixel_range(first.images, split.spec.pixel_max)
             trainer.check_derivatives(x, first.labels)
+        if igam and c.teacher == "load" and c.teacher_gradient != "zero":
+            self._log_cost(igam, split)
         with teacher.offsets_of(optimizers[0], c.seed) if teacher else nullcontext():
             self._fit(
                 trainer,
@@ -396,6 +399,24 @@ class Run:
         """The validation during the training of `network`; None without validation images."""
         split = self.target[1]
         return Monitor(network, split, igam=igam) if len(split.labels) else None
+
+    def _log_cost(self, igam: IGAM, split: datasets.Split) -> None:
+        """Measures J_t of one batch, and says what J_t of the whole stage costs."""
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            return
+        c, batch = self.config, split.take(slice(self.config.batch_size), split.name)
+        x = tf.constant(datasets.in_pixel_range(batch.images, split.spec.pixel_max))
+        j_t = tf.function(igam.target_gradient)
+        j_t(x, batch.labels)  # which traces it
+        begin = time.monotonic()
+        j_t(x, batch.labels).numpy()
+        seconds = time.monotonic() - begin
+        steps = len(range(c.igam_start, c.train_steps, c.match_every))
+        logging.info(
+            "J_t of %d images (%.1f epochs) costs about %.1f minutes of this stage: %.3g s for %d",
+            steps * c.batch_size, steps * c.batch_size / len(split.labels), steps * seconds / 60,
+            seconds, len(x),
+        )  # fmt: skip
 
     def _fit(
         self,
