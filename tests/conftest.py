@@ -1,15 +1,19 @@
 """Shared fixtures: where the golden files and the small real data sets are."""
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+
+from igam_tf.datasets import builtin
 
 # As many test processes as cores: threads of their own would only wait for each other.
 tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -21,6 +25,26 @@ tf.config.set_logical_device_configuration(
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = Path(os.environ.get("IGAM_GOLDEN", _SHARED / "golden"))
 DATA = Path(os.environ.get("IGAM_DATA", _SHARED / "data"))
+
+
+_draw = builtin.draw
+
+
+@functools.cache
+def _drawn(name: str, split: str, seed: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+    arrays = _draw(name, split, seed, num=num)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
+def _draw_many_once(name: str, split: str, seed: int, *, num: int | None = None):
+    """The built-in images; hundreds of them, which take a second, are drawn once for all tests."""
+    num = num or builtin.SIZES[split]
+    return (_drawn if num >= 500 else _draw)(name, split, seed, num=num)
+
+
+builtin.draw = _draw_many_once
 
 
 @pytest.fixture(autouse=True, scope="module")

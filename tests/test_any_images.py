@@ -456,6 +456,7 @@ def test_a_folder_through_every_program(ten_classes, tmp_path, npz):
     x = RNG.integers(0, 256, (40, 12, 12), np.uint8)
     source = npz(x_train=x, x_test=x, y_train=np.arange(40) % 4, y_test=np.arange(40) % 4)
     how = ("--image_size=16", "--eps=4/255", "--igam_start=0", "--disc_every=1")
+    how += ("--student=conftest:small_student", "--teacher_network=conftest:small_student")
     every_program(tmp_path, ten_classes, f"--source={source}", *how, teacher=True)
     run = tmp_path / "run"
     words = (run / "transform.txt").read_text()

@@ -257,7 +257,7 @@ def _crafted_on(s: AuditedModel, theirs: LogitsFn):
     """x, y -> adversarial examples of these logits."""
     eps, step = s.eps_pixels, np.float32(s.step_size * s.pixel_max)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def craft(x, y):
         return pgd(
             differentiable(theirs), x, y, eps=eps, step_size=step,

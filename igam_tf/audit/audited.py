@@ -184,7 +184,7 @@ class AuditedModel:
             pixel_max=self.pixel_max, eps=self.eps, seed=seed, batch_size=batch_size,
         )  # fmt: skip
         self.logits_fn = differentiable(logits_function(model, "inference"))
-        self.logits = tf.function(self.logits_fn, reduce_retracing=True)
+        self.logits = tf.function(self.logits_fn, reduce_retracing=True, autograph=False)
 
     @property
     def n(self) -> int:
@@ -263,8 +263,9 @@ class AuditedModel:
         """Where an attack on the cross-entropy goes at x [B,H,W,C]; traced once."""
         if "gradient" not in self.tools:
             self.tools["gradient"] = tf.function(
-                lambda x, y: direction(self.logits_fn, x, y, xent), reduce_retracing=True
-            )
+                lambda x, y: direction(self.logits_fn, x, y, xent),
+                reduce_retracing=True, autograph=False,
+            )  # fmt: skip
         return self.tools["gradient"](x, y)
 
     def expected_minutes(self) -> float:

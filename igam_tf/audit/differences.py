@@ -98,11 +98,11 @@ def finite_difference(s: AuditedModel) -> Finding:
         with in_float32(s.model, tuple(NARROW)):  # whose steps are not the layers' doing
             return s.logits_fn(x)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def margin_of(x, y):
         return cw_margin(logits_fn(x), y)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def gradient_of(x, y):
         return input_gradient(logits_fn, x, y, cw_margin)
 

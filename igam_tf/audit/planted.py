@@ -71,12 +71,13 @@ def planted(s: AuditedModel) -> Finding:
         return not_applicable(str(error))
     n = min(s.n, s.budget.planted_images)
     features = tf.function(
-        differentiable(lambda x: tf.cast(plain_features(x), tf.float32)), reduce_retracing=True
+        differentiable(lambda x: tf.cast(plain_features(x), tf.float32)),
+        reduce_retracing=True, autograph=False,
     )  # fmt: skip
     steps, restarts = s.budget.steps[-1], s.budget.restarts
     step = np.float32(s.step_size * s.pixel_max * s.budget.steps[0] / steps)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def attack(x, w, b, noise):
         """The highest value of the readouts [B] that PGD finds."""
 
@@ -96,14 +97,14 @@ def planted(s: AuditedModel) -> Finding:
 
     common = {"eps": s.eps_pixels, "bounds": (0.0, s.pixel_max)}
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def by_gradient(x, w, b, noise):
         """Whether APGD crosses one image's boundary; [1,...], [1,F], [1], [1,...] -> [1]."""
         y = tf.zeros(1, tf.int32)
         x_adv = apgd(lambda x: both(x, w, b), x, y, loss="cw", noise=noise, **common)
         return both(x_adv, w, b)[:, 1] > 0
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def without_gradient(x, w, b):
         """Whether Square does."""
         y, queries = tf.zeros(1, tf.int32), s.budget.queries

@@ -63,8 +63,10 @@ def train_batches(
 def _batches(split: Split, batch, steps: range) -> tf.data.Dataset:
     with tf.device("CPU"):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
+    # AutoGraph would take longer to look for Python's control flow than all the rest of the tracing.
+    drawn = tf.autograph.experimental.do_not_convert(lambda step: batch(step, images, labels))
     dataset = tf.data.Dataset.range(steps.start, steps.stop).map(
-        lambda step: batch(step, images, labels), num_parallel_calls=2, deterministic=True
+        drawn, num_parallel_calls=2, deterministic=True
     )
     return dataset.prefetch(4)
 

@@ -58,7 +58,7 @@ def alignment(
     """
     of, pixel_max = losses.GRADIENT_OF[input_gradient], split.spec.pixel_max
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(x, y):
         j_s, j_t = (
             gradients.input_gradient(partial(model, training=False), x, y, of)[0]

@@ -284,7 +284,7 @@ def _compiled(
         {k: tf.TensorSpec([None] * np.ndim(v), v.dtype, k) for k, v in single.items()},
     ]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def predicted(by_example, scalars):
         strategy = tf.distribute.get_strategy()
         replicas = strategy.num_replicas_in_sync

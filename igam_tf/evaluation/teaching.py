@@ -32,7 +32,7 @@ def input_gradients(
     """
     of, pixel_max = losses.GRADIENT_OF[input_gradient], split.spec.pixel_max
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def measure(x, y):
         return gradients.input_gradient(partial(model, training=False), x, y, of)[0]
 

@@ -170,7 +170,8 @@ def _in_batches(
 ) -> tuple[np.ndarray, ...]:
     """Runs measure(x, y), traced once, over all examples; x [n,...] float32, y [n] int64."""
     signature = [tf.TensorSpec((None, *x.shape[1:]), x.dtype), tf.TensorSpec((None,), y.dtype)]
-    traced = tf.function(measure, input_signature=signature).get_concrete_function()
+    graph = tf.function(measure, input_signature=signature, autograph=False)
+    traced = graph.get_concrete_function()
     parts = [
         traced(tf.constant(x[i : i + BATCH]), tf.constant(y[i : i + BATCH]))
         for i in range(0, len(x), BATCH)

@@ -442,7 +442,7 @@ def _gradients(
     none, broken, blind = np.zeros(len(y), bool), np.zeros(len(y), bool), np.zeros(len(y))
     # In a graph, as the attacks: there the logits that a softmax was given are known.
     spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-    logits_fn = traced(tf.function(logits_fn), spec)
+    logits_fn = traced(tf.function(logits_fn, autograph=False), spec)
     draw = lambda g: {"noise": in_ball(g, x.shape[1:], np.float32, norm)}  # noqa: E731
     # Of one pixel: in l2 what is left to each where an attack moves one in 16.
     far = pixel_max * eps / (1 if norm == "linf" else np.sqrt(np.prod(x.shape[1:]) / 16))

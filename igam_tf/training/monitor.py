@@ -57,7 +57,7 @@ class Monitor:
         self.x, self.y = tf.constant(images), tf.constant(split.labels[:num_examples])
         sizes = {"eps": spec.eps * self.pixel_max, "step_size": spec.step_size * self.pixel_max}
         self._attack = sizes | {"steps": VALIDATION_STEPS, "loss": losses.xent}
-        self._accuracies = tf.function(self._accuracies)
+        self._accuracies = tf.function(self._accuracies, autograph=False)
 
     def _logits(self, x: tf.Tensor) -> tf.Tensor:
         return self.network(x, training=False)
