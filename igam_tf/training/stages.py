@@ -406,7 +406,7 @@ class Run:
             return
         c, batch = self.config, split.take(slice(self.config.batch_size), split.name)
         x = tf.constant(datasets.in_pixel_range(batch.images, split.spec.pixel_max))
-        j_t = tf.function(igam.target_gradient)
+        j_t = tf.function(igam.target_gradient, autograph=False)
         j_t(x, batch.labels)  # which traces it
         begin = time.monotonic()
         j_t(x, batch.labels).numpy()
