@@ -7,7 +7,6 @@ import io
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from igam_tf.evaluation.evaluate import fraction_text
@@ -19,7 +18,6 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 def _figure(height: float = 3.6) -> tuple[Figure, Any]:
     figure = Figure(figsize=(7.2, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -37,7 +36,6 @@ _LEVELS = (
 
 def _figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="compressed")
-    FigureCanvasAgg(figure)
     lines = [textwrap.fill(line, int(15 * width)) for line in title.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=9)
     return figure

@@ -93,11 +93,9 @@ def latex(content: dict[str, Any]) -> str:
 
 def over_minutes(content: dict[str, Any]) -> "Figure":
     """Clean and PGD-20 accuracy on validation images over minutes trained, of every validated row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     for axes, key, title in zip(panels, ("clean", "pgd20"), ("clean", "PGD-20"), strict=True):
         for i, row in enumerate(_validated(content)):
