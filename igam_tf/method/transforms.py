@@ -133,8 +133,24 @@ class ChannelRepeat(Identity):
         return {**super().get_config(), "channels": self.channels}
 
 
+class _Sized(Identity):
+    """A map to `size` pixels, the side of a square or (height, width)."""
+
+    def __init__(self, size: Size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """[B,H,W,C] -> [B,*size,C]."""
+        return (input_shape[0], *_sides(self.size), input_shape[3])
+
+    def get_config(self) -> dict:
+        """Keras configuration."""
+        return {**super().get_config(), "size": self.size}
+
+
 @keras.saving.register_keras_serializable(_PACKAGE)
-class CenterCrop(Identity):
+class CenterCrop(_Sized):
     """The central `size` pixels (§4.3.2): A is the identity without the rows that are cropped.
 
     Args:
@@ -145,10 +161,6 @@ class CenterCrop(Identity):
         array([[ 5.,  6.],
                [ 9., 10.]], dtype=float32)
     """
-
-    def __init__(self, size: Size, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] -> [B,*size,C]."""
@@ -164,19 +176,15 @@ class CenterCrop(Identity):
                 f"expected images of at least {rows}x{columns} pixels for CenterCrop; received "
                 f"{height}x{width}"
             )
-        return (input_shape[0], rows, columns, input_shape[3])
+        return super().compute_output_shape(input_shape)
 
     def teacher_view(self, j: tf.Tensor) -> tf.Tensor:
         """J, cropped in the same way."""
         return self.call(j)
 
-    def get_config(self) -> dict:
-        """Keras configuration."""
-        return {**super().get_config(), "size": self.size}
-
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class CenterPad(Identity):
+class CenterPad(_Sized):
     """Pads the image with zeros to `size` pixels (§4.3.3): A is the identity between zero rows.
 
     Of an odd number of rows or columns the larger half is added below or on the right.
@@ -191,10 +199,6 @@ class CenterPad(Identity):
                [0., 0., 0.]], dtype=float32)
     """
 
-    def __init__(self, size: Size, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
-
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
         """[B,H,W,C] -> [B,*size,C]."""
         (height, width), (rows, columns) = input_shape[1:3], _sides(self.size)
@@ -203,7 +207,7 @@ class CenterPad(Identity):
                 f"expected images of at most {rows}x{columns} pixels for {type(self).__name__}; "
                 f"received {height}x{width}"
             )
-        return (input_shape[0], rows, columns, input_shape[3])
+        return super().compute_output_shape(input_shape)
 
     def _room(self, x: tf.Tensor) -> tuple[int, int]:
         """Rows and columns to add."""
@@ -215,10 +219,6 @@ class CenterPad(Identity):
         rows, columns = self._room(x)
         top, left = rows // 2, columns // 2
         return tf.pad(x, [[0, 0], [top, rows - top], [left, columns - left], [0, 0]])
-
-    def get_config(self) -> dict:
-        """Keras configuration."""
-        return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -288,7 +288,7 @@ def resize_matrix(size: int, new_size: int, sampling: str = "half_pixel") -> np.
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class Resize(Identity):
+class Resize(_Sized):
     """Resizes to `size` pixels (§4.3.1), bilinearly or by the mean of blocks; see `resize_matrix`.
 
     Args:
@@ -303,8 +303,8 @@ class Resize(Identity):
     def __init__(self, size: Size, sampling: str = "half_pixel", **kwargs):
         if sampling not in SAMPLINGS:
             raise UserError(f"expected sampling of {', '.join(SAMPLINGS)}; received {sampling!r}")
-        super().__init__(**kwargs)
-        self.size, self.sampling = size, sampling
+        super().__init__(size, **kwargs)
+        self.sampling = sampling
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B,H,W,C] -> [B,*size,C]."""
@@ -314,13 +314,9 @@ class Resize(Identity):
         )
         return tf.einsum("sh,bhwc,tw->bstc", rows, x, columns)
 
-    def compute_output_shape(self, input_shape: Sequence) -> tuple:
-        """[B,H,W,C] -> [B,*size,C]."""
-        return (input_shape[0], *_sides(self.size), input_shape[3])
-
     def get_config(self) -> dict:
         """Keras configuration."""
-        return {**super().get_config(), "size": self.size, "sampling": self.sampling}
+        return {**super().get_config(), "sampling": self.sampling}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
