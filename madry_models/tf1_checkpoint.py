@@ -16,18 +16,9 @@ _IGNORED = re.compile(r"global_step|beta[12]_power|.*/(Adam|Adam_1|Momentum)")
 _READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 
 
-def tf1_names(model: Network, prefix: str = "", *, moving_averages: bool = True) -> dict:
-    """Name in the original code -> variable of `model`, which must be built.
-
-    Args:
-        model: MnistCNN or WideResNet.
-        prefix: put before every name, e.g. "classifier/".
-        moving_averages: include those of the batch norms; otherwise only trainable variables.
-    """
-    names = _mnist_cnn_names(model) if isinstance(model, MnistCNN) else _wide_resnet_names(model)
-    if not moving_averages:
-        names = {name: variable for name, variable in names.items() if "/moving_" not in name}
-    return {prefix + name: variable for name, variable in names.items()}
+def tf1_names(model: Network) -> dict:
+    """Name in the original code -> variable of a built MnistCNN or WideResNet."""
+    return _mnist_cnn_names(model) if isinstance(model, MnistCNN) else _wide_resnet_names(model)
 
 
 def _mnist_cnn_names(model: MnistCNN) -> dict:

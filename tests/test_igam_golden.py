@@ -34,6 +34,11 @@ def _wide_resnet(filters: list[int], num_classes: int, kind: str) -> WideResNet:
     return model
 
 
+def _trained_names(model, prefix: str = "") -> dict:
+    names = tf1_names(model).items()
+    return {prefix + name: v for name, v in names if "/moving_" not in name}
+
+
 def _discriminator_names(model: Discriminator) -> dict:
     names = {}
     for i, (conv, norm) in enumerate(zip(model.convolutions, model.norms, strict=True)):
@@ -66,9 +71,9 @@ class Recorded:
             channels, outputs=recipe("fidelity/release")["disc_outputs"][0], dtype="float64"
         )
         disc.build((None, 32, 32, 3))
-        self.trained = tf1_names(student, "classifier/", moving_averages=False)
+        self.trained = _trained_names(student, "classifier/")
         self.trained |= _discriminator_names(disc)
-        self.names = self.trained | tf1_names(network, moving_averages=False)
+        self.names = self.trained | _trained_names(network)
         self.names |= {
             "target_task_logit/DW": teacher.logits_layer.kernel,
             "target_task_logit/biases": teacher.logits_layer.bias,

@@ -11,10 +11,7 @@ from igam_tf.attacks.draws import Draws
 from igam_tf.common.lazy import tf
 
 STEPS = 100  # of APGD and FAB, as in AutoAttack
-BATCH_NORMS = (
-    "inference",
-    "batch",
-)  # of a model: by moving averages, or by each batch's statistics
+BATCH_NORMS = ("inference", "batch")  # by moving averages, or by each batch's statistics
 TARGETS = 9  # classes that a targeted attack tries, those of the highest logits first
 
 
