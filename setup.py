@@ -32,6 +32,7 @@ setup(
             "igam-figures = igam_tf.figures.__main__:program",
             "igam-export = igam_tf.export:program",
             "igam-report = igam_tf.report:program",
+            "igam-convert = igam_tf.pytorch.convert:program",
             "igam-teacher-check = igam_tf.teacher_check:program",
             "madry-fetch = madry_models.fetch:program",
             "madry-convert = madry_models.convert:program",

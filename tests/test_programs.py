@@ -35,6 +35,7 @@ PROGRAMS = {
     "igam_tf.export": ["--run=", "--output="],
     "igam_tf.report": [],
     "igam_tf.teacher_check": ["--reference=", "--attacks=", "--source=<", "--workdir="],
+    "igam_tf.pytorch.convert": ["--architecture=", "--output=", "--num_classes=", "--[no]list"],
     "madry_models.fetch": ["--model=<mnist|cifar10>", "--dest="],
     "madry_models.convert": ["--checkpoint=", "--output="],
 }
@@ -47,6 +48,7 @@ SCRIPTS = {
     "igam-export": "igam_tf.export",
     "igam-report": "igam_tf.report",
     "igam-teacher-check": "igam_tf.teacher_check",
+    "igam-convert": "igam_tf.pytorch.convert",
     "madry-fetch": "madry_models.fetch",
     "madry-convert": "madry_models.convert",
 }

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "igam_tf.train", "igam_tf.eval_pgd", "igam_tf.export", "igam_tf.report", "igam_tf.teacher_check",
     "igam_tf.audit.__main__", "igam_tf.figures.__main__", "igam_tf.reproduce.__main__",
-    "madry_models.fetch", "madry_models.convert",
+    "igam_tf.pytorch.convert", "madry_models.fetch", "madry_models.convert",
 }  # fmt: skip
 # Room -> the rooms of igam_tf it may import, beside `common`, the one room that madry_models knows.
 ROOMS = {

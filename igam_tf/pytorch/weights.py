@@ -229,6 +229,10 @@ def _tensors(content: Any, path: Path, kind: type) -> dict[str, Any]:
     while True:
         if isinstance(content, list | tuple) and len(content) == 1:
             (content,) = content
+        elif isinstance(content, list | tuple):
+            _refuse(
+                path, f"a list of {len(content)}: save the one that counts in a file of its own"
+            )
         elif not isinstance(content, dict):
             _refuse(path, f"a {type(content).__name__}")
         elif key := next((k for k in _KEYS if isinstance(content.get(k), dict | list)), None):
