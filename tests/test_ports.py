@@ -31,7 +31,8 @@ class Imagenet(torch.nn.Module):
         super().__init__()
         self.model = getattr(importlib.import_module("torchvision.models"), name)()
         for key, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            self.register_buffer(key, torch.tensor(values).view(3, 1, 1), persistent=False)
+            values = torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+            self.register_buffer(key, values, persistent=False)
 
     def forward(self, x):
         return self.model((x - self.mean) / self.std)
@@ -68,6 +69,7 @@ REAL = {
     "wrn-28-10": lambda: _wrn(28, 10, sub_block1=True),
     "wrn-34-20": lambda: _wrn(34, 20, num_classes=100),
     "dm-wrn-28-10": lambda: _dm("DMWideResNet", "silu", depth=28, width=10),
+    **{name: SMALL[name] for name in SMALL if "preact" in name},
     "cifar-resnet-50": lambda: robustbench("resnet").ResNet50(),
     "resnet-18": lambda: Imagenet("resnet18"),
     "resnet-50": lambda: Imagenet("resnet50"),

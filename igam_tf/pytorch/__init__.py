@@ -24,6 +24,7 @@ def import_torch() -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            f"expected PyTorch, which runs such networks; {error}: pip install igam_tf[torch]"
+            "expected PyTorch, which runs such networks and reads their files; "
+            f"{error}: pip install igam_tf[torch]"
         ) from error
     return torch

@@ -17,6 +17,7 @@ from igam_tf.common.archives import archive_errors, open_zip
 from igam_tf.common.checks import expect
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import keras
+from igam_tf.pytorch import import_torch
 from igam_tf.pytorch.architectures import Plan, candidates, plan_of
 
 # Name -> shape of each tensor of a file, and the function that reads some of them.
@@ -195,12 +196,7 @@ def _refuse(path: Path, reason: str) -> NoReturn:
 
 def _pytorch(path: Path) -> Opened:
     """Opens a file of `torch.save`: names and sizes first, without memory for the numbers."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"expected PyTorch, which reads {path}; it is not installed: pip install igam_tf[torch]"
-        ) from error
+    torch = import_torch()
 
     def load(**where: Any) -> Any:
         try:
