@@ -14,9 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import keras
 import numpy as np
 from absl import flags
 
@@ -29,16 +27,17 @@ from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.files import read_json, write_json, write_text
 from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import fraction_text
+from igam_tf.pytorch.weights import load_port
 from igam_tf.storage.journal import mask_of_text, text_of_mask
 from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 FLAGS = flags.FLAGS
 TOLERANCE = 3.0  # points by which a headline may be above the true figure
-# File of the folder `wong2018` -> (data set, eps in pixels of 0..1, mean of the pixels, their deviation)
-WONG: dict[str, tuple[str, float, Any, float]] = {
-    "mnist_eps0.1": ("mnist", 0.1, 0.0, 1.0),
-    "mnist_small_eps0.3": ("mnist", 0.3, 0.0, 1.0),
-    "cifar_small_8px": ("cifar10", 8 / 255, np.float32([0.485, 0.456, 0.406]), 0.225),
+# File of the folder `wong2018` -> (data set, eps in pixels of 0..1, architecture)
+WONG = {
+    "mnist_eps0.1": ("mnist", 0.1, "wong-small-mnist"),
+    "mnist_small_eps0.3": ("mnist", 0.3, "wong-small-mnist"),
+    "cifar_small_8px": ("cifar10", 8 / 255, "wong-small-cifar"),
 }
 
 
@@ -70,33 +69,6 @@ class Case:
     helpers: tuple = (zoo.plain, zoo.robust)
 
 
-def wong2018(file: Path, mean: float | np.ndarray, deviation: float) -> keras.Model:
-    """A network of Wong et al. 2018 in Keras, for pixels in 0..1.
-
-    Args:
-        file: npz of its PyTorch weights, see the folder's README.
-        mean, deviation: of the pixels, which the network expects standardised.
-    """
-    weights = np.load(file)
-    kernels = {k: weights[f"{k}.weight"] for k in ("0", "2", "5", "7")}
-    last = round((kernels["5"].shape[1] / 32) ** 0.5)  # height and width of the last convolution
-    side = 4 * last
-    x = keras.Input((side, side, kernels["0"].shape[1]))
-    h = keras.layers.Rescaling(1 / deviation, -mean / deviation)(x)
-    layers = []
-    for k in ("0", "2"):
-        h = keras.layers.ZeroPadding2D(1)(h)
-        layers.append(keras.layers.Conv2D(len(kernels[k]), 4, 2, activation="relu"))
-        h = layers[-1](h)
-    h = keras.layers.Flatten()(keras.layers.Permute((3, 1, 2))(h))
-    layers += [keras.layers.Dense(100, "relu"), keras.layers.Dense(10)]
-    model = keras.Model(x, layers[3](layers[2](h)))
-    for (k, kernel), layer in zip(kernels.items(), layers, strict=True):
-        axes = (2, 3, 1, 0) if kernel.ndim == 4 else (1, 0)
-        layer.set_weights([kernel.transpose(axes), weights[f"{k}.bias"]])
-    return model
-
-
 def cases(shared: Path, n: int) -> Iterator[tuple[str, Callable[[], Case]]]:
     """Name of each network -> what makes its case; those of other people last, where they are found."""
     digits_ = functools.cache(lambda: datasets.load("mnist", "test", source="builtin", num=n))
@@ -119,10 +91,10 @@ def cases(shared: Path, n: int) -> Iterator[tuple[str, Callable[[], Case]]]:
             lambda: Case(specimen=theirs, split=real("mnist"), eps=0.3, helpers=()),
         )
     left = shared / "models" / "wong2018" / "autoattack_first500.npz"
-    for name, (data, eps, mean, deviation) in WONG.items():
+    for name, (data, eps, architecture) in WONG.items():
         file = left.with_name(f"{name}.npz")
         specimen = zoo.Specimen(
-            build=functools.partial(wong2018, file, mean, deviation),
+            build=functools.partial(load_port, file, architecture),
             source="Wong et al. 2018, provably robust, arXiv:1805.12514; true: the original AutoAttack",
         )
         if _found(f"wong2018_{name}", file, left):

@@ -13,6 +13,7 @@ from igam_tf.audit import controls, zoo
 from igam_tf.audit.audit import CHECKS
 from igam_tf.audit.audited import AuditedModel
 from igam_tf.audit.checks import FAIL, WARN
+from igam_tf.pytorch.weights import load_port
 
 _SPEC = importlib.util.spec_from_file_location(
     "bench_zoo", Path(__file__).parents[1] / "bench" / "zoo.py"
@@ -112,12 +113,12 @@ def test_page_has_a_row_for_each_network():
 @pytest.mark.parametrize("name", bench.WONG)
 def test_others_networks_have_their_clean_accuracy(name, data_dir):
     """On the first 500 test images; the figures of the folder's README."""
-    data, _, mean, deviation = bench.WONG[name]
+    data, _, architecture = bench.WONG[name]
     file = data_dir.parent / "models" / "wong2018" / f"{name}.npz"
     if not file.exists():
         pytest.skip(f"{file} is absent")
     split = datasets.load(data, "test", data_dir=str(data_dir / "tensorflow_datasets"), num=500)
-    model = bench.wong2018(file, mean, deviation)
+    model = load_port(file, architecture)
     z = model(split.images / np.float32(255), training=False).numpy()
     left = np.load(file.with_name("autoattack_first500.npz"))[name]
     right = z.argmax(1) == split.labels
