@@ -210,6 +210,16 @@ DAMAGED = {
         lambda path: torch.save(state() | {"mu": torch.ones(3)}, path),
         "no other tensors in .*; received mu as well",
     ),
+    "two_means.pt": (
+        lambda path: torch.save(state() | {"mu": torch.ones(3), "a.mean": torch.ones(3)}, path),
+        "no other tensors in .*; received mu, a.mean as well",
+    ),
+    "long_mean.pt": (
+        lambda path: torch.save(
+            state() | {"mu": torch.ones(1).expand(10**12), "sigma": torch.ones(3)}, path
+        ),
+        "no other tensors in .*; received mu, sigma as well",
+    ),
     "shape.pt": (
         lambda path: torch.save(state() | {"conv1.weight": torch.ones(16, 1, 3, 3)}, path),
         r"conv1.weight of the shape \[16, 3, 3, 3\] in .*; received \[16, 1, 3, 3\]",
@@ -233,6 +243,16 @@ DAMAGED = {
     "expanded.pt": (
         lambda path: torch.save(state() | {"conv1.weight": torch.zeros(1).expand(10**12)}, path),
         r"conv1.weight of the shape .*; received \[1000000000000\]",
+    ),
+    "no_classes.pt": (
+        lambda path: torch.save(state() | {"fc.weight": torch.zeros(0, 64)}, path),
+        "1 to 100000 classes; received 0",
+    ),
+    "classes_without_end.pt": (
+        lambda path: torch.save(
+            state() | {"fc.weight": torch.zeros(1, 64).expand(10**9, 64)}, path
+        ),
+        "1 to 100000 classes; received 1000000000",
     ),
     "text.npz": (lambda path: path.write_text("hello"), "no code, in .*received damaged or unsupp"),
     "object.npz": (

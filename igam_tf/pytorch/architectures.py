@@ -21,6 +21,7 @@ STATISTICS = {
     "cifar10": "mean=0.4914,0.4822,0.4465/std=0.2471,0.2435,0.2616",
     "cifar100": "mean=0.5071,0.4865,0.4409/std=0.2673,0.2564,0.2762",
 }
+MOST_CLASSES = 100_000  # a file can claim any number
 # Depth of a ResNet -> units of each group, and convolutions of a unit (He et al. 2016, table 1).
 _RESNETS = {
     18: ((2, 2, 2, 2), 2),
@@ -330,13 +331,14 @@ def plan_of(architecture: str, classes: int) -> Plan:
         classes: number of logits.
 
     Raises:
-        UserError: there is no such form, depth or width.
+        UserError: there is no such form, depth or width, or no such number of classes.
 
     Example:
         >>> plan = plan_of("wrn-10-2", 10)
         >>> plan.tensors()["block2.layer.0.convShortcut.weight"]
         (64, 32, 1, 1)
     """
+    expect(1 <= classes <= MOST_CLASSES, f"1 to {MOST_CLASSES} classes", classes)
     for family in FAMILIES:
         if match := re.fullmatch(family.pattern, architecture):
             found = match.groupdict()

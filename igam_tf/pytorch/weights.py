@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 import warnings
@@ -170,8 +171,11 @@ def _fit(shapes: Mapping[str, tuple[int, ...]], architecture: str) -> _Fit:
     rest = [name for name in shapes if name not in own]
     unused = [name for name in rest if _UNUSED.search(name)]
     rest = [name for name in rest if name not in unused]
-    statistics = [name for kind in _STATISTICS for name in rest if kind.search(name)]
-    if set(rest) != set(statistics) or len(statistics) not in (0, len(_STATISTICS)):
+    channels = plan.family.image_shape[-1]
+    of_channels = [name for name in rest if math.prod(shapes[name]) in (1, channels)]
+    found_of = [[name for name in of_channels if kind.search(name)] for kind in _STATISTICS]
+    statistics = [name for names in found_of for name in names]
+    if len(rest) != len(statistics) or len({len(names) for names in found_of}) > 1 or len(rest) > 2:
         raise _Misfit("no other tensors", f"{_some(rest)} as well")
     return _Fit(plan, own, statistics, unused)
 
