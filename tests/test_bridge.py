@@ -270,6 +270,31 @@ def test_a_journal_tells_its_weights_apart(images):
     assert before != model_identity(model)
 
 
+def test_an_audit_attacks_the_network_inside_a_defence(images):
+    """Its rounding hides the gradients of a base that takes pixels in -1..1."""
+
+    class Defence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+            with torch.no_grad():
+                self.base[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 192))
+                self.base[1].bias.zero_()
+
+        def forward(self, x):
+            return self.base(2 * torch.round(255 * x) / 255 - 1)
+
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    x = rng.uniform(0, 0.4, (40, *SHAPE)) + 0.5 * y[:, None, None, None]
+    x = x.astype("float32")
+    model = igam_tf.from_torch(Defence(), SHAPE)
+    report = igam_tf.audit_model(model, x, y, eps=0.4, pixel_max=1.0, checks="transfer")
+    (row,) = (row for name, row in report["rows"].items() if "TorchModel inside" in name)
+    assert row["accuracy"] == 0
+    assert report["checks"]["transfer"]["status"] == "FAIL"
+
+
 # --- what it cannot do -------------------------------------------------------------------------------
 
 

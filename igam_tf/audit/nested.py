@@ -4,8 +4,10 @@ A defence often holds the network that it defends, whose gradients hide nothing:
 tried on the whole.
 """
 
+import contextlib
 import functools
 import inspect
+import itertools
 import types
 from typing import Any, NamedTuple
 
@@ -53,9 +55,14 @@ def nested_sources(s: AuditedModel) -> dict[str, Source]:
     """
     found = sorted(_models_within(s.model), key=lambda model: -model.count_params())
     x, y = tf.constant(s.images[: s.batch_size]), s.labels[: s.batch_size]
-    with calls_of(found) as calls:
+    with calls_of(found) as calls, contextlib.ExitStack() as hooks:
+        bridged = [part for part in layers_of(s.model) if hasattr(part, "networks_inside")]
+        inside = [hooks.enter_context(part.networks_inside()) for part in bridged]
         s.model(x, training=False)
     inputs = {id(model): (args or [*kwargs.values()])[0] for model, args, kwargs, _ in calls}
+    for model, received in itertools.chain(*inside):  # of PyTorch
+        found.append(model)
+        inputs[id(model)] = tf.constant(received)
     sources: dict[str, Source] = {}
     for model in found:
         weights, bias = _linear_map(x.numpy(), inputs.get(id(model)))

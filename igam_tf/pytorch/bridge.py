@@ -7,11 +7,13 @@ pass serves its gradient; where that is gone, or was never kept, the pass is rep
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,39 @@ class TorchModel(keras.Model):
                 hook.remove()
         return tensor, read[-1]
 
+    @contextlib.contextmanager
+    def networks_inside(self) -> Iterator[list[tuple[TorchModel, np.ndarray]]]:
+        """Context that records each module inside that turns images into as many logits as this does.
+
+        (It as a model, what it gets [B,H,W,C]) in the order in which their calls end.
+        """
+        torch = import_torch()
+        found: list[tuple[TorchModel, np.ndarray]] = []
+
+        def called(part, args, out) -> None:
+            images = [t for t in args if isinstance(t, torch.Tensor) and t.ndim == 4]
+            if len(images) != 1 or not isinstance(out, torch.Tensor):
+                return
+            if out.shape == (len(images[0]), self.num_classes):
+                model = TorchModel(part, channels_first=self.channels_first)
+                found.append((model, self._images(images[0])))
+
+        hooks = [
+            part.register_forward_hook(called)
+            for part in self.module.modules()
+            if part is not self.module
+        ]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _images(self, tensor: Any) -> np.ndarray:
+        """A tensor in the network's order -> [B,H,W,C] float32."""
+        array = _array(tensor)
+        return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if self.channels_first else array)
+
     def get_config(self) -> dict:
         """Its name, and a digest of code and weights by which a journal tells it from others."""
         return {
@@ -288,8 +323,7 @@ class _Place:
         tensor, z = pair or self._model._forward(x, keep=True, of_last=self._of_last)
         dz = torch.from_numpy(np.array(dz)).to(z.device, z.dtype)
         (j,) = torch.autograd.grad(z, tensor, dz)
-        j = _array(j)
-        return np.ascontiguousarray(j.transpose(0, 2, 3, 1) if self._model.channels_first else j)
+        return self._model._images(j)
 
 
 def _array(tensor: Any) -> np.ndarray:
