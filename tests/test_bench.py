@@ -221,6 +221,19 @@ def test_steps_in_pytorch(measured):
     measured(torch_step.trainers_of)
 
 
+@pytest.mark.filterwarnings("ignore:CUDA initialization")  # of a PyTorch without a driver
+def test_gradients_over_the_bridge(capsys):
+    """Both ways compute the same."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    import bridge
+
+    alone, over = (call() for call in bridge.gradients_of(8, 1, 2).values())
+    np.testing.assert_allclose(over, alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
+    figures = bridge.measure(8, 1, 2, repeats=1)
+    assert figures.keys() == {"wall", "processor"}
+    assert capsys.readouterr().out.count("over the bridge") == 2
+
+
 @pytest.mark.slow
 def test_steps_of_the_release(measured):
     """A network of ours; IGAM moves the student, f_disc in its turn alone, the teacher never."""
