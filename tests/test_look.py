@@ -13,7 +13,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.evaluate import logits_function, look_at
 from igam_tf.experiments.resolve import described_transform, resolve, source_spec, target_spec
-from igam_tf.formulas.statistics import mcnemar
+from igam_tf.formulas.statistics import mcnemar, paired_t
 from igam_tf.method.conventions import parsed
 from igam_tf.method.look import CIFAR, look, misplaced_range
 from igam_tf.method.networks import LogProbabilities
@@ -416,6 +416,16 @@ def test_what_the_ratio_breaks_beyond_cross_entropy_and_margin(losses, broken, d
 def test_mcnemar_by_hand():
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(8, 2) == pytest.approx(56 / 1024)
+
+
+@pytest.mark.parametrize(  # of published tables of Student's distribution
+    ("t", "n", "p", "off"), [(4.604, 5, 0.005, 0.12), (4.297, 10, 0.001, 0.03), (3.234, 60, 0.001, 0.02)]
+)
+def test_paired_t_by_the_tables(t, n, p, off):
+    gain = np.arange(n, dtype=float)
+    gain += t * gain.std(ddof=1) / n**0.5 - gain.mean()
+    assert paired_t(gain) == pytest.approx(p, rel=off)
+    assert paired_t(-gain) == 1.0
 
 
 def test_a_doubt_of_the_whole_report():

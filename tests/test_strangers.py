@@ -89,21 +89,6 @@ MECHANISMS = [  # each once: the first right flags, or the first wrong ones
 ]  # fmt: skip
 
 
-TOO_LIKE = "so few images do not tell these two conventions apart: without a mark "
-KNOWN = {  # by a test's parameters
-    "imagenet, wrong 2-l2": TOO_LIKE + "-1..1 leaves 37 of 100 for 40",
-    "bgr-False-linf": TOO_LIKE + "RGB leaves 18.3 % of 60 for 21.7",
-    "bgr-False-l2": TOO_LIKE + "RGB leaves 13.3 % of 60 for 18.3",
-}
-
-
-@pytest.fixture
-def known(request):
-    """Figures that are known to be wrong and not marked fail until they are."""
-    if reason := KNOWN.get(request.node.callspec.id):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize(("name", "right"), MECHANISMS)
 def test_a_stranger(name, right):
     """In one of both norms, of a linear network, whose truth is known."""
@@ -146,7 +131,7 @@ def test_a_look_while_training_and_the_audit(name):
         for i in range(len(flags))
     ],
 )
-def test_every_stranger(known, name, right, i, norm):
+def test_every_stranger(name, right, i, norm):
     network = small(STRANGERS[name].colour)
     check(network, name, i, norm, "clean,pgd20", truth(network, norm), right=right)
 
@@ -162,6 +147,6 @@ def test_strangers_under_apgd(name, right):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("name", "right"), MECHANISMS)
-def test_strangers_with_weights_of_others(data_dir, known, name, right, norm):
+def test_strangers_with_weights_of_others(data_dir, name, right, norm):
     network = wong2018(STRANGERS[name].colour, 60)
     check(network, name, 0, norm, "clean,pgd20", truth(network, norm), right=right)

@@ -138,3 +138,21 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     n = gained + lost
     return sum(math.comb(n, k) for k in range(gained, n + 1)) / 2**n
+
+
+def paired_t(gain: np.ndarray) -> float:
+    """One-sided p of Student's t test that the mean of [n] paired differences is above 0.
+
+    By Wallace's (1959) normal quantile of t: within 2 % of p for n of at least 10, 12 % for 5.
+
+    Example:
+        >>> round(paired_t(np.arange(1, 11) - 2.38836), 4), paired_t(-np.ones(4))  # exactly 0.005
+        (0.005, 1.0)
+    """
+    n, mean = len(gain), float(gain.mean())
+    deviation = float(gain.std(ddof=1)) if n > 1 else math.inf
+    if mean <= 0 or not deviation:
+        return 0.0 if mean > 0 else 1.0
+    t, nu = mean / deviation * math.sqrt(n), n - 1
+    z = (8 * nu + 1) / (8 * nu + 3) * math.sqrt(nu * math.log1p(t * t / nu)) if nu else 0.0
+    return math.erfc(z / math.sqrt(2)) / 2

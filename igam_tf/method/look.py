@@ -6,6 +6,7 @@ classes suits the model better: on at most `LOOKED_AT` images, with no attack.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from igam_tf.attacks.attack_losses import cw_margin
 from igam_tf.attacks.draws import for_each, in_ball
 from igam_tf.common.checks import logits_of, traced
 from igam_tf.common.errors import UserError
-from igam_tf.formulas.statistics import mcnemar, wilson_interval
+from igam_tf.formulas.statistics import mcnemar, paired_t, wilson_interval
 from igam_tf.method.networks import (
     SUM_TOLERANCE,
     LogProbabilities,
@@ -40,9 +41,11 @@ MOVABLE = 0.01
 # Pixels that have no gradient at a random start may hold so large a share of that at the border of the
 # ball, in the median image: ReLU networks reach 4 %, a ReLU on the pixels themselves 17 %.
 BLIND = 0.1
-# Another convention, or order of classes, is told from this p on (all alternatives together) and where
-# so large a share of the images is gained.
-SIGNIFICANT, GAIN = 0.01, 0.03
+# Another convention, or order of classes, is told from this p on (all alternatives together), where so
+# many nats of log-loss, or so large a share of the images, are gained.
+SIGNIFICANT, NATS, GAIN = 0.01, 0.01, 0.03
+# Factors of the logits, over their spread, among which `log_loss` finds the one that fits the labels.
+_FACTORS = np.geomspace(1e-3, 1e3, 71)
 # Inputs that differ by no more than this share of their range are one convention.
 SAME = 1e-3
 # Outputs within 0..1 whose highest is at least this are those of sigmoids; logits may be as small as
@@ -149,11 +152,10 @@ def look(
     right, n = z.argmax(1) == y, len(y)
     if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
         found.append(_at_chance(right, classes, pixel_max))
-    base_fn = function(base)
-    other_input = _other_convention(
-        lambda v: outputs(base_fn, v).argmax(1) == y, x / x.dtype.type(pixel_max), right, now
-    )
-    found += other_input, _other_order(z.argmax(1), y, classes)
+    if not any(doubt and doubt.code == "random" for doubt in found):  # more contrast drowns the noise
+        of_input = partial(outputs, function(base))
+        found.append(_other_convention(of_input, x / x.dtype.type(pixel_max), y, z, now))
+    found.append(_other_order(z.argmax(1), y, classes))
     if eps is not None:
         found += _gradients(
             logits_fn, x[right], y[right],
@@ -342,39 +344,64 @@ _ALTERNATIVES = {
 }  # fmt: skip
 
 
+def log_loss(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each label [n] in nats, of logits [n,K] times the factor that fits best.
+
+    Another input may make a network more or less sure of all it says, and the factor takes that
+    away (temperature scaling, Guo et al. 2017).
+
+    Example:
+        >>> z, y = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), np.array([0, 1, 0])
+        >>> round(float(log_loss(z, y).mean()), 2), round(float(log_loss(9 * z, y).mean()), 2)
+        (0.64, 0.64)
+    """
+    z = z.astype(np.float64) / (np.median(spread_of(z)) or 1.0)
+    z -= z.max(1, keepdims=True)
+    losses = [np.log(np.exp(f * z).sum(1)) - f * z[np.arange(len(y)), y] for f in _FACTORS]
+    return min(losses, key=np.mean)
+
+
 def _other_convention(
-    right_on: Callable[[np.ndarray], np.ndarray], u: np.ndarray, right: np.ndarray, now: np.ndarray
+    logits_of_input: Callable[[np.ndarray], np.ndarray],
+    u: np.ndarray,
+    y: np.ndarray,
+    z: np.ndarray,
+    now: np.ndarray,
 ) -> Doubt | None:
-    """Whether the network is right more often where its input follows another convention.
+    """Whether the labels are likelier where the network's input follows another convention.
 
     Args:
-        right_on: the network's own input [n,H,W,C] -> whether each image is right, [n] bool.
+        logits_of_input: the network's own input [n,H,W,C] -> logits [n,K].
         u: images in 0..1.
-        right: whether each image is right as it is called, [n] bool.
+        y: labels [n].
+        z: logits [n,K] as the network is called.
         now: what the network takes as it is called, [n,H,W,C].
     """
-    least, n = max(1, int(np.ceil(GAIN * len(right)))), len(right)
-    names = _ALTERNATIVES.get(u.shape[-1], _ALTERNATIVES[1][:3])
-    level = SIGNIFICANT / len(names)
-    wrong = n - int(right.sum())
-    if wrong < least or mcnemar(wrong, 0) > level:  # nothing could be significant
+    here, n = log_loss(z, y), len(y)
+    if here.mean() < NATS:  # nothing is to be gained
         return None
+    names = _ALTERNATIVES.get(u.shape[-1], _ALTERNATIVES[1][:3])
     best = None
     for name in names:
         other = Preprocess(name)(u).numpy()
         if np.abs(other - now).max() <= SAME * np.ptp(now):
             continue
-        there = right_on(other)
-        gained, lost = int((there & ~right).sum()), int((right & ~there).sum())
-        if gained - lost >= least and mcnemar(gained, lost) <= level:
-            best = max(best or (0, ""), (int(there.sum()), name), key=lambda found: found[0])
+        z_there = logits_of_input(other)
+        there = log_loss(z_there, y)
+        gain = here - there
+        if gain.mean() >= NATS and paired_t(gain) <= SIGNIFICANT / len(names):
+            found = (there.mean(), z_there, name)
+            best = min(best or found, found, key=lambda found: found[0])
     if best is None:
         return None
-    hits, name = best
+    nats, z_there, name = best
+    there, as_called = (100 * float((each.argmax(1) == y).mean()) for each in (z_there, z))
     return Doubt(
         code="input_convention",
-        sentence=f"The model takes another input: {100 * hits / n:.1f} % of {n} clean images "
-        f"are right with --preprocess={name}, {100 * (n - wrong) / n:.1f} % as it is called.",
+        sentence=f"The model takes another input: {there:.1f} % of {n} clean images are right "
+        f"with --preprocess={name}, {as_called:.1f} % as it is called, and the labels have a "
+        f"log-loss of {nats:.2f} instead of {here.mean():.2f} nats, each with the logits scaled "
+        "to fit them.",
         remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
     )
 
