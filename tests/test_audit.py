@@ -733,6 +733,9 @@ def test_a_pass_is_one_of_all_checks():
     status, verdict = _verdict(_statuses_of(**dict.fromkeys(CHECKS, PASS)), **figures)
     assert status == PASS
     assert "not run" not in verdict
+    found = _verdict(_statuses_of(**dict.fromkeys(CHECKS, PASS)), **figures, doubts=["batch"])
+    assert found[0] == WARN
+    assert found[1].startswith("Doubtful: batch")
 
 
 def test_the_page_begins_with_the_verdict(honest_report):

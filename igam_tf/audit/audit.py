@@ -85,6 +85,7 @@ def audit(
         clean_low=wilson_interval(hits, audited.n)[0],
         chance=1 / audited.split.spec.num_classes,
         random=headline.get("random", False),
+        doubts=[doubt.code for doubt in audited.doubts],
     )
     return {
         "verdict": verdict,
@@ -250,7 +251,13 @@ def _headline(audited: AuditedModel) -> dict[str, Any]:
 
 
 def _verdict(
-    checks: dict[str, dict], *, robust: float, clean_low: float, chance: float, random: bool
+    checks: dict[str, dict],
+    *,
+    robust: float,
+    clean_low: float,
+    chance: float,
+    random: bool,
+    doubts: Sequence[str] = (),
 ) -> tuple[str, str]:
     """(status, the report in a sentence or two), by the weight of the checks that FAIL.
 
@@ -260,6 +267,7 @@ def _verdict(
         clean_low: lower end of clean accuracy's 95 % interval, a share.
         chance: 1 / classes.
         random: whether the network's outputs are, so that 0 % of single draws says little.
+        doubts: codes of the doubts about the headline.
     """
     of = {
         status: [name for name, check in checks.items() if check["status"] == status]
@@ -294,9 +302,11 @@ def _verdict(
         ran = len(checks) - len(of[NOT_APPLICABLE])
         said = f"None of {ran} checks found a sign of masked gradients"
         status = NOT_APPLICABLE if missing else PASS
+        if doubts:
+            said, status = f"Doubtful: {', '.join(doubts)}, as below; {said[0].lower()}{said[1:]}", WARN
     advice = {
         FAIL: " The headline is an upper bound at best.",
-        WARN: " Read these checks before you quote the headline.",
+        WARN: " Read these before you quote the headline.",
     }.get(status, "")
     idle = [f"{', '.join(of[NOT_APPLICABLE])} (did not apply)"] if of[NOT_APPLICABLE] else []
     idle += ["other images, radii and norms", "attacks made for this very network"]
