@@ -419,7 +419,8 @@ def test_mcnemar_by_hand():
 
 
 @pytest.mark.parametrize(  # of published tables of Student's distribution
-    ("t", "n", "p", "off"), [(4.604, 5, 0.005, 0.12), (4.297, 10, 0.001, 0.03), (3.234, 60, 0.001, 0.02)]
+    ("t", "n", "p", "off"),
+    [(4.604, 5, 0.005, 0.12), (4.297, 10, 0.001, 0.03), (3.234, 60, 0.001, 0.02)],
 )
 def test_paired_t_by_the_tables(t, n, p, off):
     gain = np.arange(n, dtype=float)

@@ -303,7 +303,10 @@ def _verdict(
         said = f"None of {ran} checks found a sign of masked gradients"
         status = NOT_APPLICABLE if missing else PASS
         if doubts:
-            said, status = f"Doubtful: {', '.join(doubts)}, as below; {said[0].lower()}{said[1:]}", WARN
+            said, status = (
+                f"Doubtful: {', '.join(doubts)}, as below; {said[0].lower()}{said[1:]}",
+                WARN,
+            )
     advice = {
         FAIL: " The headline is an upper bound at best.",
         WARN: " Read these before you quote the headline.",

@@ -152,7 +152,9 @@ def look(
     right, n = z.argmax(1) == y, len(y)
     if wilson_interval(int(right.sum()), n)[0] <= 1 / classes:
         found.append(_at_chance(right, classes, pixel_max))
-    if not any(doubt and doubt.code == "random" for doubt in found):  # more contrast drowns the noise
+    if not any(
+        doubt and doubt.code == "random" for doubt in found
+    ):  # more contrast drowns the noise
         of_input = partial(outputs, function(base))
         found.append(_other_convention(of_input, x / x.dtype.type(pixel_max), y, z, now))
     found.append(_other_order(z.argmax(1), y, classes))
