@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -25,6 +26,13 @@ tf.config.set_logical_device_configuration(
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = Path(os.environ.get("IGAM_GOLDEN", _SHARED / "golden"))
 DATA = Path(os.environ.get("IGAM_DATA", _SHARED / "data"))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves a million objects of the libraries out of what every collection of garbage looks at."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 _draw = builtin.draw

@@ -459,7 +459,8 @@ def test_a_run_with_a_student_of_ones_own(tmp_path, monkeypatch, command_of):
     command_of(train)(
         "--data=builtin", "--teacher=train", "--preset=smoke", "--student=own_registered:net",
         "--second_order=finite_difference", "--eval_attacks=clean,pgd2", "--workdir=run",
-        "--num_validation=0", "--igam_start=0", "--disc_every=1",
+        "--num_validation=0", "--igam_start=0", "--disc_every=1", "--source=cifar10",
+        "--teacher_network=own_registered:net", "--teacher_eval_examples=8",
     )  # fmt: skip
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["igam"]["results"]["clean"]["n"] == 32

@@ -26,7 +26,7 @@ def test_golden_pgd(path, golden_dir):
     half = len(x) // 2
     x, y, noise = (tf.constant(t[:half]) for t in (x, golden["y"], golden["noise"]))
 
-    @tf.function
+    @tf.function(autograph=False)
     def attack(x, y, noise):
         logits_fn = lambda x: model(x, training=False)  # noqa: E731
         settings = {"eps": meta["eps"], "step_size": meta["step_size"], "steps": meta["steps"]}

@@ -134,7 +134,9 @@ def test_control_standard_fails_nothing(standard, digits, names):
 def test_control_masked(standard, digits, name, failing, passing):
     masked = getattr(controls, name)(standard)
     names = [name for name in CHECKS if name in failing + passing]
-    budget = BUDGETS["quick"] if "square" in failing else ALONE  # what a black box is compared with
+    # A black box is compared with APGD, too.
+    strong = dataclasses.replace(ALONE, ensemble=("apgd-ce",), planted_images=8)
+    budget = strong if "square" in failing else ALONE
     statuses = _statuses(report := audit(_audited(masked, digits, budget=budget), names=names))
     assert all(statuses[name] == FAIL for name in failing), report["checks"]
     assert all(statuses[name] in (PASS, WARN) for name in passing), report["checks"]

@@ -99,7 +99,7 @@ class Recorded:
         return x, tf.constant(self.golden["y"][step])
 
 
-@pytest.fixture(scope="module", params=FILES or [None], ids=lambda p: p.stem if p else "none")
+@pytest.fixture(params=FILES or [None], ids=lambda p: p.stem if p else "none")
 def recorded(request, golden_dir) -> Iterator[Recorded]:
     if request.param is None:
         pytest.skip(f"no igam_steps_*.npz below {golden_dir}")
@@ -122,8 +122,11 @@ def test_golden_names_are_all_of_the_file(recorded):
     assert ours == theirs
 
 
-def test_golden_steps(recorded, monkeypatch):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_golden_steps(recorded, monkeypatch, compiled):
     """First gradients, every recorded number of every step, and the weights they end in.
+
+    Step by step by default; that graphs do the same: `test_igam`.
 
     The recordings' tf.nn.moments takes the mean inside the variance for a constant.
     """
@@ -138,17 +141,18 @@ def test_golden_steps(recorded, monkeypatch):
 
     def step_of(phase):
         """A step that returns what `student_gradients` gave it; one trace instead of two."""
-        return tf.function(lambda data: (igam.step_of_kind(data, phase), seen.pop())[1])
+        step = lambda data: (igam.step_of_kind(data, phase), seen.pop())[1]  # noqa: E731
+        return tf.function(step, autograph=False) if compiled else step
 
     monkeypatch.setattr(igam, "student_gradients", watched)
-    compiled = {phase: step_of(phase) for phase in ("student", "discriminator")}
+    step_of_phase = {phase: step_of(phase) for phase in ("student", "discriminator")}
     student_names = [by_id[id(v)] for v in igam.trained_variables]
     for step in range(recorded.meta["steps"]):
         x, y = recorded.batch(step)
         decay, disc_decay = (
             float(igam.decay(model.kernels)) for model in (igam.network, igam.discriminator)
         )
-        grads, terms, logits, (j_s, j_t) = compiled[igam.phase(step)]((x, y))
+        grads, terms, logits, (j_s, j_t) = step_of_phase[igam.phase(step)]((x, y))
         if step == 0:
             assert _relative(j_s, golden["js0"]) < 1e-7
             assert _relative(j_t, golden["jt0"]) < 1e-7

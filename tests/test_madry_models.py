@@ -33,7 +33,7 @@ def attacked(golden):
     model = from_tf1_checkpoint(golden[0], dtype="float64")
     y = tf.constant(golden[1]["y"])
 
-    @tf.function
+    @tf.function(autograph=False)
     def attack_step(x):
         with tf.GradientTape() as tape:
             tape.watch(x)

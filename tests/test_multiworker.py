@@ -74,7 +74,7 @@ def assert_same_weights(one: Path, other: Path):
 
 def test_two_workers_give_the_weights_of_one(tmp_path):
     """And the chief alone writes: one line of each step, one log for TensorBoard."""
-    steps = ["--train_steps=4", "--eval_attacks=clean"]
+    steps = ["--train_steps=4", "--eval_attacks=clean", "--eval_examples=16", "--num_validation=0"]
     run_here(train, *SMOKE, f"--workdir={tmp_path / '1'}", *steps)
     statuses, texts = end(start([tmp_path / "2"] * 2, *steps))
     assert statuses == [0, 0], texts

@@ -619,7 +619,9 @@ def test_rows_at_once_share_the_cores(tmp_path, monkeypatch):
 @pytest.mark.parametrize("status", [143, 130])
 def test_a_row_that_is_stopped_stops_the_others(tmp_path, status):
     end = [sys.executable, "-c", f"import sys; sys.exit({status})"]
-    long = [sys.executable, "-c", "import time; time.sleep(60)"]
+    # A background job of a shell begins with Ctrl-C ignored.
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
+    long = [sys.executable, "-c", code]
     with pytest.raises(SystemExit if status == 143 else KeyboardInterrupt):
         list(run_all({"long": long, "end": end, "never": long}, jobs=2, output=tmp_path))
 
