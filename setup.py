@@ -73,7 +73,7 @@ setup(
             "ipykernel>=7.4,<8",
         ],
         # Networks of PyTorch.
-        "torch": ["torch>=2.4,<2.15", "safetensors>=0.4,<0.9"],
+        "torch": ["torch>=2.14,<2.15", "safetensors>=0.4,<0.9"],
         # Other people's attacks, to check ours against.
         # multiprocess: imported by ART's AutoAttack, which does not declare it.
         "crosscheck": [
