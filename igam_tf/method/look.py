@@ -44,8 +44,9 @@ BLIND = 0.1
 # Another convention, or order of classes, is told from this p on (all alternatives together), where so
 # many nats of log-loss, or so large a share of the images, are gained.
 SIGNIFICANT, NATS, GAIN = 0.01, 0.01, 0.03
-# Factors of the logits, over their spread, among which `log_loss` finds the one that fits the labels.
-_FACTORS = np.geomspace(1e-3, 1e3, 71)
+# Forms of the logits among which `log_loss` finds the one that fits the labels: how large the logits are
+# from which on their logarithm counts, and factors, both of the highest logit.
+_COMPRESSIONS, _FACTORS = (10.0, 1e3), np.geomspace(1e-3, 1e3, 71)
 # Inputs that differ by no more than this share of their range are one convention.
 SAME = 1e-3
 # Outputs within 0..1 whose highest is at least this are those of sigmoids; logits may be as small as
@@ -347,19 +348,24 @@ _ALTERNATIVES = {
 
 
 def log_loss(z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Cross-entropy of each label [n] in nats, of logits [n,K] times the factor that fits best.
+    """Cross-entropy of each label [n] in nats, of logits [n,K] in the form that fits the labels best.
 
-    Another input may make a network more or less sure of all it says, and the factor takes that
-    away (temperature scaling, Guo et al. 2017).
+    Another input may make a network more or less sure of all it says, and its outputs may be a
+    growing function of logits, such as exp: the factor (temperature scaling, Guo et al. 2017) and
+    the logarithm for large ones take that away.
 
     Example:
         >>> z, y = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), np.array([0, 1, 0])
         >>> round(float(log_loss(z, y).mean()), 2), round(float(log_loss(9 * z, y).mean()), 2)
         (0.64, 0.64)
     """
-    z = z.astype(np.float64) / (np.median(spread_of(z)) or 1.0)
-    z -= z.max(1, keepdims=True)
-    losses = [np.log(np.exp(f * z).sum(1)) - f * z[np.arange(len(y)), y] for f in _FACTORS]
+    z = z.astype(np.float64) - np.median(z, axis=1, keepdims=True)
+    z /= np.median(z.max(1)) or 1.0
+    losses = []
+    for w in (z, *(np.arcsinh(c * z) / np.arcsinh(c) for c in _COMPRESSIONS)):
+        w = w - w.max(1, keepdims=True)
+        at_y = w[np.arange(len(y)), y]
+        losses += [np.log(np.exp(f * w).sum(1)) - f * at_y for f in _FACTORS]
     return min(losses, key=np.mean)
 
 
@@ -379,6 +385,10 @@ def _other_convention(
         z: logits [n,K] as the network is called.
         now: what the network takes as it is called, [n,H,W,C].
     """
+
+    def hits(z: np.ndarray) -> int:
+        return int((z.argmax(1) == y).sum())
+
     here, n = log_loss(z, y), len(y)
     if here.mean() < NATS:  # nothing is to be gained
         return None
@@ -389,6 +399,8 @@ def _other_convention(
         if np.abs(other - now).max() <= SAME * np.ptp(now):
             continue
         z_there = logits_of_input(other)
+        if hits(z_there) < hits(z):
+            continue
         there = log_loss(z_there, y)
         gain = here - there
         if gain.mean() >= NATS and paired_t(gain) <= SIGNIFICANT / len(names):
@@ -397,13 +409,13 @@ def _other_convention(
     if best is None:
         return None
     nats, z_there, name = best
-    there, as_called = (100 * float((each.argmax(1) == y).mean()) for each in (z_there, z))
+    there, as_called = 100 * hits(z_there) / n, 100 * hits(z) / n
     return Doubt(
         code="input_convention",
         sentence=f"The model takes another input: {there:.1f} % of {n} clean images are right "
         f"with --preprocess={name}, {as_called:.1f} % as it is called, and the labels have a "
-        f"log-loss of {nats:.2f} instead of {here.mean():.2f} nats, each with the logits scaled "
-        "to fit them.",
+        f"log-loss of {nats:.2f} instead of {here.mean():.2f} nats, each with the logits fitted to "
+        "them.",
         remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
     )
 
