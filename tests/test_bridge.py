@@ -447,6 +447,7 @@ def test_an_attack_leaves_the_images_that_it_leaves_of_the_keras_network(attack,
 
 @needs_wong
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", wong2018.EPS)
 def test_autoattack_leaves_the_images_that_the_original_leaves(name, data_dir):
     """Image 178 of the CIFAR network falls to some of Square's random numbers, see test_wong2018.py."""
@@ -457,6 +458,7 @@ def test_autoattack_leaves_the_images_that_the_original_leaves(name, data_dir):
 
 @needs_wong
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", wong2018.EPS)
 def test_no_check_of_an_audit_fails(name, data_dir):
     split = first_images(data_dir, name, 200)
