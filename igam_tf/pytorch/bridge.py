@@ -92,7 +92,7 @@ class TorchModel(keras.Model):
             if isinstance(part, torch.nn.Linear)
         ]
         try:
-            x, z = self._forward(x, keep=True)
+            x, z = self.forward_in_torch(x, keep=True)
         except UserError:
             raise
         except Exception as error:  # on such images a network can fail in any way
@@ -187,7 +187,9 @@ class TorchModel(keras.Model):
 
         return outputs(x) if self._differentiable else tf.stop_gradient(outputs(x))
 
-    def _forward(self, x: np.ndarray, *, keep: bool, of_last: bool = False) -> tuple[Any, Any]:
+    def forward_in_torch(
+        self, x: np.ndarray, *, keep: bool, of_last: bool = False
+    ) -> tuple[Any, Any]:
         """(its input as PyTorch's tensor, its outputs); with a graph from one to the other, if `keep`.
 
         The network gets a copy in the order that it takes, and may write into it.
@@ -229,7 +231,7 @@ class TorchModel(keras.Model):
                 return
             if out.shape == (len(images[0]), self.num_classes):
                 model = TorchModel(part, channels_first=self.channels_first)
-                found.append((model, self._images(images[0])))
+                found.append((model, self.images_of(images[0])))
 
         hooks = [
             part.register_forward_hook(called)
@@ -242,7 +244,7 @@ class TorchModel(keras.Model):
             for hook in hooks:
                 hook.remove()
 
-    def _images(self, tensor: Any) -> np.ndarray:
+    def images_of(self, tensor: Any) -> np.ndarray:
         """A tensor in the network's order -> [B,H,W,C] float32."""
         array = _array(tensor)
         return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if self.channels_first else array)
@@ -308,7 +310,7 @@ class _Place:
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, np.int64]:
         """(outputs, number of the pass)."""
         keep, number = self.differentiated, next(self._numbers)
-        pair = self._model._forward(x, keep=keep, of_last=self._of_last)
+        pair = self._model.forward_in_torch(x, keep=keep, of_last=self._of_last)
         if keep:
             self._kept[number] = pair
             if len(self._kept) > KEPT:
@@ -320,10 +322,10 @@ class _Place:
         """The gradient of <dz, outputs> with respect to x."""
         torch = import_torch()
         pair = self._kept.pop(int(number), None)
-        tensor, z = pair or self._model._forward(x, keep=True, of_last=self._of_last)
+        tensor, z = pair or self._model.forward_in_torch(x, keep=True, of_last=self._of_last)
         dz = torch.from_numpy(np.array(dz)).to(z.device, z.dtype)
         (j,) = torch.autograd.grad(z, tensor, dz)
-        return self._model._images(j)
+        return self._model.images_of(j)
 
 
 def _array(tensor: Any) -> np.ndarray:
