@@ -33,7 +33,7 @@ from igam_tf.attacks.square import P_INIT, QUERIES
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import run_entry_point
 from igam_tf.datasets import in_pixel_range
-from igam_tf.evaluation.command_line import define_data_flags
+from igam_tf.evaluation.command_line import define_data_flags, define_model_flag
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.loading import chosen_model
 from igam_tf.evaluation.robust import robust_flags
@@ -52,9 +52,7 @@ BEHIND = {
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_string(
-        "model", None, "The model: run folder, .keras file or MadryLab checkpoint folder."
-    )
+    define_model_flag()
     define_data_flags()
     flags.DEFINE_integer("num_images", 100, "Attack the first N images.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 100, "Attack this many images at once.", lower_bound=1)

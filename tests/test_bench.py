@@ -22,6 +22,7 @@ from madry_models import WideResNet
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
+import attack  # noqa: E402
 import pipeline  # noqa: E402
 import release_step  # noqa: E402
 import rivals  # noqa: E402
@@ -311,3 +312,8 @@ def test_wrong_flags_end_before_any_work(monkeypatch, capsys, module):
 def test_synthetic_images_of_two_data_sets_alone():
     with pytest.raises(UserError, match="received 'cifar100'"):
         run_here(pipeline, *SMALL, "--teacher=cifar10")
+
+
+def test_the_model_of_the_attacks_is_found_as_by_the_programs(tmp_path):
+    with pytest.raises(UserError, match="expected --model as"):
+        run_here(attack, f"--model={tmp_path / 'none'}")
