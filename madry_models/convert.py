@@ -3,14 +3,12 @@
 python -m madry_models.convert --checkpoint=models/mnist/adv_trained --output=teacher.keras
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from igam_tf.common.errors import UserError, flags_alone, writable
-from igam_tf.common.files import replacing
-from igam_tf.common.lazy import keras
+from igam_tf.common.errors import flags_alone
+from igam_tf.common.keras_files import new_keras_file, save_checked
 from igam_tf.common.program import run_entry_point
 
 TOLERANCE = 1e-5  # largest difference of logits in float32
@@ -28,25 +26,11 @@ def convert(checkpoint: str | Path, output: str | Path) -> float:
     """
     from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
-    output = Path(output).expanduser()
-    if output.suffix != ".keras":
-        raise UserError(f"expected --output ending in .keras; received {output}")
-    if output.exists():
-        raise UserError(f"--output={output} exists; remove it or choose another name.")
-    writable("output", output)
+    output = new_keras_file(output)
     model = from_tf1_checkpoint(checkpoint)
     shape = (16, 28, 28, 1) if model.pixel_max == 1.0 else (16, 32, 32, 3)
     x = np.random.default_rng(0).uniform(0, model.pixel_max, shape).astype("float32")
-    with replacing(output, output.with_name(f".partial-{os.getpid()}-{output.name}")) as partial:
-        model.save(partial)
-        reloaded = keras.saving.load_model(partial)
-        difference = np.abs(model(x, training=False) - reloaded(x, training=False)).max()
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"expected logits of the converted file within {TOLERANCE} of the checkpoint's; "
-                f"received a difference of {difference}"
-            )
-    return float(difference)
+    return save_checked(model, output, x, tolerance=TOLERANCE)
 
 
 def _main(argv: list[str]) -> None:

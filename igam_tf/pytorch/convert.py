@@ -6,14 +6,13 @@ python -m igam_tf.pytorch.convert robust.pt --architecture=dm-wrn-28-10 --output
 from __future__ import annotations
 
 import hashlib
-import os
 import textwrap
 from pathlib import Path
 
 import numpy as np
 
-from igam_tf.common.errors import UserError, writable
-from igam_tf.common.files import replacing
+from igam_tf.common.errors import UserError
+from igam_tf.common.keras_files import new_keras_file, save_checked
 from igam_tf.common.lazy import keras
 from igam_tf.common.program import run_entry_point
 from igam_tf.pytorch.architectures import FAMILIES, FORMS, STATISTICS, plan_of
@@ -63,22 +62,11 @@ def convert(
         UserError: as `load_port`; `output` is wrong, or the reloaded file has other logits; nothing
             is written.
     """
-    output = Path(output).expanduser()
-    if output.suffix != ".keras":
-        raise UserError(f"expected --output ending in .keras; received {output}")
-    if output.exists():
-        raise UserError(f"--output={output} exists; remove it or choose another name")
-    writable("output", output)
+    output = new_keras_file(output)
     found = read(weights, architecture, num_classes)
     network = found.network(STATISTICS.get(preprocess or "", preprocess))
     x = np.random.default_rng(0).uniform(size=(2, *found.plan.family.image_shape)).astype("float32")
-    with replacing(output, output.with_name(f".partial-{os.getpid()}-{output.name}")) as partial:
-        network.save(partial)
-        reloaded = keras.saving.load_model(partial)
-        if not np.array_equal(network(x, training=False), reloaded(x, training=False)):
-            raise UserError(
-                f"expected the logits of the converted file to be those of {weights}; they differ"
-            )
+    save_checked(network, output, x)
     return found, network
 
 
