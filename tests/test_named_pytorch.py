@@ -15,6 +15,7 @@ import igam_tf
 from igam_tf import eval_pgd, train
 from igam_tf.common.flagfiles import FOLDER
 from igam_tf.evaluation.loading import find_model
+from igam_tf.figures import __main__ as figures
 from igam_tf.pytorch import named
 from igam_tf.storage.run_folder import load_model
 
@@ -190,6 +191,21 @@ def test_a_weight_file_is_measured_and_teaches(caplog):
     assert (settings["fidelity"], settings["diff_norm"]) == ("best", "l1")
     Path("net.pt").unlink()
     assert type(load_model(Path("run/teacher.keras")).network).__name__ == "Port"
+
+
+def test_a_weight_file_is_drawn(tmp_path):
+    weights_of("wrn-10-1", "net.pt")
+    flags = (
+        "--runs=net.pt",
+        *BUILTIN[:2],
+        "--figures=gradients",
+        "--num_drawn=1",
+        "--output=drawn",
+    )
+    with pytest.raises(igam_tf.UserError, match="--architecture, such as wrn-28-10, with the weig"):
+        run_here(figures, *flags)
+    run_here(figures, *flags, "--architecture=wrn-10-1")
+    assert list((tmp_path / "drawn").iterdir())
 
 
 def test_a_network_of_robustbench(tmp_path):

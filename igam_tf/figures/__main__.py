@@ -19,7 +19,12 @@ from igam_tf.common.files import new_folder, write_json
 from igam_tf.common.lazy import tf
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import DatasetSpec, class_names, parse_fraction
-from igam_tf.evaluation.command_line import NAMES_OF_MODELS, data_settings, define_data_flags
+from igam_tf.evaluation.command_line import (
+    NAMES_OF_MODELS,
+    data_settings,
+    define_architecture_flag,
+    define_data_flags,
+)
 from igam_tf.figures.chosen import EXTENT, FIGURES, PGD_STEPS, FigureSettings
 from igam_tf.formulas.losses import GRADIENT_OF
 from igam_tf.storage.journal import model_identity
@@ -52,6 +57,7 @@ def define_flags() -> None:
             "One more model, whose input gradients are J_t: a run folder, a .keras file, or none; "
             "by default the teacher of the first run that has one.",
         )
+        define_architecture_flag()
         define_data_flags()
     with heading("figures"):
         flags.DEFINE_string("output", None, "Folder to write to; it must be new or empty.")
@@ -207,7 +213,10 @@ def main(argv: list[str]) -> None:
 
     eps = parse_fraction("eps", FLAGS.eps)
     paths = labelled(FLAGS.runs)
-    found = {label: find_model(path, "runs") for label, path in paths.items()}
+    found = {
+        label: find_model(path, "runs", architecture=FLAGS.architecture)
+        for label, path in paths.items()
+    }
     runs = {label: run for label, (_, _, run) in found.items()}
     check_same_data(runs)
     teacher = find_teacher(FLAGS.teacher, paths)
