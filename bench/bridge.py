@@ -10,6 +10,7 @@ Seconds of wall and of processor time of one batch, medians of rounds. Ends with
 import argparse
 import json
 import time
+from functools import partial
 
 import numpy as np
 import rounds
@@ -47,14 +48,8 @@ def measure(depth: int, width: int, batch_size: int, repeats: int) -> dict:
     """Seconds of each way by each clock, and the bridge's over PyTorch's; prints them."""
     figures: dict = {}
     for clock, now in CLOCKS.items():
-
-        def timed(call, now=now) -> float:
-            begin = now()
-            call()
-            return now() - begin
-
         calls = {
-            name: lambda call=call, timed=timed: timed(call)
+            name: partial(rounds.timed, call, now)
             for name, call in gradients_of(depth, width, batch_size).items()
         }
         seconds = rounds.medians(calls, repeats)

@@ -14,7 +14,6 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +37,6 @@ def original(depth: int, width: int) -> torch.nn.Module:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.WideResNet(depth, widen_factor=width).eval()
-
-
-def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Seconds of one call."""
-    begin = clock()
-    work()
-    return clock() - begin
 
 
 def main() -> None:
@@ -88,7 +80,7 @@ def main() -> None:
     kinds = {form: partial(theirs, FORMATS[form]) for form in FORMATS} | {"port": ours}
     rates, ratios = {}, {}
     for clock in (time.perf_counter, time.process_time):
-        calls = {kind: partial(timed, work, clock) for kind, work in kinds.items()}
+        calls = {kind: partial(rounds.timed, work, clock) for kind, work in kinds.items()}
         seconds = rounds.medians(calls, args.repeats)
         rates[clock.__name__] = {k: round(args.batch_size / s, 1) for k, s in seconds.items()}
         ratios[clock.__name__] = round(seconds["port"] / min(seconds[form] for form in FORMATS), 3)

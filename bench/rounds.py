@@ -22,3 +22,10 @@ def medians(calls: dict, repeats: int, between: Callable[[], object] = lambda: N
             seconds[kind].append(call())
             between()
     return {kind: statistics.median(values) for kind, values in seconds.items()}
+
+
+def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of one call, by a clock of `time`."""
+    begin = clock()
+    work()
+    return clock() - begin
