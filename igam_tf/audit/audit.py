@@ -303,10 +303,8 @@ def _verdict(
         said = f"None of {ran} checks found a sign of masked gradients"
         status = NOT_APPLICABLE if missing else PASS
         if doubts:
-            said, status = (
-                f"Doubtful: {', '.join(doubts)}, as below; {said[0].lower()}{said[1:]}",
-                WARN,
-            )
+            said = f"Doubtful: {', '.join(doubts)}, as below; {said[0].lower()}{said[1:]}"
+            status = WARN
     advice = {
         FAIL: " The headline is an upper bound at best.",
         WARN: " Read these before you quote the headline.",
