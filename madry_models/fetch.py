@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from igam_tf.common.archives import archive_errors, open_zip
 from igam_tf.common.errors import UserError, flags_alone
+from igam_tf.common.files import hexdigest
 from igam_tf.common.locks import take_lock
 
 TIMEOUT = 15.0  # seconds without a byte
@@ -142,19 +143,11 @@ def _download(url: str, path: Path) -> None:
         raise UserError(f"expected a zip archive; received data that begin with {head!r}")
 
 
-def _hexdigest(path: Path, digest: "hashlib._Hash") -> str:
-    """Adds a file to `digest` in parts and returns the hex digest; Python 3.10 has no such function."""
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_digest(path: Path, source: Source) -> str:
     """Returns a line about the archive's digest; raises a UserError if it is not the published one."""
     header = b"blob %d\0" % path.stat().st_size  # git hashes this header before the bytes of a file
-    sha1 = _hexdigest(path, hashlib.sha1(header))
-    sha256 = _hexdigest(path, hashlib.sha256())
+    sha1 = hexdigest(path, hashlib.sha1(header))
+    sha256 = hexdigest(path, hashlib.sha256())
     pairs = (("git blob SHA-1", source.git_blob_sha1, sha1), ("SHA-256", source.sha256, sha256))
     published = [pair for pair in pairs if pair[1]]
     for kind, expected, received in published:

@@ -1,6 +1,7 @@
 """Files and folders that are complete or absent: written under another name, then renamed."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -114,3 +115,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"expected a JSON object in {path}; it holds a {type(content).__name__}")
     return content
+
+
+def hexdigest(path: Path, digest: "hashlib._Hash") -> str:
+    """Adds a file to `digest` in parts and returns the hex digest; Python 3.10 has no such function."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

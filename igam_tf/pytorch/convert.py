@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import hexdigest
 from igam_tf.common.keras_files import new_keras_file, save_checked
 from igam_tf.common.lazy import keras
 from igam_tf.common.program import run_entry_point
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
         preprocess=values.preprocess,
     )
     numbers = sum(array.size for array in found.arrays.values())
-    digest = hashlib.sha256(Path(argv[1]).expanduser().read_bytes()).hexdigest()
+    digest = hexdigest(Path(argv[1]).expanduser(), hashlib.sha256())
     print(
         f"read {len(found.arrays)} tensors with {numbers:,} numbers, every one of "
         f"{values.architecture}; left out {len(found.unused)} that its logits do not depend on"
