@@ -143,6 +143,14 @@ def test_control_masked(standard, digits, name, failing, passing):
     assert report["verdict"].startswith("Not to be trusted") == bool(failing)
 
 
+def test_gradient_attacks_are_not_compared_where_there_is_no_gradient(standard, digits):
+    names = [name for name, check in CHECKS.items() if check.needs_gradient]
+    assert names == ["iterative", "steps", "restarts", "step_size", "losses"]
+    report = audit(_audited(controls.quantised(standard), digits, budget=SMALL), names=names)
+    assert set(_statuses(report).values()) == {NOT_APPLICABLE}, report["checks"]
+    assert list(plots(report)) == ["Every attack at the headline eps"]
+
+
 def test_logits_that_are_cut_off_are_none(digits):
     """Logarithms of probabilities that end at a floor, of which the median distance says nothing."""
     z = 300 * np.random.default_rng(0).normal(size=(40, 10)).astype("float32")

@@ -146,8 +146,6 @@ def step_size(s: AuditedModel) -> Finding:
 
 def losses(s: AuditedModel) -> Finding:
     """Margin losses are not much stronger than the cross-entropy."""
-    if (s.zero_gradients == 1).all():
-        return not_applicable("no image has a gradient, of any loss: see the check gradients")
     if not s.default.robust.any():
         return _compared(_default(s), _default(s), LOSS_TOLERANCE)
     others = {name: row for name, row in s.losses().items() if name not in _default(s)}
@@ -400,6 +398,7 @@ CHECKS = {
         advice="Lower the step size and raise the number of steps; if one step stays stronger, the "
         "gradient changes along the way. " + _MASKED,
         judge=iterative,
+        needs_gradient=True,
         weight=HINT,
     ),
     "steps": Check(
@@ -412,6 +411,7 @@ CHECKS = {
         advice="Give PGD more steps (--budget=full) until its figure no longer changes, and quote "
         "that one.",
         judge=steps,
+        needs_gradient=True,
         weight=TUNING,
     ),
     "restarts": Check(
@@ -421,6 +421,7 @@ CHECKS = {
         reason=_TUNED,
         advice="Quote the figure with restarts: on a bumpy loss surface single starts stop early.",
         judge=restarts,
+        needs_gradient=True,
         weight=TUNING,
     ),
     "step_size": Check(
@@ -430,6 +431,7 @@ CHECKS = {
         reason=_TUNED,
         advice="Set --step_size as in the strongest row, or trust APGD, which chooses its own.",
         judge=step_size,
+        needs_gradient=True,
         weight=TUNING,
     ),
     "losses": Check(
@@ -441,6 +443,7 @@ CHECKS = {
         advice="The gradients of the cross-entropy are poor here (large or rescaled logits): quote "
         "the figures on cw and dlr.",
         judge=losses,
+        needs_gradient=True,
         weight=TUNING,
     ),
     "ensemble": Check(

@@ -200,7 +200,10 @@ def _run(audited: AuditedModel, name: str, unscored: Sequence[str]) -> dict[str,
     check, error_text = CHECKS[name], ""
     try:
         _ = audited.repeated_logits  # finite, or nothing can be judged
-        found = check.judge(audited)
+        if check.needs_gradient and (audited.zero_gradients == 1).all():
+            found = not_applicable("no image has a gradient, of any loss: see the check gradients")
+        else:
+            found = check.judge(audited)
     except UserError as error:
         found = not_applicable(f"{error} (see the check {', '.join(unscored)})")
         if not unscored:

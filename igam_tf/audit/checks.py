@@ -48,6 +48,8 @@ class Check:
         weight: of a FAIL in the verdict, which distrusts the headline from DISTRUST on: PROOF of masked
             gradients or of a figure that is none; a HINT of them; TUNING, a sign that some attacks of
             the audit are weak, whose worst case the headline is.
+        needs_gradient: whether the check compares gradient attacks, which tell nothing apart where no
+            image has a gradient.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Check:
     advice: str
     judge: Callable[[Any], Finding]
     weight: float
+    needs_gradient: bool = False
 
 
 def not_applicable(reason: str, rows: tuple[str, ...] = ()) -> Finding:
