@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -65,6 +66,14 @@ def _seeded_module():
 def _seeded():
     """And so does each test, whichever ran before it."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def step_by_step() -> Iterator[None]:
+    """Runs functions without graphs, whose tracing takes most of the time of a short training."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")

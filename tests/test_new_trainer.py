@@ -20,7 +20,9 @@ SETUP, *EXAMPLES = re.findall(
 )
 
 
-def test_the_examples_of_the_api_page_train_save_and_load_every_method(tmp_path, capsys):
+def test_the_examples_of_the_api_page_train_save_and_load_every_method(
+    tmp_path, capsys, step_by_step
+):
     space: dict = {}
     exec(SETUP, space)
     seen = []
