@@ -6,9 +6,10 @@ The others are Foolbox, the Adversarial Robustness Toolbox, and Croce and Hein's
 pyautoattack packages it (`pip install pyautoattack` brings PyTorch).
 
 Same images, same steps, starts and queries, same batch size, and the same Keras model, which every
-library gets traced once for all batch sizes. Each time is the median of --repeats after an unmeasured
-call on a few images, which pays for tracing. Every library counts what still stands in the same way;
-that ours leaves out what is wrong clean is part of its speed.
+library gets traced once for all batch sizes; a network of PyTorch (torch:module:function) goes to
+pyautoattack as it is. Each time is the median of --repeats after an unmeasured call on a few images,
+which pays for tracing. Every library counts what still stands in the same way; that ours leaves out
+what is wrong clean is part of its speed.
 
 The Toolbox has an ensemble named AutoAttack without targeted DLR and without FAB; that is less work,
 so a ratio above 1 is a lower bound. Ends with one line of JSON. Libraries that are not installed are
@@ -37,6 +38,7 @@ from igam_tf.evaluation.command_line import define_data_flags, define_model_flag
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.loading import chosen_model
 from igam_tf.evaluation.robust import robust_flags
+from igam_tf.pytorch.bridge import TorchModel
 
 FLAGS = flags.FLAGS
 WARM_UP = 8  # images of the call that is not measured
@@ -225,7 +227,9 @@ class Bench:
 
         which = {"version": "custom", "attacks": [name]}
         which = {"version": "standard"} if name == "autoattack" else which
-        attack = pyautoattack.AutoAttack(Module(), eps=self.spec.eps, seed=0, **which)
+        bridged = isinstance(self.model, TorchModel) and self.model.channels_first and high == 1
+        module = self.model.module if bridged else Module()  # a network of PyTorch as it is
+        attack = pyautoattack.AutoAttack(module, eps=self.spec.eps, seed=0, **which)
         attack.apgd.n_restarts = 1  # as in the standard ensemble
         x = torch.from_numpy(np.ascontiguousarray(self.x.transpose(0, 3, 1, 2)) / high)
         y = torch.from_numpy(self.labels)
