@@ -131,7 +131,7 @@ def check_earlier(file: Path, settings: dict) -> None:
     earlier = read_json(file)
     try:
         before = {"model": earlier.get("model")} | settings_alone(earlier)
-        before |= {name: earlier.get(name) for name in ("data_seed", "preprocess")}
+        before |= {name: earlier.get(name) for name in ("data_seed", "preprocess", "class_order")}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{expected}; it is another JSON file") from error
     rows, new = before.pop("results"), settings["results"]

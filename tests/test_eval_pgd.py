@@ -282,6 +282,30 @@ def test_a_pixel_range_that_is_wrong_is_remarked_on(command, greys, tmp_path, ca
     assert (right["preprocess"], right["doubts"]) == ("0..1", [])
 
 
+def test_an_order_of_classes_is_a_flag(command, greys, tmp_path, capsys):
+    _ten_colours(scale=100).save(tmp_path / "m.keras")
+    common = (
+        f"--model={tmp_path / 'm.keras'}",
+        "--dataset=mnist",
+        "--attacks=clean",
+        "--pixel_max=1",
+    )
+    file = tmp_path / "eval.json"
+    order = "--class_order=1,0,2,3,4,5,6,7,8,9"
+    assert command(*common, order, "--allow_doubts", f"--json={file}") == 0
+    assert "output class_order[k]: [1, 0, 2" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["results"]["clean"]["accuracy"] == 80
+    assert found["class_order"][:3] == [1, 0, 2]
+    for given, message in (
+        ("--class_order=0,1,2,3,4,5,6,7,8,9", r"class_order was \[1, 0, .*, is \[0, 1, "),
+        ("--class_order=0,1,1", "class_order as different outputs in 0..9"),
+        ("--class_order=a,b", "--class_order as numbers separated by commas; received 'a,b'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command(*common, given, f"--json={file}")
+
+
 def test_probabilities_are_refused_or_undone(command, greys, tmp_path):
     _ten_colours(scale=100).save(tmp_path / "logits.keras")
     _ten_colours(scale=100, softmax=True).save(tmp_path / "p.keras")

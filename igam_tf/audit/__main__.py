@@ -53,6 +53,7 @@ class AuditSettings:
     transfer_from: dict[str, str]
     pixel_max: float | None = None
     preprocess: str | None = None
+    class_order: list[str] | None = None
 
     @staticmethod
     def without_places(settings: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
         logits_of(other, x, "model to transfer from", split.spec.num_classes)
     same = (
         "model", "split", "budget", "eps", "step_size", "seed", "batch_size", "pixel_max",
-        "preprocess",
+        "preprocess", "class_order",
     )  # fmt: skip
     settings = AuditSettings(
         **{name: FLAGS[name].value for name in same},

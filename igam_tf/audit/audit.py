@@ -26,6 +26,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, write_json
 from igam_tf.common.private_api import reason_of
 from igam_tf.datasets import data_text
+from igam_tf.evaluation.arrays import Data
 from igam_tf.evaluation.evaluate import eps_unit, figures, fraction_text, split_of_arrays
 from igam_tf.evaluation.loading import as_called
 from igam_tf.formulas.statistics import wilson_interval
@@ -101,13 +102,15 @@ def audit(
 
 def audit_model(
     model: keras.Model,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Data,
+    labels: np.ndarray | None = None,
     *,
     eps: float,
     pixel_max: float,
     preprocess: str | None = None,
     from_probabilities: bool = False,
+    num_examples: int | None = None,
+    class_order: Sequence[int] | None = None,
     budget: str = "quick",
     checks: str = "all",
     step_size: float | None = None,
@@ -120,13 +123,14 @@ def audit_model(
 
     Args:
         model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
-        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max; all of them are used.
+        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max; all of them are used. Or,
+            without labels, batches of pairs, see `igam_tf.evaluate`.
         labels: [n] int, below K.
         eps: headline l-inf radius, as a fraction of the pixel range.
         pixel_max: highest pixel value of the model's input, such as 1 or 255; with `preprocess`, of
             the images.
         preprocess: what the model takes in place of pixels in 0..pixel_max, see `igam_tf.evaluate`.
-        from_probabilities: the model returns probabilities, likewise.
+        from_probabilities, num_examples, class_order: likewise.
         budget: "quick", "standard" or "full": number and length of the attacks.
         checks: "all", or names of `igam_tf.audit.audit.CHECKS`, separated by commas.
         step_size: of PGD, as a fraction of the pixel range; None: by eps and the number of steps.
@@ -160,8 +164,9 @@ def audit_model(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )
     split, logits = split_of_arrays(
-        model, images, labels, eps=eps, pixel_max=pixel_max, batch_size=batch_size
-    )
+        model, images, labels, eps=eps, pixel_max=pixel_max, batch_size=batch_size,
+        num_examples=num_examples, class_order=class_order,
+    )  # fmt: skip
     audited = AuditedModel(
         model, split, logits=logits,
         pixel_max=pixel_max, eps=eps, step_size=step_size, seed=seed, batch_size=batch_size,
@@ -330,6 +335,7 @@ def _facts(audited: AuditedModel) -> dict[str, Any]:
         "classes": split.spec.num_classes,
         "pixel_max": audited.pixel_max,
         **({"preprocess": model.preprocess.convention} if behind else {}),
+        **({"class_order": list(split.class_order)} if split.class_order else {}),
         "eps": audited.eps,
         "eps_unit": eps_unit("linf"),
         "step_size": audited.step_size,

@@ -54,6 +54,7 @@ def facts(report: dict[str, Any]) -> str:
     """Model, data and settings, which hold for every figure that states no others."""
     s = report["subject"]
     behind = f", preprocess={s['preprocess']}" if "preprocess" in s else ""
+    behind += f", class_order={s['class_order']}" if "class_order" in s else ""
     return (
         f"{report['name']} ({s['model']}) on {s['dataset']} {s['split']}, data {s['data']}, first "
         f"n = {s['n']} images, pixels 0..{s['pixel_max']:g}{behind}; budget {report['budget']}. "

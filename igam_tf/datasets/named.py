@@ -2,11 +2,14 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from numbers import Integral
 
 import numpy as np
 
+from igam_tf.common.checks import expect
 from igam_tf.common.errors import UserError
 
 
@@ -171,6 +174,7 @@ class Split:
         spec: the data set.
         source: "tfds", "builtin", "folder" or "npz".
         name: "train", "test" or "validation".
+        class_order: what `in_class_order` was given, if it was.
     """
 
     images: np.ndarray
@@ -178,6 +182,7 @@ class Split:
     spec: DatasetSpec
     source: str
     name: str
+    class_order: tuple[int, ...] | None = None
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of images and labels, for run folders."""
@@ -188,6 +193,26 @@ class Split:
     def take(self, indices: np.ndarray | slice, name: str) -> "Split":
         """The split of these examples, under another name."""
         return replace(self, images=self.images[indices], labels=self.labels[indices], name=name)
+
+    def in_class_order(self, class_order: Sequence[int] | None) -> "Split":
+        """The split with each label k as class_order[k], the output of a model for it; None: as it is.
+
+        Raises:
+            UserError: it is not one-to-one within the classes, or has no place for a label.
+        """
+        if class_order is None:
+            return self
+        k, low, high = self.spec.num_classes, self.labels.min(), self.labels.max()
+        fits = isinstance(class_order, Sequence | np.ndarray) and all(
+            isinstance(v, Integral) and 0 <= v < k for v in class_order
+        )
+        expect(
+            fits and len(set(class_order)) == len(class_order) > high and low >= 0,
+            f"class_order as different outputs in 0..{k - 1}, one for each label in {low}..{high}",
+            class_order,
+        )  # fmt: skip
+        order = tuple(map(int, class_order))
+        return replace(self, labels=np.array(order)[self.labels], class_order=order)
 
 
 def hold_out(split: Split, num_validation: int, seed: int) -> tuple[Split, Split]:

@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from igam_tf import datasets
+from igam_tf.common.checks import expect
 from igam_tf.common.errors import UserError
 from igam_tf.method.conventions import FORMS, contradiction, parsed
 
@@ -19,7 +20,7 @@ NAMES_OF_MODELS = (
 DOUBTFUL_STATUS = 3
 DATA_FLAGS = (
     "dataset", "split", "data", "data_dir", "data_seed", "image_size", "from_probabilities",
-    "preprocess",
+    "preprocess", "class_order",
 )  # fmt: skip
 
 
@@ -82,6 +83,11 @@ def define_data_flags() -> None:
         f"The input that the model expects instead of pixels in 0..pixel_max: {FORMS}. eps stays "
         "a fraction of the pixel range.",
     )  # fmt: skip
+    flags.DEFINE_list(
+        "class_order", None,
+        "Outputs of the model, separated by commas, in the order of the labels: 1,0,2 where label 0 "
+        "is output 1. By default label k is output k.",
+    )  # fmt: skip
 
 
 def define_run_flags() -> None:
@@ -107,10 +113,16 @@ def data_settings(values: flags.FlagValues) -> dict[str, Any]:
     """The settings of `model_and_images`, from the flags of `define_data_flags`.
 
     Raises:
-        UserError: both --preprocess and --pixel_max are given, or --preprocess is wrong.
+        UserError: both --preprocess and --pixel_max are given, or --preprocess or --class_order is
+            wrong.
     """
     if values.preprocess is not None:
         parsed(values.preprocess)
         if values.pixel_max is not None:
             raise UserError(contradiction(values.preprocess, values.pixel_max))
-    return {name: values[name].value for name in DATA_FLAGS}
+    settings = {name: values[name].value for name in DATA_FLAGS}
+    if (order := values.class_order) is not None:
+        digits = all(part.isdecimal() for part in order)
+        expect(digits, "--class_order as numbers separated by commas", repr(",".join(order)))
+        settings["class_order"] = [*map(int, order)]
+    return settings

@@ -31,6 +31,7 @@ from igam_tf.common.checks import (
 from igam_tf.common.errors import UserError
 from igam_tf.common.tables import Table, interval_text
 from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
+from igam_tf.evaluation.arrays import Data, in_memory
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.loading import as_called
 from igam_tf.evaluation.robust import (
@@ -211,6 +212,7 @@ def plan(
         "split": split.name,
         "data": split.source,
         "pixel_max": pixel_max,
+        **({"class_order": list(split.class_order)} if split.class_order else {}),
         "results": {spec.name: {"n": n} | settings_dict(spec) | common for spec in specs},
     }
     return split.take(slice(n), split.name), specs, settings
@@ -307,14 +309,15 @@ def look_at(
     return look(
         model, x, y,
         pixel_max=pixel_max, classes=split.spec.num_classes, function=function,
-        whole=batch_norm == "batch", **settings,
+        whole=batch_norm == "batch", class_order=split.class_order, **settings,
     )  # fmt: skip
 
 
 def settings_alone(report: dict) -> dict:
     """A report of `model_report` without results: the data, and the settings of each attack."""
     about = {name: report[name] for name in ("dataset", "split", "data", "pixel_max")}
-    about |= {name: report[name] for name in ("preprocess", "computed_in") if name in report}
+    more = ("preprocess", "computed_in", "class_order")
+    about |= {name: report[name] for name in more if name in report}
     outcomes = ("accuracy", "ci95", MASK_KEY)
     results = {
         attack: {name: value for name, value in row.items() if name not in outcomes}
@@ -326,14 +329,16 @@ def settings_alone(report: dict) -> dict:
 
 def evaluate_model(
     model: keras.Model,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Data,
+    labels: np.ndarray | None = None,
     attacks: str | Sequence[str] = "clean,fgsm,pgd20",
     *,
     eps: float,
     pixel_max: float,
     preprocess: str | None = None,
     from_probabilities: bool = False,
+    num_examples: int | None = None,
+    class_order: Sequence[int] | None = None,
     step_size: float | None = None,
     norm: str = "linf",
     restarts: int = 1,
@@ -347,7 +352,9 @@ def evaluate_model(
 
     Args:
         model: images [B,H,W,C] in 0..pixel_max, or as `preprocess` says, -> logits [B,K].
-        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max.
+        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max. Or, without labels, batches of
+            pairs (images, labels): a tf.data.Dataset, keras.utils.PyDataset, or another iterable;
+            they are read into memory, in the order in which they come.
         labels: [n] int, below K.
         attacks: "clean,fgsm,pgd20", or a list of names; see `igam_tf.attacks.attack_names`.
         eps: radius, as a fraction of the pixel range.
@@ -359,6 +366,9 @@ def evaluate_model(
         from_probabilities: whether the model returns probabilities, of exclusive classes or of each
             class separately: its last softmax or sigmoid is removed, or the logarithms are
             attacked.
+        num_examples: number of images, the first; None means all. Data that do not tell their
+            length, such as generators, need it.
+        class_order: label k of the data is output class_order[k] of the model; None: output k.
         step_size: of PGD, as a fraction of the pixel range; None means a quarter of eps.
         norm: "linf" or "l2", of eps and step_size.
         restarts, loss: of FGSM and PGD, see `igam_tf.attacks.attack_specs`.
@@ -399,6 +409,7 @@ def evaluate_model(
     split, logits = split_of_arrays(
         model, images, labels,
         eps=eps, pixel_max=pixel_max, norm=norm, batch_norm=batch_norm, batch_size=batch_size,
+        num_examples=num_examples, class_order=class_order,
     )  # fmt: skip
     return model_report(
         model, split, logits=logits,
@@ -409,21 +420,22 @@ def evaluate_model(
 
 def split_of_arrays(
     model: keras.Model,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Data,
+    labels: np.ndarray | None = None,
     *,
     eps: float,
     pixel_max: float,
     norm: str = "linf",
     batch_norm: str = "inference",
     batch_size: int = 100,
+    num_examples: int | None = None,
+    class_order: Sequence[int] | None = None,
 ) -> tuple[Split, np.ndarray]:
     """(images and labels as a split, checked against each other and the model; `clean_logits`).
 
     Args:
         model: images [B,H,W,C] in 0..pixel_max -> logits [B,K].
-        images: [n,H,W,C], uint8 in 0..255, or float in 0..pixel_max.
-        labels: [n] int, below K.
+        images, labels, num_examples, class_order: see `evaluate_model`.
         eps: radius, as a fraction of the pixel range.
         pixel_max: highest pixel value of the model's input.
         norm: of eps.
@@ -432,11 +444,8 @@ def split_of_arrays(
     Raises:
         UserError: they do not fit together.
     """
-    try:
-        images, labels = np.asarray(images), np.asarray(labels)
-    except ValueError as error:  # rows of unlike lengths
-        raise UserError(f"expected arrays of images and labels; {error}") from error
     check_batch_size(batch_size)
+    images, labels = in_memory(images, labels, num_examples)
     check_images(images, pixel_max, uint8=True)
     check_labels(labels, n=len(images))
     check_eps(eps, norm, images.shape[1:])
@@ -449,7 +458,8 @@ def split_of_arrays(
         "arrays", images.shape[1:], logits.shape[1],
         pixel_max=float(pixel_max), eps=float(eps), step_size=float(eps) / 4,
     )  # fmt: skip
-    return Split(images, labels.astype(np.int64), spec, "arrays", "test"), logits
+    split = Split(images, labels.astype(np.int64), spec, "arrays", "test")
+    return split.in_class_order(class_order), logits
 
 
 def attack_texts(row: dict) -> tuple[str, str, str]:
@@ -482,6 +492,8 @@ def table(report: dict) -> str:
         lines.append(f"the model's float16 layers computed in {report['computed_in']}")
     if "preprocess" in report:
         lines.append(f"preprocess={report['preprocess']} in front of the model")
+    if "class_order" in report:
+        lines.append(f"label k is output class_order[k]: {report['class_order']}")
     cells = [
         (name, f"{row['accuracy']:.2f}", interval_text(row["ci95"], ".2f"), *attack_texts(row))
         for name, row in results.items()

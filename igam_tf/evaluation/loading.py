@@ -1,6 +1,6 @@
 """Loads the model and the images that the command line names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def model_and_images(
     data_dir: str | None,
     data_seed: int | None,
     image_size: int | None = None,
+    class_order: Sequence[int] | None = None,
     **called: Any,
 ) -> tuple[keras.Model, Split, int]:
     """(model, images, seed of synthetic images), from the flags, else the run, else the model.
@@ -125,7 +126,7 @@ def model_and_images(
     Args:
         load: loads the model; called once the data set is found.
         run: settings of the model's run, empty without one. dataset, split, data, data_dir,
-            data_seed, image_size: values of flags.
+            data_seed, image_size, class_order: values of flags.
         **called: from_probabilities and preprocess, of `as_called`.
 
     Raises:
@@ -139,7 +140,8 @@ def model_and_images(
     spec = data_spec(name or dataset_of(model), run, data_dir=folder, image_size=image_size)
     datasets.check_available(spec, source=source, data_dir=folder)
     model = as_called(model or load(), spec.pixel_max, **called)
-    return model, datasets.load(spec, split, source=source, data_dir=folder, seed=seed), seed
+    images = datasets.load(spec, split, source=source, data_dir=folder, seed=seed)
+    return model, images.in_class_order(class_order), seed
 
 
 def chosen_model(values: Any) -> tuple[keras.Model, Split, int, dict]:

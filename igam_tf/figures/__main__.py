@@ -240,13 +240,16 @@ def main(argv: list[str]) -> None:
             pixel_max = pixel_max_of(model, given, split.spec.pixel_max)
             drawn[label] = DrawnModel(label, model, pixel_max)
             doubts[label] = as_json(look_at(model, split, pixel_max=pixel_max, eps=chosen.eps))
+        names = class_names(
+            split.spec, source=split.source, data_dir=FLAGS.data_dir or run.get("data_dir")
+        )
+        if order := split.class_order:
+            names = [names[order.index(k)] if k in order else str(k) for k in range(len(names))]
         composer = Composer(
             list(drawn.values()),
             drawn[next(iter(teacher))] if teacher else None,
             split,
-            class_names(
-                split.spec, source=split.source, data_dir=FLAGS.data_dir or run.get("data_dir")
-            ),
+            names,
             chosen,
         )
         numbers = {}
@@ -272,6 +275,8 @@ def main(argv: list[str]) -> None:
         }
         if FLAGS.preprocess:
             report["preprocess"] = FLAGS.preprocess
+        if split.class_order:
+            report["class_order"] = split.class_order
         write_json(folder / "figures.json", report)
         for label, found in doubts.items():
             for line in doubtful_lines({"doubts": found}):

@@ -34,13 +34,24 @@ def with_first(
         first = (x[:128], None if y is None else y[:128])
     else:
         x, first = _first_of(x)
-        first = first if isinstance(first, tuple | list) else (first,)
-        triple = len(first) == 3 and first[2] is None
-        if not (len(first) == 2 or triple or (len(first) == 1 and not labels)):
-            kind = f"{len(first)} values" if len(first) > 1 else f"a {type(first[0]).__name__}"
-            raise UserError(f"expected pairs (images, labels); received {kind}")
-    images, y = (*first[:2], None)[:2]
+        first = pair_in(first, labels=labels)
+    images, y = first
     return x, (np.asarray(images), np.asarray(y) if labels else None)
+
+
+def pair_in(batch: Any, *, labels: bool = True) -> tuple[Any, Any]:
+    """(images, labels) of what an iterator gives; labels are None where they may be, and are, missing.
+
+    Raises:
+        UserError: it is no pair, and no triple without weights.
+    """
+    parts = batch if isinstance(batch, tuple | list) else (batch,)
+    triple = len(parts) == 3 and parts[2] is None
+    if not (len(parts) == 2 or triple or (len(parts) == 1 and not labels)):
+        kind = f"{len(parts)} values" if len(parts) > 1 else f"a {type(batch).__name__}"
+        remedy = ": leave out the weights, each image counts once" if len(parts) == 3 else ""
+        raise UserError(f"expected pairs (images, labels); received {kind}{remedy}")
+    return (*parts[:2], None)[:2]
 
 
 def _first_of(batches: Any) -> tuple[Any, Any]:

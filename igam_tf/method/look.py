@@ -105,6 +105,7 @@ def look(
     function: Callable[[keras.Model], LogitsFn] = lambda model: lambda x: model(x, training=False),
     logits: np.ndarray | None = None,
     whole: bool = False,
+    class_order: Sequence[int] | None = None,
 ) -> list[Doubt]:
     """What makes the figures of a model on these images doubtful; nothing, where they can be trusted.
 
@@ -121,6 +122,7 @@ def look(
         function: the logits of a model, in the mode that the figures are measured in.
         logits: of x, [n,K], where they are known already.
         whole: whether the images of a batch are meant to see each other.
+        class_order: the order in which y are already, see `igam_tf.evaluate`.
 
     Raises:
         UserError: the model fails on such images, or does not return [B,K].
@@ -158,7 +160,7 @@ def look(
     ):  # more contrast drowns the noise
         of_input = partial(outputs, function(base))
         found.append(_other_convention(of_input, x / x.dtype.type(pixel_max), y, z, now))
-    found.append(_other_order(z.argmax(1), y, classes))
+    found.append(_other_order(z.argmax(1), y, classes, class_order))
     if eps is not None:
         found += _gradients(
             logits_fn, x[right], y[right],
@@ -420,8 +422,13 @@ def _other_convention(
     )
 
 
-def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> Doubt | None:
-    """Whether labels and outputs are in another order: learned on one half, seen on the other."""
+def _other_order(
+    predicted: np.ndarray, y: np.ndarray, classes: int, now: Sequence[int] | None
+) -> Doubt | None:
+    """Whether labels and outputs are in another order: learned on one half, seen on the other.
+
+    now: the order that the labels have been put into, if they have.
+    """
     right, n = predicted == y, len(y)
     named = y.copy()  # of each image, the label by the order that the other half gives
     for half in (slice(0, None, 2), slice(1, None, 2)):
@@ -432,15 +439,16 @@ def _other_order(predicted: np.ndarray, y: np.ndarray, classes: int) -> Doubt | 
     gained, lost = int((there & ~right).sum()), int((right & ~there).sum())
     if gained - lost < max(1, GAIN * n) or mcnemar(gained, lost) > SIGNIFICANT:
         return None
-    order = _order(predicted, y, classes)
-    moved = [f"{label} as {out}" for label, out in enumerate(order) if label != out]
+    now = range(classes) if now is None else now
+    found = _order(predicted, y, classes)[list(now)].tolist()
+    moved = [f"{label} as {out}" for label, out in enumerate(found) if out != now[label]]
     shown = ", ".join(moved[:10]) + (", ..." if len(moved) > 10 else "")
     return Doubt(
         code="class_order",
         sentence=f"Labels and outputs have different orders of classes: "
         f"{100 * there.mean():.1f} % of {n} clean images are right if the classes are "
         f"exchanged (label {shown}), and {100 * right.mean():.1f} % if they are not.",
-        remedy="Put the labels into the model's order of classes.",
+        remedy=f"Set --class_order={','.join(map(str, found))}; in Python class_order={found}.",
     )
 
 

@@ -1,5 +1,7 @@
 """Keras callbacks for `fit` of any model."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from absl import logging
@@ -7,6 +9,7 @@ from absl import logging
 from igam_tf.attacks import attack_names, attack_specs
 from igam_tf.common.checks import expect
 from igam_tf.common.private_api import directions, metrics_of
+from igam_tf.evaluation.arrays import Data, in_memory
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
 from igam_tf.evaluation.robust import robust_flags
 from igam_tf.method.look import doubtful_outputs, misplaced_range, refuse
@@ -23,7 +26,8 @@ class RobustAccuracy(keras.callbacks.Callback):
     figures are for monitoring; they do not replace an evaluation.
 
     Args:
-        images: [n,H,W,C], uint8 in 0..255 or float in 0..pixel_max.
+        images: [n,H,W,C], uint8 in 0..255 or float in 0..pixel_max. Or, without labels, batches of
+            pairs, see `igam_tf.evaluate`; they are read at once, and kept.
         labels: [n] int.
         eps: l-inf radius, as a fraction of the pixel range.
         step_size: of PGD, as such a fraction too; None means a quarter of eps.
@@ -31,6 +35,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         pixel_max: highest pixel value of the model's input; None means that of the trained model.
         preprocess: the input that the model expects instead of pixels in 0..pixel_max, see
             `igam_tf.evaluate`.
+        num_examples, class_order: see `igam_tf.evaluate`.
         every: attack after every N-th epoch.
         seed: of the random starts.
         batch_size: images attacked at once.
@@ -54,25 +59,27 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     def __init__(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: Data,
+        labels: np.ndarray | None = None,
         *,
         eps: float,
         step_size: float | None = None,
         attacks: str = "pgd20",
         pixel_max: float | None = None,
         preprocess: str | None = None,
+        num_examples: int | None = None,
+        class_order: Sequence[int] | None = None,
         every: int = 1,
         seed: int = 0,
         batch_size: int = 100,
     ):
         super().__init__()
         expect(every >= 1, "every of at least 1", every)
-        self._images, self._labels = images, labels
+        self._images, self._labels = in_memory(images, labels, num_examples)
         self._eps, self._step_size = eps, eps / 4 if step_size is None else step_size
         self._names = attack_names(attacks)
         self._pixel_max, self._every, self._preprocess = pixel_max, every, preprocess
-        self._seed, self._batch_size = seed, batch_size
+        self._seed, self._batch_size, self._class_order = seed, batch_size, class_order
         self._directions = directions(up=self._names)  # names that tell Keras which way is better
 
     def on_train_begin(self, logs=None):
@@ -86,6 +93,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._split, logits = split_of_arrays(
             network, self._images, self._labels,
             eps=self._eps, pixel_max=self._range, batch_size=self._batch_size,
+            class_order=self._class_order,
         )  # fmt: skip
         refuse(doubtful_outputs(logits), "probabilities")
         refuse(misplaced_range(network, self._range))
