@@ -110,13 +110,16 @@ def check_pixels(x: np.ndarray, pixel_max: float | None, *, some: bool = False) 
     expect(not unit, what, f"{low:g}..{high:g}", "set pixel_max=1.0 if the range is 0..1")
 
 
-def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) -> None:
+def check_labels(
+    y: Any, *, n: int | None = None, classes: int | None = None, what: str = "labels [B]"
+) -> None:
     """Checks labels [B], an array or tensor of any integer type.
 
     Args:
         y: the labels.
         n: number of images; None if not known.
         classes: labels are in 0 to classes - 1; None if not known.
+        what: the sentence's name of them.
     """
     shape, dtype = _shape(y), getattr(y.dtype, "as_numpy_dtype", y.dtype)
     rank = None if shape is None else len(shape)
@@ -126,14 +129,14 @@ def check_labels(y: Any, *, n: int | None = None, classes: int | None = None) ->
     elif rank == 1 and np.issubdtype(dtype, np.floating):
         remedy = 'convert them with y.astype("int64")'
     integers = rank == 1 and np.issubdtype(dtype, np.integer)
-    expect(integers, "labels [B] of an integer type, not one-hot", _text(y), remedy)
+    expect(integers, f"{what} of an integer type, not one-hot", _text(y), remedy)
     if n is not None:
         expect(len(y) == n > 0, "as many images as labels, at least one", f"{n} and {len(y)}")
     if classes is not None:
         least, most = y.min(), y.max()
         remedy = "two classes need two logits" if classes == 1 else ""
-        what = f"labels in 0..{classes - 1}, the network's classes"
-        expect(0 <= least <= most < classes, what, f"{least}..{most}", remedy)
+        within = f"labels in 0..{classes - 1}, the network's classes"
+        expect(0 <= least <= most < classes, within, f"{least}..{most}", remedy)
 
 
 # --- models and logits ----------------------------------------------------------------------------

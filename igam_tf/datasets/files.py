@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from igam_tf.common.archives import archive_errors, open_zip
+from igam_tf.common.checks import check_labels
 from igam_tf.common.errors import UserError
 from igam_tf.datasets.named import DatasetSpec
 
@@ -276,10 +277,7 @@ def _pixels(name: str, x: np.ndarray, path: str) -> np.ndarray:
 
 
 def _labels(name: str, y: np.ndarray, path: str) -> np.ndarray:
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise UserError(
-            f"expected {name} [n] of an integer type in npz:{path}; received {y.dtype} {list(y.shape)}"
-        )
+    check_labels(y, what=f"{name} [n] in npz:{path}")
     if y.size and y.min() < 0:
         raise UserError(f"expected labels from 0 on in {name} of npz:{path}; received {y.min()}")
     return y.astype(np.int64)
