@@ -1,13 +1,29 @@
-"""Prints the results of several runs in one table.
+"""Prints the results of several runs in one table, or one as an entry of RobustBench's leaderboard.
 
 python -m igam_tf.report runs/mnist-cifar10-standard-cpu runs/mnist-cifar10-igam-cpu
 """
 
+import json
+import sys
 from pathlib import Path
+
+from absl import flags
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.program import called_as, run_entry_point
 from igam_tf.common.tables import Table, with_interval
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_enum(
+        "format", "table", ("table", "robustbench"),
+        "table, or robustbench: one run, or one file of igam-eval --json, as an entry of "
+        "RobustBench's leaderboard (model_info/<dataset>/<Linf or L2>/<name>.json). What was not "
+        "measured is empty in it.",
+    )  # fmt: skip
 
 
 def report(folders: list[Path]) -> str:
@@ -48,14 +64,32 @@ def report(folders: list[Path]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table."""
+    """Prints the table, or the entry."""
+    if FLAGS.format == "robustbench":
+        _print_entry([Path(name).expanduser() for name in argv[1:]])
+        return
     if not argv[1:]:
         raise UserError(f"expected run folders: {called_as()} <folder> <folder> ...")
     print(report([Path(folder).expanduser() for folder in argv[1:]]))
 
 
+def _print_entry(paths: list[Path]) -> None:
+    """Prints the JSON; what is left to do goes to stderr, so that the JSON can go into a file."""
+    from igam_tf.evaluation.leaderboard import report_of, robustbench
+
+    if len(paths) != 1:
+        raise UserError(
+            "expected one run folder, or one file of igam-eval --json, with --format=robustbench; "
+            f"received {len(paths)}"
+        )
+    entry, todo = robustbench(report_of(paths[0]))
+    print(json.dumps(entry, indent=2))
+    print("\n".join(todo), file=sys.stderr)
+
+
 def program() -> None:
     """The command line."""
+    define_flags()
     run_entry_point(main)
 
 

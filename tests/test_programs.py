@@ -33,7 +33,7 @@ PROGRAMS = {
     "igam_tf.figures": ["--runs=", "--data_seed=", "--points="],
     "igam_tf.reproduce": ["--table=<1|2|", "--[no]collect"],
     "igam_tf.export": ["--run=", "--output="],
-    "igam_tf.report": [],
+    "igam_tf.report": ["--format=<table|robustbench>"],
     "igam_tf.teacher_check": ["--reference=", "--attacks=", "--source=<", "--workdir="],
     "igam_tf.pytorch.convert": ["--architecture=", "--output=", "--num_classes=", "--[no]list"],
     "madry_models.fetch": ["--model=<mnist|cifar10>", "--dest="],
