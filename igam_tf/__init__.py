@@ -10,6 +10,7 @@
     Preprocess, Preprocessed        other inputs than pixels in 0..pixel_max: a map, and a network
         with it in front
     RobustAccuracy                  a Keras callback: accuracy under attack during training
+    OverfittingStop                 the same, and it stops at catastrophic overfitting
     evaluate, audit_model           accuracy under attack, and whether it can be trusted
     attacks                         fgsm, pgd, apgd, fab, square: pure functions
     load_madry                      a challenge's checkpoint as a Keras model
@@ -56,6 +57,7 @@ _PUBLIC = _CLASSES | {
     "Settings": "igam_tf.method.settings",
     "schedule": "igam_tf.method.optimizers",
     "map_between": "igam_tf.method.transforms",
+    "OverfittingStop": "igam_tf.training.callbacks",
     "RobustAccuracy": "igam_tf.training.callbacks",
     "evaluate": "igam_tf.evaluation.evaluate",
     "audit_model": "igam_tf.audit.audit",
@@ -109,5 +111,6 @@ if TYPE_CHECKING:
     from igam_tf.method.transforms import TransposeConvolution as TransposeConvolution
     from igam_tf.method.transforms import map_between as map_between
     from igam_tf.pytorch.bridge import from_torch as from_torch
+    from igam_tf.training.callbacks import OverfittingStop as OverfittingStop
     from igam_tf.training.callbacks import RobustAccuracy as RobustAccuracy
     from madry_models.tf1_checkpoint import from_tf1_checkpoint as load_madry  # noqa: F401

@@ -1,6 +1,8 @@
 """Keras callbacks for `fit` of any model."""
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +23,8 @@ from igam_tf.method.trainer import ClassifierTrainer
 class RobustAccuracy(keras.callbacks.Callback):
     """Adds accuracy under attack to an epoch's logs as `val_<attack>`, a fraction like `accuracy`.
 
-    Put it before callbacks that monitor that name, such as ModelCheckpoint(monitor="val_pgd20").
+    Put it before callbacks that monitor that name, such as `keras.callbacks.ModelCheckpoint(path,
+    monitor="val_pgd20", mode="max", save_best_only=True)`, which keeps the most robust weights.
     Attacks and random starts are those of `igam_tf.evaluate`, on a network in inference mode. The
     figures are for monitoring; they do not replace an evaluation.
 
@@ -132,3 +135,83 @@ class RobustAccuracy(keras.callbacks.Callback):
         )  # fmt: skip
         for doubt in doubts:
             logging.warning("DOUBTFUL: val_%s: %s", self._names[-1], doubt)
+
+
+class OverfittingStop(RobustAccuracy):
+    """A `RobustAccuracy` that stops a training at catastrophic overfitting, with the weights before it.
+
+    In training on examples of one step, the accuracy under PGD can fall to 0 within an epoch, while
+    that under FGSM stays or rises (Wong et al. 2020; Andriushchenko and Flammarion 2020). It stops
+    where FGSM's accuracy is more than `gap` above that of the last attack. Then the weights are those
+    of the last epoch that was measured before. Wong et al. stop where the accuracy under PGD falls by
+    0.2. A network in standard training can have such a gap from the start.
+
+    Args:
+        images, labels: see `RobustAccuracy`.
+        gap: accuracy under FGSM less that under the last attack; above it, training stops.
+        attacks: fgsm and, as the last, an attack of many steps.
+        **settings: of `RobustAccuracy`.
+
+    Attributes:
+        stopped_epoch: the epoch that was the last, counted from 0; None: training was not stopped.
+
+    Raises:
+        UserError: as `RobustAccuracy`; fgsm is missing or the last, or the gap is not within 0..1.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> x, y = np.zeros((8, 4, 4, 1), "float32"), np.arange(8) % 2
+        >>> x[y == 1] = 1.0
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> stop = OverfittingStop(x, y, eps=0.1, attacks="fgsm,pgd5", pixel_max=1.0)
+        >>> list(network.fit(x, y, epochs=2, callbacks=[stop], verbose=0).history)
+        ['loss', 'val_fgsm', 'val_pgd5']
+    """
+
+    def __init__(
+        self,
+        images: Data,
+        labels: np.ndarray | None = None,
+        *,
+        gap: float = 0.2,
+        attacks: str = "fgsm,pgd20",
+        **settings: Any,
+    ):
+        super().__init__(images, labels, attacks=attacks, **settings)
+        last = self._names[-1]
+        both = "fgsm" in self._names and last not in ("fgsm", "clean")
+        expect(both, "fgsm among the attacks, and PGD as the last", repr(attacks))
+        expect(isinstance(gap, Real) and 0 <= gap <= 1, "a gap within 0..1", repr(gap))
+        self._gap, self._keys = gap, ("val_fgsm", f"val_{last}")
+
+    def on_train_begin(self, logs=None):
+        """As `RobustAccuracy`."""
+        super().on_train_begin(logs)
+        self.stopped_epoch: int | None = None
+        self._weights: list | None = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Attacks, and stops the training where the gap is too wide."""
+        super().on_epoch_end(epoch, logs)
+        if not logs or self._keys[0] not in logs:
+            return
+        fgsm, last = (logs[key] for key in self._keys)
+        if fgsm - last <= self._gap:
+            self._weights = self.model.get_weights()
+            return
+        self.stopped_epoch, self.model.stop_training = epoch, True
+        logging.warning(
+            "epoch %d: %s is %.3f and %s %.3f, which is catastrophic overfitting: training stops, %s",
+            epoch + 1, self._keys[0], fgsm, self._keys[1], last,
+            "and the weights of the epoch measured before come back" if self._weights else
+            "and no epoch before was measured, so the weights stay",
+        )  # fmt: skip
+
+    def on_train_end(self, logs=None):
+        """Puts the weights back, if training was stopped; then as `RobustAccuracy`."""
+        if self.stopped_epoch is not None and self._weights:
+            self.model.set_weights(self._weights)
+        self._weights = None
+        super().on_train_end(logs)
