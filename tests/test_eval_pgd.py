@@ -413,6 +413,7 @@ def _recorded(golden_dir) -> dict:
     return json.loads(str(np.load(golden_dir / "mnist" / "golden.npz")["meta"]))
 
 
+@pytest.mark.slow  # the attack and the network alone: test_attacks_golden and test_madry_models
 def test_golden_mnist_clean_and_fgsm(command, golden_dir, data_dir, tmp_path):
     meta = _recorded(golden_dir)
     ours = _mnist_figures(command, golden_dir, data_dir, tmp_path, "clean,fgsm")
