@@ -1,6 +1,8 @@
 """Attacks per second, and whom they leave: ours and other libraries', in one process.
 
 python bench/attack.py --model=runs/mnist-cifar10-igam-cpu --num_images=100
+python bench/attack.py --model=my_nets:mnist --libraries=pyautoattack --norm=l1 --eps=10 \
+    --attacks=apgd-ce,apgd-t,autoattack
 
 The others are Foolbox, the Adversarial Robustness Toolbox, and Croce and Hein's own AutoAttack as
 pyautoattack packages it (`pip install pyautoattack` brings PyTorch).
@@ -10,6 +12,9 @@ library gets traced once for all batch sizes; a network of PyTorch (torch:module
 pyautoattack as it is. Each time is the median of --repeats after an unmeasured call on a few images,
 which pays for tracing. Every library counts what still stands in the same way; that ours leaves out
 what is wrong clean is part of its speed.
+
+Foolbox and the Toolbox are compared in l-inf, Croce and Hein's code in every norm, and in each of its
+versions. --noise makes the network random, for autoattack-rand.
 
 The Toolbox has an ensemble named AutoAttack without targeted DLR and without FAB; that is less work,
 so a ratio above 1 is a lower bound. Ends with one line of JSON. Libraries that are not installed are
@@ -28,12 +33,16 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from igam_tf.attacks import attack_names, attack_specs
+from igam_tf.attacks import NORMS, attack_names, attack_specs
+from igam_tf.attacks.apgd import STARTS_L1, TARGETS_L1
+from igam_tf.attacks.fab import STARTS
+from igam_tf.attacks.kinds import CUSTOM, CUSTOM_STARTS
 from igam_tf.attacks.spec import STEPS, TARGETS
 from igam_tf.attacks.square import P_INIT, QUERIES
+from igam_tf.common.checks import check_eps
 from igam_tf.common.errors import UserError, flags_alone
 from igam_tf.common.program import run_entry_point
-from igam_tf.datasets import in_pixel_range
+from igam_tf.datasets import in_pixel_range, parse_fraction
 from igam_tf.evaluation.command_line import define_data_flags, define_model_flag
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.loading import chosen_model
@@ -42,7 +51,7 @@ from igam_tf.pytorch.bridge import TorchModel
 
 FLAGS = flags.FLAGS
 WARM_UP = 8  # images of the call that is not measured
-# (attack, library) -> what stands behind the name where it is not the same thing
+# (attack, library) -> what stands behind the name where it is not the same thing, in l-inf
 _PARTS = "APGD-CE {0}, {1} {0}, {2} {0}, Square {3}"
 BEHIND = {
     ("autoattack", "ours"): _PARTS.format(
@@ -65,6 +74,12 @@ def define_flags() -> None:
         "attacks", ["pgd20", "apgd-ce", "apgd-dlr", "square", "autoattack"], "Attacks to compare."
     )
     flags.DEFINE_list("libraries", ["foolbox", "art", "pyautoattack"], "Libraries to compare with.")
+    flags.DEFINE_enum("norm", "linf", NORMS, "Norm of eps.")
+    flags.DEFINE_string("eps", None, "Radius, as a fraction of the pixel range.")
+    flags.DEFINE_float(
+        "noise", 0.0, "Deviation of normal noise on the pixels, as a fraction of their range.",
+        lower_bound=0.0,
+    )  # fmt: skip
 
 
 def _library(name: str):
@@ -98,11 +113,20 @@ class Bench:
     def __init__(self, model: keras.Model, images: np.ndarray, labels: np.ndarray, spec):
         self.model, self.images, self.labels, self.spec = model, images, labels, spec
         self.high = model.pixel_max
-        self.eps, self.step_size = spec.eps * self.high, spec.step_size * self.high
+        given = parse_fraction("eps", FLAGS.eps, most=float("inf"))
+        check_eps(given, FLAGS.norm, spec.image_shape)
+        self.share = spec.eps if given is None else given
+        self.eps = self.share * self.high
+        self.step_size = spec.step_size / spec.eps * self.eps
         self.x = in_pixel_range(images, self.high)
         shape = tf.TensorSpec([None, *spec.image_shape], tf.float32)
-        logits_fn = logits_function(model, "inference")
-        self.traced = tf.function(logits_fn, input_signature=[shape])
+        exact = logits_function(model, "inference")
+
+        def noisy(x: tf.Tensor) -> tf.Tensor:
+            return exact(x + FLAGS.noise * self.high * tf.random.normal(tf.shape(x)))
+
+        self.logits_fn = noisy if FLAGS.noise else exact
+        self.traced = tf.function(self.logits_fn, input_signature=[shape])
 
     def _robust(self, x_adv: np.ndarray) -> np.ndarray:
         cut = range(0, len(x_adv), FLAGS.batch_size)
@@ -112,14 +136,14 @@ class Bench:
     def ours(self, name: str) -> Call:
         """`igam_tf`, traced once."""
         specs = attack_specs(
-            attack_names(name), eps=self.spec.eps, step_size=self.spec.step_size, restarts=1,
-            loss="xent", num_classes=self.spec.num_classes,
+            attack_names(name), eps=self.share, step_size=self.step_size / self.high, restarts=1,
+            loss="xent", num_classes=self.spec.num_classes, norm=FLAGS.norm,
         )  # fmt: skip
-        logits_fn, compiled = logits_function(self.model, "inference"), {}
+        compiled: dict = {}
 
         def call(n: int) -> np.ndarray:
             found = robust_flags(
-                logits_fn, self.images[:n], self.labels[:n], attacks=specs, pixel_max=self.high,
+                self.logits_fn, self.images[:n], self.labels[:n], attacks=specs, pixel_max=self.high,
                 seed=0, batch_size=FLAGS.batch_size, batch_norm="inference", progress=False,
                 compiled=compiled,
             )  # fmt: skip
@@ -130,7 +154,7 @@ class Bench:
     def foolbox(self, name: str) -> Call | None:
         """Foolbox has PGD alone of these."""
         foolbox = _library("foolbox")
-        if foolbox is None or not name.startswith("pgd"):
+        if foolbox is None or not name.startswith("pgd") or FLAGS.norm != "linf":
             return None
         fmodel = foolbox.TensorFlowModel(
             lambda x: self.traced(x), bounds=(0, self.high), device="/device:CPU:0"
@@ -152,7 +176,8 @@ class Bench:
     def art(self, name: str) -> Call | None:
         """The Adversarial Robustness Toolbox, each attack with the settings of ours."""
         needs = ("art", "multiprocess") if name == "autoattack" else ("art",)  # it does not say so
-        if any(_library(needed) is None for needed in needs):
+        known = name.startswith("pgd") or name in ("apgd-ce", "apgd-dlr", "square", "autoattack")
+        if not known or FLAGS.norm != "linf" or any(_library(n) is None for n in needs):
             return None
         estimators, evasion = map(
             importlib.import_module, ("art.estimators.classification", "art.attacks.evasion")
@@ -225,12 +250,23 @@ class Bench:
             def forward(self, x):
                 return Logits.apply(x)
 
-        which = {"version": "custom", "attacks": [name]}
-        which = {"version": "standard"} if name == "autoattack" else which
+        versions = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
+        parts = name.removeprefix(CUSTOM).split("+")
+        which = {"version": versions.get(name, "custom")}
+        which |= {} if name in versions else {"attacks": parts}
+        norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[FLAGS.norm]
         bridged = isinstance(self.model, TorchModel) and self.model.channels_first and high == 1
-        module = self.model.module if bridged else Module()  # a network of PyTorch as it is
-        attack = pyautoattack.AutoAttack(module, eps=self.spec.eps, seed=0, **which)
-        attack.apgd.n_restarts = 1  # as in the standard ensemble
+        as_it_is = bridged and not FLAGS.noise
+        module = self.model.module if as_it_is else Module()
+        attack = pyautoattack.AutoAttack(module, eps=self.share, norm=norm, seed=0, **which)
+        if name not in versions:  # as ours: those of the standard version, if it has the attack
+            sparse = FLAGS.norm == "l1"
+            attack.apgd.use_largereps = attack.apgd_targeted.use_largereps = sparse
+            attack.apgd.n_restarts = (
+                STARTS_L1 if sparse else CUSTOM_STARTS if name.startswith(CUSTOM) else 1
+            )
+            attack.apgd_targeted.n_target_classes = TARGETS_L1 if sparse else TARGETS
+            attack.fab.n_restarts = STARTS
         x = torch.from_numpy(np.ascontiguousarray(self.x.transpose(0, 3, 1, 2)) / high)
         y = torch.from_numpy(self.labels)
 

@@ -62,6 +62,16 @@ def define_flags() -> None:
         )  # fmt: skip
         flags.DEFINE_enum("loss", "xent", tuple(LOSSES), "Loss that FGSM and PGD maximise.")
         flags.DEFINE_integer("restarts", 1, "Number of random starts of each PGD.", lower_bound=1)
+        flags.DEFINE_string(
+            "targets", None,
+            "Output that PGD, apgd-ce, apgd-dlr and square have to reach: random, least_likely, or a "
+            "number such as 3; by default any but the label.",
+        )  # fmt: skip
+        flags.DEFINE_bool(
+            "individual", False,
+            "Each attack of an ensemble attacks all images that are right clean, not only those that "
+            "are robust to the attacks before; worst_case combines them.",
+        )  # fmt: skip
         flags.DEFINE_integer(
             "seed", 0, "Seed of the random starts.", lower_bound=0, upper_bound=2**63 - 1
         )
@@ -103,7 +113,8 @@ def _evaluate(
     settings = dict(
         attacks=attacks, eps=eps, step_size=step_size, pixel_max=pixel_max,
         restarts=FLAGS.restarts, loss=FLAGS.loss, norm=FLAGS.norm, num_examples=FLAGS.num_examples,
-        seed=FLAGS.seed, batch_size=FLAGS.batch_size, batch_norm=FLAGS.batch_norm,
+        individual=FLAGS.individual, targets=FLAGS.targets, seed=FLAGS.seed, batch_size=FLAGS.batch_size,
+        batch_norm=FLAGS.batch_norm,
     )  # fmt: skip
     about = {"model": FLAGS.model}
     _, _, planned = plan(split, **settings)
@@ -140,6 +151,7 @@ def check_earlier(file: Path, settings: dict) -> None:
     for attack in filter(new.get, rows):
         common = rows[attack].keys() & new[attack].keys()  # not `logits_scale`, which is measured
         changed += [(f"{k} of {attack}", rows[attack][k], new[attack][k]) for k in sorted(common)]
+        changed.append((f"targets of {attack}", rows[attack].get("aim"), new[attack].get("aim")))
     for name, old, asked in changed:
         if old != asked:
             raise UserError(f"{expected}; {name} was {old}, is {asked}")

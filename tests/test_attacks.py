@@ -108,10 +108,10 @@ def test_a_targeted_loss_has_its_target():
 
 
 def test_unknown_norm():
-    with pytest.raises(UserError, match="expected a norm among linf, l2; received 'l1'"):
+    with pytest.raises(UserError, match="expected a norm among linf, l2, l1; received 'l0'"):
         pgd(
             _linear(np.float32([1])), tf.zeros((1, 1)), tf.constant([0]),
-            eps=0.1, step_size=0.1, steps=1, loss=xent, bounds=(0.0, 1.0), norm="l1",
+            eps=0.1, step_size=0.1, steps=1, loss=xent, bounds=(0.0, 1.0), norm="l0",
         )  # fmt: skip
 
 

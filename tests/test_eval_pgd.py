@@ -223,7 +223,7 @@ def test_wrong_flags_end_before_anything_is_loaded(command, loaded, saved, argum
 
 @pytest.mark.parametrize(
     "argument",
-    ["--loss=l2", "--norm=l1", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
+    ["--loss=l2", "--norm=l0", "--restarts=0", "--num_examples=0", "--seed=-1", "--batch_norm=eval",
      "--batch_size=0", "--pixel_max=0", "--split=val", "--data=fake"],
 )  # fmt: skip
 def test_flags_out_of_range(command, argument):

@@ -564,7 +564,7 @@ _X, _Y = SPLIT.images, SPLIT.labels
         (_X, _Y, {"attacks": "bim"}, "received 'bim'"),
         (_X, _Y, {"eps": "8/255"}, "eps as a fraction .* '8/255'"),
         (_X, _Y, {"pixel_max": "255"}, "pixel_max above 0.* '255'"),
-        (_X, _Y, {"norm": "l1"}, "norm among linf, l2; received 'l1'"),
+        (_X, _Y, {"norm": "l0"}, "norm among linf, l2, l1; received 'l0'"),
         (_X, _Y, {"restarts": 0}, "restarts .* 0"),
         (_X, _Y, {"step_size": -0.1}, "step_size above 0.* -0.1"),
         (_X, _Y, {"batch_size": 0}, "batch_size .* 0"),

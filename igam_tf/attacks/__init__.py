@@ -8,10 +8,10 @@ numpy arrays serve as well as tensors. Restarts, and the worst case over attacks
 
     pgd     Madry et al. 2018; fgsm is one step of it
     apgd    Croce and Hein 2020: chooses its own step size
-    fab     Croce and Hein 2020: nearest point, towards a target class
+    fab     Croce and Hein 2020: nearest point, of a target class or of any
     square  Andriushchenko et al. 2020: logits alone, no gradient
 
-All of them in l-inf and in l2.
+All of them in l-inf and in l2; all but PGD in l1 too (Croce and Hein 2021).
 """
 
 from igam_tf.attacks.apgd import apgd

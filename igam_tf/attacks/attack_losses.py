@@ -31,6 +31,29 @@ def class_of_rank(logits: tf.Tensor, y: tf.Tensor, rank: tf.Tensor, ranks: int) 
     return tf.cast(ranked[:, rank], y.dtype)
 
 
+def aimed_at(aim: str, logits: tf.Tensor, y: tf.Tensor, share: tf.Tensor | None) -> tf.Tensor:
+    """The class that each image of a targeted attack has to reach, [B] as y.
+
+    Args:
+        aim: "least_likely", "random" (any but y), or a class, such as "3".
+        logits: of the clean images, [B,K].
+        y: labels [B].
+        share: random numbers in [0,1), [B], for "random".
+
+    Example:
+        >>> z, y = tf.constant([[3.0, 1.0, 2.0]] * 2), tf.constant([0, 0])
+        >>> [aimed_at(aim, z, y, tf.constant([0.1, 0.9])).numpy().tolist()
+        ...  for aim in ("least_likely", "random", "2")]
+        [[1, 1], [1, 2], [2, 2]]
+    """
+    if aim == "least_likely":
+        return tf.argmin(logits, 1, output_type=y.dtype)
+    if aim == "random":
+        others = logits.shape[1] - 1
+        return (y + 1 + tf.minimum(tf.cast(share * others, y.dtype), others - 1)) % (others + 1)
+    return tf.fill(tf.shape(y), tf.cast(int(aim), y.dtype))
+
+
 # No trained classifier has logits as close as FLAT; those of a usual one are SHARP apart.
 FLAT, SHARP, _TINIEST = 0.05, 16.0, 1e-30
 
@@ -42,6 +65,12 @@ def misclassified(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """
     predicted = tf.argmax(logits, 1, output_type=y.dtype)
     return (predicted != y) & (cw_margin(logits, y) >= 0)
+
+
+def reached(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Whether the target is predicted, as in `misclassified`. logits [B,K], target [B] -> [B] bool."""
+    predicted = tf.argmax(logits, 1, output_type=target.dtype)
+    return (predicted == target) & (cw_margin(logits, target) <= 0)
 
 
 def log_odds_against(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -128,6 +157,15 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "cw": cw_margin,
     "dlr": dlr,
 }
+
+
+def aimed_loss(name: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """(logits, y, target) -> [B] of an attack towards a target: minus the loss of the target as label.
+
+    "dlr" is `dlr_targeted`, as in AutoAttack.
+    """
+    loss = loss_named(name)
+    return dlr_targeted if name == "dlr" else lambda logits, y, target: -loss(logits, target)
 
 
 _ONE = ": for a single output z of two classes return tf.concat([0 * z, z], 1)"

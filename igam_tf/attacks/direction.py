@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from igam_tf.attacks.attack_losses import cw_margin
-from igam_tf.attacks.norms import by_largest, image_axes
+from igam_tf.attacks.norms import by_largest, image_axes, per_example
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import tf
 from igam_tf.formulas.losses import at_least_float32
@@ -75,6 +75,34 @@ def direction(
     gradient, size = by_largest(_finite(gradient))
     none, size = size == 0, size / _SCALE * tf.cast(most, x.dtype)
     return Direction(gradient, size, value, logits, none, not_finite)
+
+
+def mean_direction(
+    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    y: tf.Tensor,
+    loss: Callable[..., tf.Tensor],
+    *aim: tf.Tensor,
+    eot: int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(gradient of the mean loss over `eot` calls of a random network, the last loss, its logits).
+
+    Expectation over transformation (Athalye et al. 2018), as AutoAttack's version "rand" has it. The
+    gradient is divided by its largest component; [B,...] as x, [B], [B,K].
+    """
+    first = direction(logits_fn, x, y, loss, *aim)
+    if eot == 1:
+        return first.gradient, first.value, first.logits
+
+    def again(i: tf.Tensor, total: tf.Tensor, *_: tf.Tensor) -> tuple:
+        found = direction(logits_fn, x, y, loss, *aim)
+        return i + 1, total + found.gradient * per_example(found.size, x), found.value, found.logits
+
+    begun = (1, first.gradient * per_example(first.size, x), first.value, first.logits)
+    _, total, value, logits = tf.while_loop(
+        lambda i, *_: i < eot, again, begun, parallel_iterations=1
+    )
+    return by_largest(total)[0], value, logits
 
 
 def _slope(

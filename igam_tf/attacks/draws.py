@@ -27,8 +27,13 @@ def for_each(
 
 
 def in_ball(generator: np.random.Generator, shape: tuple[int, ...], dtype, norm: str) -> np.ndarray:
-    """One point, uniform in the ball of radius 1 (l-inf: the cube of +-1)."""
+    """One point, uniform in the ball of radius 1 (l-inf: the cube of +-1).
+
+    In l1 a normal direction, of length 1, as the starts of AutoAttack's FAB.
+    """
     if norm == "linf":
         return 2 * generator.random(shape, dtype) - 1
     direction = generator.standard_normal(shape, dtype)
+    if norm == "l1":
+        return direction / np.abs(direction).sum()
     return direction / np.linalg.norm(direction) * generator.random() ** (1 / direction.size)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from igam_tf.attacks.attack_losses import as_loss
+from igam_tf.attacks.attack_losses import aimed_loss, as_loss
 from igam_tf.attacks.direction import direction
 from igam_tf.attacks.draws import Draws, in_ball
 from igam_tf.attacks.inputs import checked
 from igam_tf.attacks.norms import project, steepest
 from igam_tf.attacks.spec import AttackSpec, Kind, Threat
+from igam_tf.common.checks import expect
 from igam_tf.common.lazy import tf
 
 
@@ -49,13 +50,14 @@ def pgd(
         noise: random start, of the shape and dtype of x; None starts at x itself.
         start: point of the ball to begin at, such as what another call returned; None: x + noise.
         target: classes [B] of a targeted loss.
-        norm: "linf", or "l2", where the step is along the gradient itself.
+        norm: "linf", or "l2", where the step is along the gradient itself. In l1, take `apgd`.
 
     Returns:
         x_adv, as x; no gradient flows back through it.
 
     Raises:
-        UserError: the logits have no gradient with respect to x, or see `inputs.checked`.
+        UserError: the norm is l1, the logits have no gradient with respect to x, or see
+            `inputs.checked`.
 
     Example:
         >>> import tensorflow as tf
@@ -67,6 +69,7 @@ def pgd(
     logits_fn, x, y = checked(
         logits_fn, x, y, eps=eps, bounds=bounds, norm=norm, steps=steps, least=0
     )
+    _no_l1("pgd", norm)
     loss = as_loss(loss)
     # Not tf.cast, which would round a Python float to float32 first.
     eps, step_size, *limits = (
@@ -87,15 +90,41 @@ def pgd(
     return tf.stop_gradient(x_adv)
 
 
+# What PGD is in other libraries unless told otherwise, but for the number of steps; both maximise the
+# cross-entropy of the label, once.
+LIBRARIES: dict[str, Callable[[Threat], dict]] = {
+    # foolbox/attacks/projected_gradient_descent.py of Foolbox 3.3.4: rel_stepsize, random_start
+    "foolbox": lambda threat: {
+        "step_size": {"linf": 0.01 / 0.3, "l2": 0.025}[threat.norm] * threat.eps,
+        "random_start": True,
+    },
+    # art/attacks/evasion/projected_gradient_descent of the Toolbox 1.20.1: eps_step, num_random_init;
+    # the step is in the pixel unit there, here that of 0..1
+    "art": lambda threat: {"step_size": 0.1, "random_start": False},
+}
+
+
+def _no_l1(name: str, norm: str) -> None:
+    remedy = "in l1 take apgd-ce or autoattack, whose steps move few pixels"
+    expect(norm != "l1", f"{name} with norm linf or l2", norm, remedy)
+
+
 def _spec(name: str, threat: Threat) -> AttackSpec:
     """FGSM is one step of eps from the image itself, as in the challenges."""
-    own: dict = {"name": name, "norm": threat.norm, "eps": threat.eps, "loss": threat.loss}
+    _no_l1(name, threat.norm)
+    own: dict = {
+        "name": name, "norm": threat.norm, "eps": threat.eps, "loss": threat.loss, "aim": threat.aim,
+    }  # fmt: skip
     if name == "fgsm":
         return AttackSpec(step_size=threat.eps, steps=1, restarts=1, **own)
-    return AttackSpec(
-        step_size=threat.step_size, steps=int(name.removeprefix("pgd")), restarts=threat.restarts,
-        random_start=True, **own,
-    )  # fmt: skip
+    steps, _, library = name.removeprefix("pgd").partition(":")
+    how: dict = {
+        "step_size": threat.step_size, "restarts": threat.restarts, "random_start": True,
+    }  # fmt: skip
+    if library:
+        how = LIBRARIES[library](threat) | {"restarts": 1}
+        own["loss"] = "xent"
+    return AttackSpec(steps=int(steps), **own | how)
 
 
 def _draws(spec: AttackSpec, shape, generator: np.random.Generator, eps: float, dtype) -> Draws:
@@ -109,11 +138,13 @@ def _begin(x, spec: AttackSpec, *, eps, bounds, noise) -> tf.Tensor:
     return project(x + noise, x, eps=eps, bounds=limits, norm=spec.norm)
 
 
-def _run(logits_fn, x, y, spec: AttackSpec, *, target, **inputs) -> tf.Tensor:
-    return pgd(logits_fn, x, y, loss=spec.loss, norm=spec.norm, **inputs)
+def _run(logits_fn, x, y, spec: AttackSpec, **inputs) -> tf.Tensor:
+    loss = aimed_loss(spec.loss) if spec.aim else spec.loss
+    return pgd(logits_fn, x, y, loss=loss, norm=spec.norm, **inputs)
 
 
 KIND = Kind(
-    names=r"fgsm|pgd[1-9]\d*", shown="fgsm, pgd<steps>", spec=_spec, draws=_draws, run=_run,
-    on_batch_statistics=True, traced_by_steps=False, begin=_begin,
+    names=rf"fgsm|pgd[1-9]\d*(:({'|'.join(LIBRARIES)}))?",
+    shown="fgsm, pgd<steps>, pgd<steps>:foolbox, pgd<steps>:art", spec=_spec, draws=_draws, run=_run,
+    aims=True, on_batch_statistics=True, traced_by_steps=False, begin=_begin,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +25,13 @@ class AttackSpec:
     Attributes:
         name: of its row in the results.
         kind: key of `igam_tf.attacks.kinds.KINDS`; FGSM is one step of "pgd".
-        norm: "linf" or "l2", of the ball.
+        norm: "linf", "l2" or "l1", of the ball.
         steps: gradient steps, or queries of Square.
-        restarts: random starts, each on the examples that the previous one did not break.
+        restarts: starts, each on the examples that the previous one did not break.
         targets: number of target classes, from the second highest logit on; 0 means untargeted.
-        random_start: whether each restart begins at a random point.
+        random_start: whether the first start is at a random point too, not at the image.
+        eot: draws of a random network over which each gradient is averaged.
+        aim: the class that has to be reached: "random", "least_likely" or a number; None: any.
         after: name of an earlier attack; examples that it broke are not attacked again, and count as
             broken by this attack too.
     """
@@ -44,11 +47,18 @@ class AttackSpec:
     loss: str | None = None
     random_start: bool = False
     after: str | None = None
+    eot: int = 1
+    aim: str | None = None
 
     @property
     def runs(self) -> int:
         """Passes over the examples: one for each restart and target."""
         return self.restarts * max(self.targets, 1)
+
+    def rare(self) -> dict[str, Any]:
+        """The settings that few attacks have, by name, where this one has them."""
+        rare = {"eot": self.eot} if self.eot > 1 else {}
+        return rare | ({"aim": self.aim} if self.aim else {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,10 +67,13 @@ class Threat:
 
     Attributes:
         eps, step_size: radius and PGD's step, as fractions of the pixel range.
-        restarts: random starts of each PGD; the other attacks have one.
+        restarts: random starts of each PGD.
         loss: of FGSM and PGD.
         num_classes: a targeted attack tries at most all but the true one.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
+        starts: of APGD without a target class, in l-inf and l2.
+        eot: draws of a random network over which APGD averages each gradient.
+        aim: the class that has to be reached, see `AttackSpec`.
     """
 
     eps: float
@@ -69,6 +82,9 @@ class Threat:
     loss: str
     num_classes: int
     norm: str
+    starts: int = 1
+    eot: int = 1
+    aim: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +100,7 @@ class Kind:
         run: (logits_fn, x, y, spec, *, eps, bounds, step_size, steps, target, **draws) -> x_adv, with
             eps, bounds and step_size in the pixel unit, step_size and steps as tensors, and target
             [B], or None where the attack has no target.
+        aims: whether it supports an aim; it is then in the spec, and `run` gets the classes as target.
         on_batch_statistics: whether it supports batch norm in training mode.
         traced_by_steps: whether each number of steps needs its own graph.
         begin: (x, spec, *, eps, bounds, **draws) -> the point that `run` begins at; `run` then
@@ -96,6 +113,7 @@ class Kind:
     spec: Callable[[str, Threat], AttackSpec]
     draws: Callable[[AttackSpec, tuple[int, ...], np.random.Generator, float, type], Draws]
     run: Callable[..., tf.Tensor]
+    aims: bool = False
     on_batch_statistics: bool = False
     traced_by_steps: bool = True
     begin: Callable[..., tf.Tensor] | None = None

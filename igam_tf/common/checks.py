@@ -15,7 +15,7 @@ from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import keras, tf
 from igam_tf.common.private_api import reason_of
 
-NORM_TEXT = {"linf": "l-inf", "l2": "l2"}
+NORM_TEXT = {"linf": "l-inf", "l2": "l2", "l1": "l1"}
 
 
 def expect(ok: Any, what: str, received: Any, remedy: str = "") -> None:
@@ -56,7 +56,7 @@ def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
 
     Args:
         eps: radius; None means the data set's own, which is for l-inf.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         shape: of an image, if it is known.
     """
     expect(norm in NORM_TEXT, f"a norm among {', '.join(NORM_TEXT)}", repr(norm))
@@ -65,7 +65,8 @@ def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
             norm == "linf", f"--eps with --norm={norm}", "none, and a data set's own is for l-inf"
         )
         return
-    most = np.inf if not shape else np.sqrt(np.prod(shape)) if norm == "l2" else 1.0
+    pixels = np.prod(shape) if shape else np.inf
+    most = {"linf": 1.0 if shape else np.inf, "l2": np.sqrt(pixels), "l1": pixels}[norm]
     below = f" and at most {most:g} in {NORM_TEXT[norm]}" if shape else ""
     fits = isinstance(eps, Real) and 0 < eps <= most and np.isfinite(eps)
     what = f"eps as a fraction of the pixel range, such as 8/255, above 0{below}"

@@ -22,12 +22,13 @@ LEAST_TRAVEL = 0.5  # least sum of a PGD's steps, in eps; MadryLab's PGD-20 on M
 def disagreements(results: dict[str, dict]) -> Doubt | None:
     """The doubt that the rows of a report's results raise together: their largest contradiction.
 
-    A PGD is compared if its steps reach from the image to the border of the ball.
+    A PGD is compared if its steps reach from the image to the border of the ball. Attacks towards a
+    given class are not compared: they are meant to break less.
 
     Args:
         results: name of each attack -> its row, see `igam_tf.evaluation.evaluate.evaluate`.
     """
-    rows = {name: row for name, row in results.items() if row.get("loss")}
+    rows = {n: row for n, row in results.items() if row.get("loss") and not row.get("aim")}
     masks = {name: mask_of_text(row[MASK_KEY]) for name, row in rows.items()}
     kinds = {name: "one step" if row["steps"] == 1 else row["kind"] for name, row in rows.items()}
     judged = [
@@ -101,7 +102,7 @@ def weak_loss(
         attack: (spec, indices [m]) -> robust mask [m] bool.
         classes: number of classes; with two, the margin replaces the DLR loss, which needs three.
     """
-    long = [spec for spec in specs if spec.steps > 1 and spec.kind != "square"]
+    long = [s for s in specs if s.steps > 1 and s.kind != "square" and not s.aim]
     loss, short = ("dlr", "the DLR loss") if classes > 2 else ("cw", "the margin")
     tried = {spec.loss for spec in specs if spec.kind != "square"} - {None}
     if not long or tried - {"xent", "cw"} or loss in tried:

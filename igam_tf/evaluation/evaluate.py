@@ -36,6 +36,7 @@ from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.loading import as_called
 from igam_tf.evaluation.robust import (
     LogitsFn,
+    Success,
     check_attackable,
     clean_logits,
     logits_scale,
@@ -50,6 +51,10 @@ from igam_tf.method.preprocess import Preprocessed
 from igam_tf.storage.journal import MASK_KEY, Journal, mask_of_text, text_of_mask
 
 WORST_CASE = "worst_case"
+REACHED_KEY = "reached_mask"
+_OUTCOMES = (
+    "accuracy", "ci95", MASK_KEY, "success", "success_ci95", "attacked", REACHED_KEY,
+)  # fmt: skip
 
 
 def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
@@ -82,7 +87,8 @@ def logits_function(model: keras.Model, batch_norm: str) -> LogitsFn:
 def settings_dict(spec: AttackSpec) -> dict[str, Any]:
     """The settings of an attack for a report, by name."""
     names = ("eps", "step_size", "steps", "restarts", "loss", "kind", "targets", "after")
-    return {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
+    common = {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
+    return common | spec.rare()
 
 
 def eps_unit(norm: str) -> str:
@@ -126,8 +132,9 @@ def evaluate(
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
-        each attack its robust mask under MASK_KEY, see `igam_tf.storage.journal`; logits_scale
-        where it is not 1, see `igam_tf.evaluation.robust.logits_scale`.
+        each attack its robust mask under MASK_KEY, see `igam_tf.storage.journal`; of an attack with
+        an aim also what `success_figures` has; logits_scale where it is not 1, see
+        `igam_tf.evaluation.robust.logits_scale`.
 
     Raises:
         UserError: there are no images, float pixels are out of range, or logits are not finite.
@@ -138,9 +145,10 @@ def evaluate(
         scale = scale_for_attacks(
             logits_fn, images, labels, pixel_max=pixel_max, batch_size=batch_size
         )
+    successes: dict[str, Success] = {}
     robust = robust_flags(
         logits_fn, images, labels, attacks=attacks, pixel_max=pixel_max, progress=progress,
-        journal=journal, compiled=compiled, scale=scale, **common,
+        journal=journal, compiled=compiled, scale=scale, successes=successes, **common,
     )  # fmt: skip
     common |= {"logits_scale": scale} if scale != 1 else {}
     results = {}
@@ -149,6 +157,8 @@ def evaluate(
         results[spec.name] = (
             figures(mask) | settings_dict(spec) | common | {MASK_KEY: text_of_mask(mask)}
         )
+        if spec.name in successes:
+            results[spec.name] |= success_figures(successes[spec.name])
     over = {"attacks": list(robust), "eps": max(spec.eps for spec in attacks)}
     over["eps_unit"] = eps_unit(attacks[0].norm)
     worst = np.logical_and.reduce(list(robust.values()))
@@ -162,6 +172,22 @@ def figures(robust: np.ndarray) -> dict:
     return {"accuracy": 100 * hits / n, "n": n, "ci95": interval}
 
 
+def success_figures(success: Success) -> dict:
+    """The share of the attacked images that reached an attack's aim, None where none was attacked.
+
+    Returns:
+        success and success_ci95 in percent, attacked: how many images, and the mask of all images
+        that reached it, as text.
+    """
+    found = figures(success.reached[success.attacked]) if success.attacked.any() else {}
+    return {
+        "success": found.get("accuracy"),
+        "success_ci95": found.get("ci95"),
+        "attacked": int(success.attacked.sum()),
+        REACHED_KEY: text_of_mask(success.reached),
+    }
+
+
 def plan(
     split: Split,
     *,
@@ -172,6 +198,8 @@ def plan(
     restarts: int = 1,
     loss: str = "xent",
     norm: str = "linf",
+    individual: bool = False,
+    targets: str | int | None = None,
     num_examples: int | None = None,
     seed: int = 0,
     batch_size: int = 100,
@@ -185,7 +213,7 @@ def plan(
         pixel_max: highest pixel value of the model's input.
         eps: radius as a fraction of the pixel range; None means the data set's, for l-inf only.
         step_size: of PGD, as such a fraction too; None means the data set's ratio to eps.
-        restarts, loss, norm: see `attack_specs`.
+        restarts, loss, norm, individual, targets: see `attack_specs`.
         num_examples: number of images, the first of the split; None means all.
         seed, batch_size, batch_norm: see `evaluate`.
 
@@ -204,7 +232,7 @@ def plan(
     step_size = spec.step_size / spec.eps * eps if step_size is None else step_size
     specs = attack_specs(
         attacks, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm,
-        num_classes=spec.num_classes,
+        num_classes=spec.num_classes, individual=individual, targets=targets,
     )  # fmt: skip
     common: dict = {"batch_norm": batch_norm, "batch_size": batch_size, "seed": seed}
     settings = {
@@ -240,7 +268,8 @@ def model_report(
             data set's.
         seed, batch_size, batch_norm, progress, journal: see `evaluate`.
         logits: those that `split_of_arrays` returned with the split; None computes them.
-        **settings: attacks, eps, step_size, restarts, loss, norm, num_examples: see `plan`.
+        **settings: attacks, eps, step_size, restarts, loss, norm, individual, targets,
+            num_examples: see `plan`.
 
     Raises:
         UserError: the model does not accept such images, or as `plan` and `evaluate`.
@@ -261,6 +290,9 @@ def model_report(
     )  # fmt: skip
     for doubt in doubts:
         refuse(doubt, "probabilities")
+    attacking = [spec for spec in specs if spec.loss]
+    if attacking and all(spec.eot > 1 for spec in attacking):  # what the remedy asks for
+        doubts = [doubt for doubt in doubts if doubt.code != "random"]
     if float16_layers(model):
         about["computed_in"] = "float32"
     if isinstance(model, Preprocessed):
@@ -318,9 +350,8 @@ def settings_alone(report: dict) -> dict:
     about = {name: report[name] for name in ("dataset", "split", "data", "pixel_max")}
     more = ("preprocess", "computed_in", "class_order")
     about |= {name: report[name] for name in more if name in report}
-    outcomes = ("accuracy", "ci95", MASK_KEY)
     results = {
-        attack: {name: value for name, value in row.items() if name not in outcomes}
+        attack: {name: value for name, value in row.items() if name not in _OUTCOMES}
         for attack, row in report["results"].items()
         if attack != WORST_CASE
     }
@@ -343,6 +374,8 @@ def evaluate_model(
     norm: str = "linf",
     restarts: int = 1,
     loss: str = "xent",
+    individual: bool = False,
+    targets: str | int | None = None,
     seed: int = 0,
     batch_size: int = 100,
     batch_norm: str = "inference",
@@ -370,8 +403,12 @@ def evaluate_model(
             length, such as generators, need it.
         class_order: label k of the data is output class_order[k] of the model; None: output k.
         step_size: of PGD, as a fraction of the pixel range; None means a quarter of eps.
-        norm: "linf" or "l2", of eps and step_size.
+        norm: "linf", "l2" or "l1", of eps and step_size.
         restarts, loss: of FGSM and PGD, see `igam_tf.attacks.attack_specs`.
+        individual: whether each attack of an ensemble gets all images that are right clean.
+        targets: the class that PGD, apgd-ce, apgd-dlr and Square have to reach: "random",
+            "least_likely" or a class; their rows then have `success` too, the share of the attacked
+            images that reach it. None: any class but the label.
         seed, batch_size, batch_norm, progress: see `evaluate`.
 
     Returns:
@@ -414,7 +451,8 @@ def evaluate_model(
     return model_report(
         model, split, logits=logits,
         attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
-        batch_size=batch_size, batch_norm=batch_norm, pixel_max=pixel_max, progress=progress,
+        individual=individual, targets=targets, batch_size=batch_size, batch_norm=batch_norm,
+        pixel_max=pixel_max, progress=progress,
     )  # fmt: skip
 
 
@@ -475,6 +513,13 @@ def attack_texts(row: dict) -> tuple[str, str, str]:
     return str(row["steps"]), step_size, runs
 
 
+def success_texts(row: dict) -> tuple[str, str]:
+    """Success and its interval of an attack's row; empty where it has no aim, or attacked nothing."""
+    if row.get("success") is None:
+        return "", ""
+    return f"{row['success']:.2f}", interval_text(row["success_ci95"], ".2f")
+
+
 def table(report: dict) -> str:
     """A report of `model_report` as plain text, with a line for each doubt below it."""
     results, highest = report["results"], report["pixel_max"]
@@ -488,15 +533,25 @@ def table(report: dict) -> str:
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}"
         + (f", logits x {worst['logits_scale']:g}" if "logits_scale" in worst else ""),
     ]
+    for eot in sorted({row["eot"] for row in results.values() if "eot" in row}):
+        rows = ", ".join(name for name, row in results.items() if row.get("eot") == eot)
+        lines.append(f"{rows}: gradients averaged over {eot} draws (eot={eot}), scored by one more")
+    for aim in sorted({row["aim"] for row in results.values() if "aim" in row}):
+        lines.append(f"success: share of the attacked images that reach the target class ({aim})")
     if "computed_in" in report:
         lines.append(f"the model's float16 layers computed in {report['computed_in']}")
     if "preprocess" in report:
         lines.append(f"preprocess={report['preprocess']} in front of the model")
     if "class_order" in report:
         lines.append(f"label k is output class_order[k]: {report['class_order']}")
+    aims = any("aim" in row for row in results.values())
     cells = [
-        (name, f"{row['accuracy']:.2f}", interval_text(row["ci95"], ".2f"), *attack_texts(row))
+        (
+            name, f"{row['accuracy']:.2f}", interval_text(row["ci95"], ".2f"),
+            *success_texts(row)[: 2 * aims], *attack_texts(row),
+        )
         for name, row in results.items()
-    ]
-    head = ("attack", "accuracy %", "95 % interval", "steps", "step size", "restarts")
+    ]  # fmt: skip
+    success = ("success %", "95 % interval")[: 2 * aims]
+    head = ("attack", "accuracy %", "95 % interval", *success, "steps", "step size", "restarts")
     return "\n".join([*lines, "", Table(head, cells).text(), *doubtful_lines(report)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from igam_tf.attacks import attack_specs
-from igam_tf.common.checks import expect
+from igam_tf.common.checks import NORM_TEXT, expect
 from igam_tf.common.files import read_json
 from igam_tf.common.tables import interval_text
 from igam_tf.datasets import fraction_text
@@ -87,7 +87,7 @@ def _standard(results: dict[str, dict]) -> bool:
     if ENSEMBLE not in results:
         return False
     row = results[ENSEMBLE]
-    norm = "l2" if row["eps_unit"].startswith("l2") else "linf"
+    norm = next(name for name, text in NORM_TEXT.items() if row["eps_unit"].startswith(text))
     specs = attack_specs(
         [ENSEMBLE], eps=row["eps"], step_size=row["eps"] / 4, restarts=1, loss="xent", norm=norm
     )

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from igam_tf.attacks import KINDS, AttackSpec, random_inputs
-from igam_tf.attacks.attack_losses import class_of_rank
+from igam_tf.attacks.attack_losses import aimed_at, class_of_rank
 from igam_tf.common import devices
 from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of, traced
 from igam_tf.common.errors import UserError
@@ -22,6 +22,15 @@ from igam_tf.storage.journal import Journal, journaled, settings_of
 
 REVISION = 3  # version of the attacks' results: with another one, older journals are not used
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Success(NamedTuple):
+    """Of an attack with an aim: which images it attacked, and which of them reached it; [n] bool."""
+
+    attacked: np.ndarray
+    reached: np.ndarray
+
+
 _NOT_FINITE = -1  # predicted class where a logit is NaN or infinite
 
 
@@ -39,6 +48,7 @@ def robust_flags(
     journal: Journal | None = None,
     compiled: dict | None = None,
     scale: float | None = None,
+    successes: dict[str, Success] | None = None,
 ) -> dict[str, np.ndarray]:
     """Name of each attack -> robust mask [n] bool: correct clean and under each run of the attack.
 
@@ -48,6 +58,7 @@ def robust_flags(
         compiled: stores traced functions, for further calls with the same `logits_fn` and image
             shape.
         scale: factor of the logits; None means `scale_for_attacks`.
+        successes: gets, of each attack with an aim, which examples reached it.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
@@ -61,8 +72,8 @@ def robust_flags(
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
 
-    def right_in_batch(group: Sequence[AttackSpec], run: int, batch: np.ndarray) -> np.ndarray:
-        """Whether each example of a batch is correct after one run, [len(group), len(batch)] bool."""
+    def in_batch(group: Sequence[AttackSpec], run: int, batch: np.ndarray) -> list[np.ndarray]:
+        """[right, reached] as `outcomes` has them, of one batch; without an aim [right]."""
         spec = group[0]
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
@@ -73,48 +84,64 @@ def robust_flags(
         scalars["scale"] = np.float32(scale)
         inputs = {"x": x, "y": y[batch]} | drawn, scalars
         steps = spec.steps if KINDS[spec.kind].traced_by_steps else 0
-        kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets)
+        kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets, spec.eot, spec.aim)
         if kind not in compiled:
             compiled[kind] = _compiled(
                 logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch"
             )
         predicted = compiled[kind](inputs).numpy()
+        aims = [predicted[-1]] if spec.aim else []
+        predicted = predicted[: len(group)]
         for each_spec, count in zip(group, (predicted == _NOT_FINITE).sum(1), strict=True):
             if count:
                 raise UserError(
                     f"expected finite logits; under {each_spec.name} the model's are NaN or "
                     f"infinite for {count} of {len(batch)} images, so these cannot be evaluated"
                 )
-        return predicted == y[batch]
+        return [predicted == classes for classes in (y[batch], *aims)]
 
-    def right(group: Sequence[AttackSpec], run: int, indices: np.ndarray) -> np.ndarray:
-        """Whether each of these examples is correct after one run, [len(group), len(indices)] bool."""
+    def outcomes(group: Sequence[AttackSpec], run: int, indices: np.ndarray) -> np.ndarray:
+        """Which of these examples are right after one run, and which reach the attack's aim.
+
+        Returns:
+            [2,len(group),len(indices)] bool; without an aim none reaches it.
+        """
         title = ",".join(spec.name for spec in group)
         title += f" {run + 1}/{group[0].runs}" if group[0].runs > 1 else ""
-        hits = np.zeros((len(group), len(indices)), bool)
+        found = np.zeros((2, len(group), len(indices)), bool)
         common = [run, seed, pixel_max, batch_norm, scale, REVISION]
         shown = progress and len(indices) > 0
         with tqdm(total=len(indices), desc=title, unit="image", disable=not shown) as bar:
             for begin in range(0, len(indices), batch_size):
                 batch = indices[begin : begin + batch_size]
-                found = functools.cache(functools.partial(right_in_batch, group, run, batch))
+                work = functools.cache(functools.partial(in_batch, group, run, batch))
                 for i, spec in enumerate(group):
-                    hits[i, begin : begin + len(batch)] = journaled(
-                        journal, [settings_of(spec), *common, batch, y[batch], images[batch]],
-                        lambda found, i: found()[i], found, i,
-                    )  # fmt: skip
+                    parts = [settings_of(spec), *common, batch, y[batch], images[batch]]
+                    for what in range(2 if spec.aim else 1):
+                        found[what, i, begin : begin + len(batch)] = journaled(
+                            journal, [*parts, *["reached"] * what],
+                            lambda work, what, i: work()[what][i], work, what, i,
+                        )  # fmt: skip
                 bar.update(len(batch))
-        return hits
+        return found
 
     everything = np.arange(len(labels))
-    (clean,) = right([AttackSpec(name="clean", norm=attacks[0].norm)], 0, everything)
+    (clean,), _ = outcomes([AttackSpec(name="clean", norm=attacks[0].norm)], 0, everything)
     robust: dict[str, np.ndarray] = {}
     for group in _in_one_pass(attacks):
         first = group[0]
         masks = np.stack([robust[first.after] if first.after else clean] * len(group))
+        attacked = clean & (y != int(first.aim)) if (first.aim or "").isdigit() else clean
+        reached = np.zeros_like(masks)
         for run in range(first.runs):
-            left = everything if batch_norm == "batch" else np.flatnonzero(masks[0])
-            masks[:, left] &= right(group, run, left)
+            left = attacked & ~reached[0] if first.aim else masks[0]
+            left = everything if batch_norm == "batch" else np.flatnonzero(left)
+            right, there = outcomes(group, run, left)
+            masks[:, left] &= right
+            reached[:, left] |= there
+        if first.aim and successes is not None:
+            both = zip(group, reached, strict=True)
+            successes |= {s.name: Success(attacked, attacked & there) for s, there in both}
         robust |= {spec.name: mask for spec, mask in zip(group, masks, strict=True)}
     return {spec.name: robust[spec.name] for spec in attacks}
 
@@ -228,6 +255,8 @@ def _compiled(
 ):
     """An attack and the classification after it, traced once: inputs -> predicted classes [m,B].
 
+    With an aim, its classes are one more row.
+
     One trace serves every batch size and every PGD with the same loss, because eps, step size and
     number of steps are inputs (FGSM is one step of eps without noise). The m numbers of steps
     increase along one trajectory. A spec without a loss classifies the clean images. The replicas
@@ -248,7 +277,7 @@ def _compiled(
             z = at_least_float32(model_fn(x))
             return tf.cast(scalars["scale"], z.dtype) * z
 
-        drawn = {name: v for name, v in by_example.items() if name not in ("x", "y")}
+        drawn = {name: v for name, v in by_example.items() if name not in ("x", "y", "aim")}
         ball = {"eps": scalars["eps"], "bounds": bounds}
 
         def classified(x_adv: tf.Tensor) -> tf.Tensor:
@@ -261,9 +290,16 @@ def _compiled(
         target = None
         if spec.targets:
             target = class_of_rank(logits_fn(x), y, scalars["rank"], spec.targets)
+        elif spec.aim:
+            target = aimed_at(spec.aim, logits_fn(x), y, by_example.get("aim"))
         how = {"target": target, "step_size": scalars["step_size"]} | ball
+
+        def with_aims(found: tf.Tensor) -> tf.Tensor:
+            return tf.concat([found, target[None]], 0) if spec.aim else found
+
         if not kind.begin:
-            return classified(kind.run(logits_fn, x, y, spec, steps=steps[0], **how, **drawn))[None]
+            x_adv = kind.run(logits_fn, x, y, spec, steps=steps[0], **how, **drawn)
+            return with_aims(classified(x_adv)[None])
 
         def further(i: tf.Tensor, x_adv: tf.Tensor, found: tf.TensorArray):
             x_adv = kind.run(logits_fn, x, y, spec, steps=steps[i], start=x_adv, **how)
@@ -276,7 +312,7 @@ def _compiled(
             tf.TensorArray(tf.int64, count),
         )
         _, _, found = tf.while_loop(lambda i, *_: i < count, further, begun, parallel_iterations=1)
-        return found.stack()
+        return with_aims(found.stack())
 
     many, single = inputs
     signature = [

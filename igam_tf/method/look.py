@@ -249,7 +249,8 @@ def _unsteady(
             f"{change:.2g} of their spread, and {flips} of {len(z)} predictions change. Each "
             "figure is of one random draw for each image and attack, not of the average "
             "prediction.",
-            remedy="Turn the randomness off, or average the logits over many draws.",
+            remedy="Turn the randomness off, or average the logits over many draws, or set "
+            "--attacks=autoattack-rand, which averages 20 gradients in each step.",
         )
     if whole or len(x) == 1:
         return None
@@ -493,8 +494,9 @@ def _gradients(
     spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
     logits_fn = traced(tf.function(logits_fn, autograph=False), spec)
     draw = lambda g: {"noise": in_ball(g, x.shape[1:], np.float32, norm)}  # noqa: E731
-    # Of one pixel: in l2 what is left to each where an attack moves one in 16.
-    far = pixel_max * eps / (1 if norm == "linf" else np.sqrt(np.prod(x.shape[1:]) / 16))
+    # Of one pixel: in l2 and l1 what is left to each where an attack moves one in 16.
+    moved = np.prod(x.shape[1:]) / 16
+    far = pixel_max * eps / {"linf": 1, "l2": np.sqrt(moved), "l1": moved}[norm]
     for begin in range(0, len(y), batch_size):
         part = slice(begin, begin + batch_size)
         noise = for_each(draw, range(len(y))[part], seed=seed)["noise"]

@@ -208,5 +208,12 @@ def model_identity(model: keras.Model) -> str:
 
 
 def settings_of(spec: Any) -> dict[str, Any]:
-    """The settings of an attack that affect its result: all but its name and its place in the order."""
-    return {k: v for k, v in dataclasses.asdict(spec).items() if k not in ("name", "after")}
+    """The settings of an attack that affect its result: all but its name and its place in the order.
+
+    Rare ones count where an attack has them, so older journals, which know none, remain in use.
+    """
+    rare = ("eot", "aim")
+    common = {
+        k: v for k, v in dataclasses.asdict(spec).items() if k not in ("name", "after", *rare)
+    }
+    return common | spec.rare()
