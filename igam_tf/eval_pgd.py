@@ -2,8 +2,8 @@
 
 python -m igam_tf.eval_pgd --model=runs/mnist-cifar10 --attacks=clean,fgsm,pgd20 --json=pgd.json
 
-With --json, finished batches are kept in <file>.journal until the end: if it is interrupted, run the
-same command to resume.
+With --json or --save_adversarial, finished batches are kept in <file>.journal until the end: if it is
+interrupted, run the same command to resume.
 
 Exit status: 0, or 3 if a figure is doubtful (0 with --allow_doubts), or 1 after wrong input.
 """
@@ -16,9 +16,9 @@ from absl import flags
 
 from igam_tf.attacks import BATCH_NORMS, LOSSES, NORMS, SHOWN, attack_names
 from igam_tf.common import devices
-from igam_tf.common.checks import check_eps
+from igam_tf.common.checks import check_radii, expect
 from igam_tf.common.errors import UserError, flags_alone, writable
-from igam_tf.common.files import read_json, write_json
+from igam_tf.common.files import read_json, write_json, write_text
 from igam_tf.common.program import heading, run_entry_point
 from igam_tf.datasets import parse_fraction
 from igam_tf.evaluation.command_line import (
@@ -53,7 +53,8 @@ def define_flags() -> None:
         flags.DEFINE_enum("norm", "linf", NORMS, "Norm of eps and of the step size.")
         flags.DEFINE_string(
             "eps", None,
-            f"Radius of every attack, {of_range}; in linf by default the data set's own.",
+            f"Radius of every attack, {of_range}, or several, such as 2/255,4/255; in linf by "
+            "default the data set's own.",
         )  # fmt: skip
         flags.DEFINE_string(
             "step_size", None,
@@ -72,6 +73,11 @@ def define_flags() -> None:
             "Each attack of an ensemble attacks all images that are right clean, not only those that "
             "are robust to the attacks before; worst_case combines them.",
         )  # fmt: skip
+        flags.DEFINE_bool(
+            "smallest_eps", False,
+            "Also search the smallest eps at which each image is misclassified, by FAB and by "
+            "bisection with APGD; prints median, quantiles and a histogram.",
+        )  # fmt: skip
         flags.DEFINE_integer(
             "seed", 0, "Seed of the random starts.", lower_bound=0, upper_bound=2**63 - 1
         )
@@ -84,6 +90,20 @@ def define_flags() -> None:
             "How the model's batch norm works: inference uses moving averages, batch the "
             "statistics of each batch.",
         )
+        flags.DEFINE_string(
+            "save_adversarial", None,
+            "File to write the worst image of each example to: <file>.npz with its attack, or "
+            "<file>.npy as --adversarial reads it. An image that fails a check without the attacks' "
+            "code does not count as broken.",
+        )  # fmt: skip
+        flags.DEFINE_string(
+            "adversarial", None,
+            "Instead of attacks, score the perturbed test images of this .npy file, as run_attack.py "
+            "of MadryLab's challenges does, and write pred.npy.",
+        )  # fmt: skip
+        flags.DEFINE_string(
+            "curve", None, "SVG file to draw the accuracy over several --eps to.",
+        )  # fmt: skip
         define_run_flags()
 
 
@@ -92,19 +112,58 @@ def main(argv: list[str]) -> int:
     flags_alone(argv)
     attacks = attack_names(FLAGS.attacks)
     most = 1.0 if FLAGS.norm == "linf" else math.inf  # in l2 many pixels add up
-    eps, step_size = (
-        parse_fraction(flag, FLAGS[flag].value, most=most) for flag in ("eps", "step_size")
-    )
-    check_eps(eps, FLAGS.norm)
-    output = writable("json", FLAGS.json) if FLAGS.json else None
+    radii = FLAGS.eps.split(",") if FLAGS.eps else [FLAGS.eps]
+    eps = [parse_fraction("eps", radius, most=most) for radius in radii]
+    step_size = parse_fraction("step_size", FLAGS.step_size, most=most)
+    check_radii(eps, FLAGS.norm)
+    files = {name: _file(name) for name in ("json", "save_adversarial", "curve")}
+    if files["save_adversarial"] or FLAGS.smallest_eps:
+        from igam_tf.evaluation.adversarial import check_kept
+
+        check_kept(FLAGS.batch_norm, eps if files["save_adversarial"] else None)
+    several = len(eps) > 1
+    expect(several or not files["curve"], "several --eps with --curve", FLAGS.eps)
+    if FLAGS.adversarial:
+        _check_scored(several)
     with devices.local_strategy(FLAGS.replicas).scope():
-        return _evaluate(attacks, eps, step_size, output)
+        return _evaluate(attacks, eps if several else eps[0], step_size, files)
+
+
+def _file(name: str) -> Path | None:
+    """The path in a flag, which is checked to be writable, and its suffix."""
+    suffixes = {"save_adversarial": (".npz", ".npy"), "curve": (".svg",)}.get(name)
+    if not FLAGS[name].value:
+        return None
+    file = writable(name, FLAGS[name].value)
+    if suffixes:
+        forms = " or ".join(f"<file>{suffix}" for suffix in suffixes)
+        expect(file.suffix in suffixes, f"--{name}={forms}", repr(FLAGS[name].value))
+    return file
+
+
+def _check_scored(several: bool) -> None:
+    """Raises a UserError where flags do not go with --adversarial."""
+    other = [
+        f"--{name}" for name in ("save_adversarial", "curve", "smallest_eps") if FLAGS[name].value
+    ]
+    other += [
+        f"--{name}={FLAGS[name].value}"
+        for name in ("norm", "batch_norm")
+        if not FLAGS[name].using_default_value
+    ]
+    other += ["several --eps"] * several
+    expect(not other, "--adversarial with one l-inf eps and inference alone", ", ".join(other))
 
 
 def _evaluate(
-    attacks: list[str], eps: float | None, step_size: float | None, output: Path | None
+    attacks: list[str],
+    eps: float | list[float] | None,
+    step_size: float | None,
+    files: dict[str, Path | None],
 ) -> int:
-    from igam_tf.evaluation.evaluate import model_report, plan, table
+    from igam_tf.evaluation.adversarial import Adversarial
+    from igam_tf.evaluation.challenge import write_images
+    from igam_tf.evaluation.evaluate import model_report, planned, table
     from igam_tf.evaluation.loading import chosen_model
     from igam_tf.method.networks import pixel_max_of
 
@@ -117,18 +176,63 @@ def _evaluate(
         batch_norm=FLAGS.batch_norm,
     )  # fmt: skip
     about = {"model": FLAGS.model}
-    _, _, planned = plan(split, **settings)
+    chosen, expected = planned(split, **settings)
     if FLAGS.preprocess:
-        planned["preprocess"] = FLAGS.preprocess
+        expected["preprocess"] = FLAGS.preprocess
     synthetic = {"data_seed": data_seed} if split.source == "builtin" else {}
+    output, images = files["json"], files["save_adversarial"]
+    if FLAGS.adversarial:
+        return _score(model, chosen, eps, pixel_max, about | synthetic, output)
     if output:
-        check_earlier(output, about | planned | synthetic)
-    with journal_beside(output, model_identity(model)) if output else nullcontext() as journal:
-        report = about | model_report(model, split, journal=journal, **settings)
+        check_earlier(output, about | expected | synthetic)
+    place, adversarial = output or images, None
+    with journal_beside(place, model_identity(model)) if place else nullcontext() as journal:
+        if images:
+            adversarial = Adversarial(model, chosen, pixel_max=pixel_max, journal=journal)
+        report = about | model_report(
+            model, split, journal=journal, adversarial=adversarial, smallest=FLAGS.smallest_eps,
+            **settings,
+        )  # fmt: skip
         report |= synthetic
+        if images:
+            write_images(images, adversarial.arrays(), chosen.spec.name)
+        if files["curve"]:
+            from igam_tf.evaluation.curve import curve
+
+            write_text(files["curve"], curve(report))
         if output:
             write_json(output, report | {"versions": environment()})
     print(f"{FLAGS.model}\n{table(report)}")
+    return doubtful_status(report["doubts"], FLAGS.allow_doubts)
+
+
+def _score(
+    model, split, eps: float | None, pixel_max: float, about: dict, output: Path | None
+) -> int:
+    """Scores the perturbed images of --adversarial; returns the exit status."""
+    from igam_tf.evaluation.challenge import PREDICTIONS, score, score_text, write_array
+    from igam_tf.evaluation.evaluate import look_at
+    from igam_tf.method.look import as_json
+
+    predictions = writable("adversarial", PREDICTIONS)
+    eps = split.spec.eps if eps is None else eps
+    about |= {"adversarial": FLAGS.adversarial, "eps": eps, "n": len(split.labels)}
+    if output and output.exists():
+        earlier = read_json(output)
+        for name, value in about.items():
+            if earlier.get(name) != value:
+                raise UserError(
+                    f"expected --json={output} to be a new file, or the score of the same file; "
+                    f"{name} was {earlier.get(name)}, is {value}"
+                )
+    how = {"pixel_max": pixel_max, "batch_size": FLAGS.batch_size}
+    found, predicted = score(model, split, Path(FLAGS.adversarial).expanduser(), eps=eps, **how)
+    doubts = look_at(model, split, **how)
+    report = about | found | {"doubts": as_json(doubts)}
+    write_array(predictions, predicted)
+    if output:
+        write_json(output, report | {"versions": environment()})
+    print(f"{FLAGS.model}\n{score_text(report)}\npredicted classes: {predictions}")
     return doubtful_status(report["doubts"], FLAGS.allow_doubts)
 
 

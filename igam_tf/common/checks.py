@@ -73,6 +73,20 @@ def check_eps(eps: float | None, norm: str, shape: Sequence[int] = ()) -> None:
     expect(fits, what, repr(eps))
 
 
+def radii_of(eps: Any) -> list:
+    """The radii in one, or in a list, tuple or array of several."""
+    return list(eps) if isinstance(eps, list | tuple | np.ndarray) else [eps]
+
+
+def check_radii(eps: Any, norm: str) -> None:
+    """Checks one radius or several: each as `check_eps` does, and none twice."""
+    radii = radii_of(eps)
+    expect(radii, "eps, one or several", "none of it")
+    for radius in radii:
+        check_eps(radius, norm)
+    expect(len({*radii}) == len(radii), "each eps once", radii)
+
+
 # --- images and labels ----------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ combines all attacks for each example.
     model_report -> evaluate -> igam_tf.evaluation.robust.robust_flags -> igam_tf.attacks
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -25,12 +26,15 @@ from igam_tf.common.checks import (
     check_images,
     check_labels,
     check_model,
+    check_radii,
     expect,
     logits_of,
+    radii_of,
 )
 from igam_tf.common.errors import UserError
-from igam_tf.common.tables import Table, interval_text
+from igam_tf.common.tables import Table, interval_text, with_interval
 from igam_tf.datasets import DatasetSpec, Split, data_text, fraction_text, in_pixel_range
+from igam_tf.evaluation.adversarial import Adversarial, check_kept
 from igam_tf.evaluation.arrays import Data, in_memory
 from igam_tf.evaluation.disagreement import disagreements, weak_loss
 from igam_tf.evaluation.loading import as_called
@@ -44,6 +48,7 @@ from igam_tf.evaluation.robust import (
     robust_flags,
     scale_for_attacks,
 )
+from igam_tf.evaluation.smallest import smallest_eps, smallest_text
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import Doubt, as_json, doubtful_lines, look, refuse
 from igam_tf.method.networks import float16_layers, in_float32, pixel_max_of
@@ -110,6 +115,8 @@ def evaluate(
     journal: Journal | None = None,
     compiled: dict | None = None,
     scale: float | None = None,
+    adversarial: Adversarial | None = None,
+    clean: np.ndarray | None = None,
 ) -> dict[str, dict]:
     """Runs every attack on every correctly classified example, and combines them to the worst case.
 
@@ -128,7 +135,7 @@ def evaluate(
         batch_norm: how `logits_fn` normalises, as in `logits_function`.
         progress: whether progress bars with rate and time left are shown.
         journal: stores finished batches, which are not computed again.
-        compiled, scale: see `igam_tf.evaluation.robust.robust_flags`.
+        compiled, scale, adversarial, clean: see `igam_tf.evaluation.robust.robust_flags`.
 
     Returns:
         For each attack, and for `worst_case`, accuracy and ci95 in percent, n, and every setting; for
@@ -148,7 +155,8 @@ def evaluate(
     successes: dict[str, Success] = {}
     robust = robust_flags(
         logits_fn, images, labels, attacks=attacks, pixel_max=pixel_max, progress=progress,
-        journal=journal, compiled=compiled, scale=scale, successes=successes, **common,
+        journal=journal, compiled=compiled, scale=scale, successes=successes,
+        adversarial=adversarial, clean=clean, **common,
     )  # fmt: skip
     common |= {"logits_scale": scale} if scale != 1 else {}
     results = {}
@@ -257,6 +265,9 @@ def model_report(
     progress: bool = True,
     journal: Journal | None = None,
     logits: np.ndarray | None = None,
+    adversarial: Adversarial | None = None,
+    eps: float | Sequence[float] | None = None,
+    smallest: bool = False,
     **settings: Any,
 ) -> dict:
     """`evaluate` for a model on a data set, with what `table` needs besides the results.
@@ -268,15 +279,28 @@ def model_report(
             data set's.
         seed, batch_size, batch_norm, progress, journal: see `evaluate`.
         logits: those that `split_of_arrays` returned with the split; None computes them.
-        **settings: attacks, eps, step_size, restarts, loss, norm, individual, targets,
-            num_examples: see `plan`.
+        adversarial: keeps the images of the attacks.
+        eps: radius, see `plan`; or several, which share the clean images and the look. The report
+            then has `radii` instead of `results`: for each, `eps` and its `results`.
+        smallest: whether the smallest eps of each image is searched too, see
+            `igam_tf.evaluation.smallest`.
+        **settings: attacks, step_size, restarts, loss, norm, individual, targets, num_examples: see
+            `plan`.
 
     Raises:
         UserError: the model does not accept such images, or as `plan` and `evaluate`.
     """
+    check_radii(eps, settings.get("norm", "linf"))
+    if adversarial:
+        check_kept(batch_norm, eps)
+    if smallest:
+        check_kept(batch_norm, None)
     pixel_max = pixel_max_of(model, pixel_max, split.spec.pixel_max)
     common: dict = {"seed": seed, "batch_size": batch_size, "batch_norm": batch_norm}
-    split, specs, about = plan(split, pixel_max=pixel_max, **common, **settings)
+    threats = radii_of(eps)
+    plans = [plan(split, pixel_max=pixel_max, eps=eps, **common, **settings) for eps in threats]
+    split, _, about = plans[0]
+    specs = [spec for _, of_eps, _ in plans for spec in of_eps]
     radii = [spec.eps for spec in specs if spec.loss and spec.kind != "square"]
     logits_fn = logits_function(model, batch_norm)
     if logits is None:
@@ -298,21 +322,51 @@ def model_report(
     if isinstance(model, Preprocessed):
         about["preprocess"] = model.preprocess.convention
     scale = logits_scale(logits, split.labels[looked_at(len(split.labels))])
-    how: dict = {"pixel_max": pixel_max, "journal": journal, "scale": scale, "compiled": {}}
-    results = evaluate(
-        logits_fn, split.images, split.labels, attacks=specs, progress=progress, **how, **common
-    )
+    images, labels = split.images, split.labels
+    how: dict = {
+        "pixel_max": pixel_max,
+        "journal": journal,
+        "scale": scale,
+        "compiled": {},
+    } | common
 
     def further(spec: AttackSpec, chosen: np.ndarray) -> np.ndarray:
-        x, y = split.images[chosen], split.labels[chosen]
-        masks = robust_flags(logits_fn, x, y, attacks=[spec], progress=False, **how, **common)
-        return masks[spec.name]
+        x, y = images[chosen], labels[chosen]
+        return robust_flags(logits_fn, x, y, attacks=[spec], progress=False, **how)[spec.name]
 
-    masks = [mask_of_text(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
-    left = np.logical_and.reduce(masks)
-    weak = weak_loss(specs, left, further, split.spec.num_classes)
-    doubts += filter(None, (disagreements(results), weak))
-    return about | {"results": results, "doubts": as_json(doubts)}
+    def at(specs: Sequence[AttackSpec], clean: np.ndarray | None) -> tuple[dict, list[Doubt]]:
+        """Results of the attacks of one radius, and the doubts about them."""
+        results = evaluate(
+            logits_fn, images, labels, attacks=specs, progress=progress, clean=clean,
+            adversarial=adversarial, **how,
+        )  # fmt: skip
+        masks = [mask_of_text(row[MASK_KEY]) for name, row in results.items() if name != WORST_CASE]
+        left = np.logical_and.reduce(masks)
+        weak = weak_loss(specs, left, further, split.spec.num_classes)
+        return results, [doubt for doubt in (disagreements(results), weak) if doubt]
+
+    if len(threats) == 1:
+        about["results"], found = at(specs, None)
+        unverified = adversarial.doubt() if adversarial else None
+        doubts += [*filter(None, [unverified]), *found]
+    else:
+        del about["results"]
+        about["radii"] = []
+        without = AttackSpec(name="clean", norm=specs[0].norm)
+        (clean,) = robust_flags(
+            logits_fn, images, labels, attacks=[without], progress=progress, **how
+        ).values()
+        for radius, (_, specs, _) in zip(threats, plans, strict=True):
+            results, found = at(specs, clean)
+            about["radii"].append({"eps": radius, "results": results})
+            where = f"At eps {fraction_text(radius)}: "
+            doubts += [dataclasses.replace(d, sentence=where + d.sentence) for d in found]
+    if smallest:
+        about["smallest_eps"] = smallest_eps(
+            model, split, norm=specs[0].norm, pixel_max=pixel_max, seed=seed, batch_size=batch_size,
+            scale=scale, journal=journal, progress=progress,
+        )  # fmt: skip
+    return about | {"doubts": as_json(doubts)}
 
 
 def look_at(
@@ -352,10 +406,32 @@ def settings_alone(report: dict) -> dict:
     about |= {name: report[name] for name in more if name in report}
     results = {
         attack: {name: value for name, value in row.items() if name not in _OUTCOMES}
-        for attack, row in report["results"].items()
-        if attack != WORST_CASE
+        for attack, row in all_rows(report).items()
+        if not attack.startswith(WORST_CASE)
     }
     return about | {"results": results}
+
+
+def all_rows(report: dict) -> dict[str, dict]:
+    """Name -> row of a report; where it is of several radii the name says of which."""
+    if "radii" not in report:
+        return report["results"]
+    return {
+        f"{name} at eps {fraction_text(part['eps'])}": row
+        for part in report["radii"]
+        for name, row in part["results"].items()
+    }
+
+
+def planned(split: Split, *, eps: float | Sequence[float] | None, **settings: Any) -> tuple:
+    """(images, report without results of `settings_alone`) of `plan` for one radius or several."""
+    radii = radii_of(eps)
+    plans = [plan(split, eps=radius, **settings) for radius in radii]
+    chosen, _, about = plans[0]
+    if len(radii) > 1:
+        parts = [{"eps": e, "results": p[2]["results"]} for e, p in zip(radii, plans, strict=True)]
+        about["results"] = all_rows({"radii": parts})
+    return chosen, about
 
 
 def evaluate_model(
@@ -364,7 +440,7 @@ def evaluate_model(
     labels: np.ndarray | None = None,
     attacks: str | Sequence[str] = "clean,fgsm,pgd20",
     *,
-    eps: float,
+    eps: float | Sequence[float],
     pixel_max: float,
     preprocess: str | None = None,
     from_probabilities: bool = False,
@@ -380,6 +456,8 @@ def evaluate_model(
     batch_size: int = 100,
     batch_norm: str = "inference",
     progress: bool = False,
+    return_adversarial: bool = False,
+    smallest_eps: bool = False,
 ) -> dict:
     """Accuracy of any Keras model on any images, clean and under attack.
 
@@ -390,7 +468,7 @@ def evaluate_model(
             they are read into memory, in the order in which they come.
         labels: [n] int, below K.
         attacks: "clean,fgsm,pgd20", or a list of names; see `igam_tf.attacks.attack_names`.
-        eps: radius, as a fraction of the pixel range.
+        eps: radius, as a fraction of the pixel range; or several, such as [2 / 255, 4 / 255].
         pixel_max: highest pixel value of the model's input, such as 1 or 255; with `preprocess`, of
             the images.
         preprocess: the input that the model expects instead of pixels: "0..1", "0..255", "-1..1",
@@ -410,12 +488,19 @@ def evaluate_model(
             "least_likely" or a class; their rows then have `success` too, the share of the attacked
             images that reach it. None: any class but the label.
         seed, batch_size, batch_norm, progress: see `evaluate`.
+        return_adversarial: whether the report has the worst image of each example; an image that
+            fails a check by NumPy and a direct call of the model does not count as broken then.
+        smallest_eps: whether the smallest eps of each image is searched too.
 
     Returns:
         The report that `python -m igam_tf.eval_pgd --json` writes, and prints by `table`: `results`,
         name of each attack and `worst_case` -> accuracy and its 95 % interval in percent, n, and every
         setting; and `doubts`, what makes the figures doubtful, each with `code`, `sentence` and
-        `remedy`; empty where nothing does.
+        `remedy`; empty where nothing does. With several radii it has `radii` instead of `results`:
+        a list of `eps` and its `results`. With `smallest_eps` it has `smallest_eps`, what
+        `igam_tf.evaluation.smallest.smallest_eps` returns. With `return_adversarial` it has
+        `adversarial`, the arrays that `--save_adversarial` writes, see
+        `igam_tf.evaluation.adversarial.Adversarial.arrays`.
 
     Raises:
         UserError: images, labels and outputs of the model do not fit together, the model returns
@@ -440,20 +525,26 @@ def evaluate_model(
     )
     positive = step_size is None or (isinstance(step_size, Real) and step_size > 0)
     expect(positive, "a step_size above 0, as a fraction of the pixel range", repr(step_size))
+    largest, *others = radii_of(eps)
+    if others:
+        check_radii(eps, norm)
+        largest = max(largest, *others)
     model = as_called(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )
     split, logits = split_of_arrays(
         model, images, labels,
-        eps=eps, pixel_max=pixel_max, norm=norm, batch_norm=batch_norm, batch_size=batch_size,
-        num_examples=num_examples, class_order=class_order,
+        eps=largest, pixel_max=pixel_max, norm=norm, batch_norm=batch_norm,
+        batch_size=batch_size, num_examples=num_examples, class_order=class_order,
     )  # fmt: skip
-    return model_report(
-        model, split, logits=logits,
+    adversarial = Adversarial(model, split, pixel_max=pixel_max) if return_adversarial else None
+    report = model_report(
+        model, split, logits=logits, adversarial=adversarial, smallest=smallest_eps,
         attacks=names, eps=eps, step_size=step_size, restarts=restarts, loss=loss, norm=norm, seed=seed,
         individual=individual, targets=targets, batch_size=batch_size, batch_norm=batch_norm,
         pixel_max=pixel_max, progress=progress,
     )  # fmt: skip
+    return report | ({"adversarial": adversarial.arrays()} if adversarial else {})
 
 
 def split_of_arrays(
@@ -522,14 +613,17 @@ def success_texts(row: dict) -> tuple[str, str]:
 
 def table(report: dict) -> str:
     """A report of `model_report` as plain text, with a line for each doubt below it."""
-    results, highest = report["results"], report["pixel_max"]
-    worst = results[WORST_CASE]
+    results, highest = all_rows(report), report["pixel_max"]
+    parts = report.get("radii") or [report]
+    worst = parts[-1]["results"][WORST_CASE]
     losses = {row["loss"] for row in results.values() if row.get("loss")}
+    radii = [part["results"][WORST_CASE]["eps"] for part in parts]
     lines = [
         f"{report['dataset']} {report['split']}, data {data_text(report['data'])}: "
         f"first n = {worst['n']} images",
-        f"{worst['eps_unit'].split(',')[0]} eps {fraction_text(worst['eps'])} of the pixel range "
-        f"({worst['eps'] * highest:g} in 0..{highest:g}), loss {', '.join(sorted(losses)) or 'none'}, "
+        f"{worst['eps_unit'].split(',')[0]} eps {', '.join(map(fraction_text, radii))} of the pixel "
+        f"range ({', '.join(f'{eps * highest:g}' for eps in radii)} in 0..{highest:g}), "
+        f"loss {', '.join(sorted(losses)) or 'none'}, "
         f"batch norm {worst['batch_norm']}, batch size {worst['batch_size']}, seed {worst['seed']}"
         + (f", logits x {worst['logits_scale']:g}" if "logits_scale" in worst else ""),
     ]
@@ -544,14 +638,33 @@ def table(report: dict) -> str:
         lines.append(f"preprocess={report['preprocess']} in front of the model")
     if "class_order" in report:
         lines.append(f"label k is output class_order[k]: {report['class_order']}")
-    aims = any("aim" in row for row in results.values())
-    cells = [
-        (
-            name, f"{row['accuracy']:.2f}", interval_text(row["ci95"], ".2f"),
-            *success_texts(row)[: 2 * aims], *attack_texts(row),
-        )
-        for name, row in results.items()
-    ]  # fmt: skip
-    success = ("success %", "95 % interval")[: 2 * aims]
-    head = ("attack", "accuracy %", "95 % interval", *success, "steps", "step size", "restarts")
-    return "\n".join([*lines, "", Table(head, cells).text(), *doubtful_lines(report)])
+    below: list[str] = []
+    if "radii" in report:
+        figure = Table(*_over_radii(parts))
+    else:
+        aims = any("aim" in row for row in results.values())
+        cells = [
+            (
+                name, f"{row['accuracy']:.2f}", interval_text(row["ci95"], ".2f"),
+                *success_texts(row)[: 2 * aims], *attack_texts(row),
+            )
+            for name, row in results.items()
+        ]  # fmt: skip
+        success = ("success %", "95 % interval")[: 2 * aims]
+        head = ("attack", "accuracy %", "95 % interval", *success, "steps", "step size", "restarts")
+        figure = Table(head, cells)
+    if "smallest_eps" in report:
+        below = ["", smallest_text(report["smallest_eps"])]
+    return "\n".join([*lines, "", figure.text(), *below, *doubtful_lines(report)])
+
+
+def _over_radii(parts: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """(head, lines) of a table with a column of accuracy in % and its interval for each radius."""
+    head = ["attack", *(f"% at eps {fraction_text(part['eps'])}" for part in parts)]
+    lines = []
+    for name, row in parts[0]["results"].items():
+        of_name = [part["results"][name] for part in parts]
+        figures = [with_interval(each["accuracy"], each["ci95"], ".2f") for each in of_name]
+        steps, _, runs = attack_texts(row)
+        lines.append([name, *figures, steps, runs])
+    return [*head, "steps", "restarts"], lines

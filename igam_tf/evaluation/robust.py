@@ -15,10 +15,11 @@ from igam_tf.common import devices
 from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of, traced
 from igam_tf.common.errors import UserError
 from igam_tf.datasets import in_pixel_range
+from igam_tf.evaluation.adversarial import Adversarial
 from igam_tf.formulas.losses import at_least_float32
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import LOOKED_AT
-from igam_tf.storage.journal import Journal, journaled, settings_of
+from igam_tf.storage.journal import Journal, journaled, journaled_arrays, settings_of
 
 REVISION = 3  # version of the attacks' results: with another one, older journals are not used
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -49,6 +50,8 @@ def robust_flags(
     compiled: dict | None = None,
     scale: float | None = None,
     successes: dict[str, Success] | None = None,
+    adversarial: Adversarial | None = None,
+    clean: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Name of each attack -> robust mask [n] bool: correct clean and under each run of the attack.
 
@@ -59,6 +62,8 @@ def robust_flags(
             shape.
         scale: factor of the logits; None means `scale_for_attacks`.
         successes: gets, of each attack with an aim, which examples reached it.
+        adversarial: keeps the images of the attacks; the masks are then those of its check.
+        clean: mask [n] bool of the images that are right clean, where it is known.
 
     Raises:
         UserError: no images, float pixels out of range, or logits that are not finite.
@@ -72,8 +77,11 @@ def robust_flags(
     shape, y = images.shape[1:], labels.astype(np.int64)
     compiled = {} if compiled is None else compiled
 
-    def in_batch(group: Sequence[AttackSpec], run: int, batch: np.ndarray) -> list[np.ndarray]:
-        """[right, reached] as `outcomes` has them, of one batch; without an aim [right]."""
+    def in_batch(group: Sequence[AttackSpec], run: int, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """`right` and, with an aim, `reached` of one batch, as `outcomes` has them.
+
+        With `adversarial` also the images `x_adv`, unless they are the clean ones.
+        """
         spec = group[0]
         x = in_pixel_range(images[batch], pixel_max)
         eps, step_size = dtype(spec.eps * pixel_max), dtype(spec.step_size * pixel_max)
@@ -84,21 +92,26 @@ def robust_flags(
         scalars["scale"] = np.float32(scale)
         inputs = {"x": x, "y": y[batch]} | drawn, scalars
         steps = spec.steps if KINDS[spec.kind].traced_by_steps else 0
-        kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets, spec.eot, spec.aim)
+        keep = adversarial is not None
+        kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets, spec.eot, spec.aim, keep)
         if kind not in compiled:
             compiled[kind] = _compiled(
-                logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch"
+                logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch", images=keep
             )
-        predicted = compiled[kind](inputs).numpy()
-        aims = [predicted[-1]] if spec.aim else []
-        predicted = predicted[: len(group)]
+        predicted, *images_of = (part.numpy() for part in compiled[kind](inputs))
+        predicted, aims = predicted[: len(group)], predicted[-1]
         for each_spec, count in zip(group, (predicted == _NOT_FINITE).sum(1), strict=True):
             if count:
                 raise UserError(
                     f"expected finite logits; under {each_spec.name} the model's are NaN or "
                     f"infinite for {count} of {len(batch)} images, so these cannot be evaluated"
                 )
-        return [predicted == classes for classes in (y[batch], *aims)]
+        found = {"right": predicted == y[batch]}
+        if spec.aim:
+            found["reached"] = predicted == aims
+        if images_of:
+            (found["x_adv"],) = images_of
+        return found
 
     def outcomes(group: Sequence[AttackSpec], run: int, indices: np.ndarray) -> np.ndarray:
         """Which of these examples are right after one run, and which reach the attack's aim.
@@ -117,16 +130,27 @@ def robust_flags(
                 work = functools.cache(functools.partial(in_batch, group, run, batch))
                 for i, spec in enumerate(group):
                     parts = [settings_of(spec), *common, batch, y[batch], images[batch]]
-                    for what in range(2 if spec.aim else 1):
-                        found[what, i, begin : begin + len(batch)] = journaled(
-                            journal, [*parts, *["reached"] * what],
-                            lambda work, what, i: work()[what][i], work, what, i,
-                        )  # fmt: skip
+                    here = found[:, i, begin : begin + len(batch)]
+
+                    def of_spec(work=work, i=i) -> dict[str, np.ndarray]:
+                        return {name: values[i] for name, values in work().items()}
+
+                    if adversarial is None:
+                        for what, name in enumerate(("right", "reached")[: 1 + bool(spec.aim)]):
+                            here[what] = journaled(
+                                journal, [*parts, *["reached"] * what],
+                                lambda work, name: work()[name], of_spec, name,
+                            )  # fmt: skip
+                        continue
+                    kept = journaled_arrays(journal, parts, of_spec)
+                    here[0] = adversarial.checked(spec, batch, kept["right"], kept.get("x_adv"))
+                    here[1] = kept.get("reached", False) & ~here[0]
                 bar.update(len(batch))
         return found
 
     everything = np.arange(len(labels))
-    (clean,), _ = outcomes([AttackSpec(name="clean", norm=attacks[0].norm)], 0, everything)
+    if clean is None:
+        (clean,), _ = outcomes([AttackSpec(name="clean", norm=attacks[0].norm)], 0, everything)
     robust: dict[str, np.ndarray] = {}
     for group in _in_one_pass(attacks):
         first = group[0]
@@ -252,8 +276,9 @@ def _compiled(
     pixel_max: float,
     *,
     whole: bool,
+    images: bool,
 ):
-    """An attack and the classification after it, traced once: inputs -> predicted classes [m,B].
+    """An attack and the classification after it, traced once: inputs -> (classes [m,B], images).
 
     With an aim, its classes are one more row.
 
@@ -267,10 +292,11 @@ def _compiled(
         spec, pixel_max: as there.
         inputs: (values per example [B,...], scalars), whose types and shapes are used.
         whole: whether a batch must stay on one replica.
+        images: whether the images [m,B,...] of an attack are returned; else classes alone.
     """
     kind, bounds = KINDS[spec.kind], (0.0, pixel_max)
 
-    def classes(by_example: dict, scalars: dict) -> tf.Tensor:
+    def outcome(by_example: dict, scalars: dict) -> tuple[tf.Tensor, ...]:
         x, y, steps = by_example["x"], by_example["y"], scalars["steps"]
 
         def logits_fn(x: tf.Tensor) -> tf.Tensor:
@@ -280,13 +306,14 @@ def _compiled(
         drawn = {name: v for name, v in by_example.items() if name not in ("x", "y", "aim")}
         ball = {"eps": scalars["eps"], "bounds": bounds}
 
-        def classified(x_adv: tf.Tensor) -> tf.Tensor:
+        def classified(x_adv: tf.Tensor) -> tuple[tf.Tensor, ...]:
             logits = logits_fn(x_adv)
             finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
-            return tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
+            classes = tf.where(finite, tf.argmax(logits, 1), _NOT_FINITE)
+            return (classes, x_adv) if images else (classes,)
 
         if spec.loss is None:
-            return classified(x)[None]
+            return (classified(x)[0][None],)
         target = None
         if spec.targets:
             target = class_of_rank(logits_fn(x), y, scalars["rank"], spec.targets)
@@ -294,25 +321,26 @@ def _compiled(
             target = aimed_at(spec.aim, logits_fn(x), y, by_example.get("aim"))
         how = {"target": target, "step_size": scalars["step_size"]} | ball
 
-        def with_aims(found: tf.Tensor) -> tf.Tensor:
-            return tf.concat([found, target[None]], 0) if spec.aim else found
+        def with_aims(found: tf.Tensor, *x_adv: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return tf.concat([found, target[None]], 0) if spec.aim else found, *x_adv
 
         if not kind.begin:
-            x_adv = kind.run(logits_fn, x, y, spec, steps=steps[0], **how, **drawn)
-            return with_aims(classified(x_adv)[None])
+            found = classified(kind.run(logits_fn, x, y, spec, steps=steps[0], **how, **drawn))
+            return with_aims(*(part[None] for part in found))
 
-        def further(i: tf.Tensor, x_adv: tf.Tensor, found: tf.TensorArray):
+        def further(i: tf.Tensor, x_adv: tf.Tensor, *found: tf.TensorArray):
             x_adv = kind.run(logits_fn, x, y, spec, steps=steps[i], start=x_adv, **how)
-            return i + 1, x_adv, found.write(i, classified(x_adv))
+            parts = zip(found, classified(x_adv), strict=True)
+            return i + 1, x_adv, *(array.write(i, part) for array, part in parts)
 
         count = tf.size(steps)
         begun = (
             tf.constant(0),
             kind.begin(x, spec, **ball, **drawn),
-            tf.TensorArray(tf.int64, count),
+            *(tf.TensorArray(kept, count) for kept in (tf.int64, x.dtype)[: 1 + images]),
         )
-        _, _, found = tf.while_loop(lambda i, *_: i < count, further, begun, parallel_iterations=1)
-        return with_aims(found.stack())
+        _, _, *found = tf.while_loop(lambda i, *_: i < count, further, begun, parallel_iterations=1)
+        return with_aims(*(array.stack() for array in found))
 
     many, single = inputs
     signature = [
@@ -325,14 +353,15 @@ def _compiled(
         strategy = tf.distribute.get_strategy()
         replicas = strategy.num_replicas_in_sync
         if whole or replicas == 1:
-            return classes(by_example, scalars)
+            return outcome(by_example, scalars)
 
-        def of_replica() -> tf.Tensor:
+        def of_replica() -> tuple[tf.Tensor, ...]:
             here = tf.distribute.get_replica_context().replica_id_in_sync_group
             part = {k: devices.shard(v, here, replicas) for k, v in by_example.items()}
-            return classes(part, scalars)
+            return outcome(part, scalars)
 
-        return tf.concat(strategy.experimental_local_results(strategy.run(of_replica)), 1)
+        each = map(strategy.experimental_local_results, strategy.run(of_replica))
+        return tuple(tf.concat(parts, 1) for parts in each)
 
     # Call the concrete function, because TensorFlow warns of retracing if many tf.functions have
     # one name.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +20,14 @@ import numpy as np
 from absl import logging
 
 from igam_tf.common.errors import UserError, folder_in_place
+from igam_tf.common.files import replacing
 from igam_tf.common.lazy import keras
 from igam_tf.common.locks import take_lock
 from igam_tf.common.private_api import layers_of
 
 # The key of robust masks in results and journals.
 MASK_KEY = "robust_mask"
+_DIGEST = hashlib.sha256().digest_size
 _LINE = re.compile(
     rf'{{"key": "([0-9a-f]+)", "{MASK_KEY}": "([01]*)", "sha256": "[0-9a-f]+"}}'.encode()
 )
@@ -67,6 +71,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike, identity: str):
         self.path, self.identity = Path(path), identity
         self._known: dict[str, str] = {}
+        self._arrays = self.path.with_name(f"{self.path.name}.arrays")
         try:
             with open(self.path, "a+b") as file:
                 file.seek(0)
@@ -114,6 +119,21 @@ class Journal:
         text = self._known.get(key)
         return None if text is None else mask_of_text(text)
 
+    def arrays_folder(self) -> Path:
+        """The folder of `journaled_arrays`; it is created if absent.
+
+        Raises:
+            UserError: the journal's folder was renamed or removed.
+        """
+        with folder_in_place(self._arrays):
+            self._arrays.mkdir(exist_ok=True)
+        return self._arrays
+
+    def remove(self) -> None:
+        """Removes the file and the folder."""
+        self.path.unlink()
+        shutil.rmtree(self._arrays, ignore_errors=True)
+
     def put(self, key: str, robust: np.ndarray) -> None:
         """Stores the mask [B] bool of a finished batch.
 
@@ -140,7 +160,7 @@ def _is_another_json(line: bytes) -> bool:
 def journal_beside(file: Path, identity: str, part: str = "") -> Iterator[Journal]:
     """Context with the journal <file>.journal of results that will be written to `file`; locks it.
 
-    It is removed if the block ends without error.
+    It is removed if the block ends without error, with its arrays.
 
     Args:
         file: where the results are written in the block.
@@ -160,8 +180,9 @@ def journal_beside(file: Path, identity: str, part: str = "") -> Iterator[Journa
     except OSError as error:
         raise UserError(f"expected to read and write {path}; {error.strerror}") from error
     with lock:
-        yield Journal(path, identity)
-        path.unlink()
+        journal = Journal(path, identity)
+        yield journal
+        journal.remove()
 
 
 def journaled(
@@ -176,6 +197,30 @@ def journaled(
         robust = work(*arguments)
         journal.put(key, robust)
     return robust
+
+
+def journaled_arrays(
+    journal: Journal | None, parts: Sequence[Any], work: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays that the journal's folder has for `parts`; else work(), which it stores.
+
+    Each is a file of its own, so that no more than one is in memory; damaged ones are ignored.
+    """
+    if journal is None:
+        return work()
+    path = journal.arrays_folder() / journal.key(*parts)
+    if path.exists():
+        whole = path.read_bytes()
+        content = whole[:-_DIGEST]
+        if hashlib.sha256(content).digest() == whole[-_DIGEST:]:
+            return dict(np.load(io.BytesIO(content), allow_pickle=False))
+        logging.warning("%s is damaged; its batch is computed again", path)
+    arrays, file = work(), io.BytesIO()
+    np.savez(file, **arrays)
+    content = file.getvalue()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
+    return arrays
 
 
 def model_identity(model: keras.Model) -> str:
