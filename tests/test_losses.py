@@ -232,10 +232,11 @@ def test_narrow_gradients_are_compared_in_float32(name, dtype):
     np.testing.assert_allclose(ours(a, b), expected(*wide), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-7, 1.0])
-@pytest.mark.parametrize(
-    "f", [losses.l_cosine, lambda a, b: normalize(a) * tf.cast(_B, a.dtype), losses.l_diff_l2]
-)
+_SLOPED = [losses.l_cosine, lambda a, b: normalize(a) * tf.cast(_B, a.dtype), losses.l_diff_l2]
+
+
+@pytest.mark.parametrize("size", [1e-26, 1e-20, 1e-7, 1.0])
+@pytest.mark.parametrize("f", _SLOPED)
 def test_their_slopes_are_those_of_float64(f, size):
     def slope(dtype, size):
         a, b = tf.constant(size * _A, dtype), tf.constant(size * _B, dtype)
@@ -257,3 +258,14 @@ def test_slopes_at_zero_and_at_a_constant_are_zero():
             value = tf.reduce_sum(normalize(j) * tf.range(2, dtype="float32")[:, None, None, None])
         assert not np.any(normalize(j))
         assert not np.any(tape.gradient(value, j))
+
+
+@pytest.mark.parametrize("size", [1e-28, 1e-37, 1e-44])
+@pytest.mark.parametrize("f", _SLOPED)
+def test_a_j_whose_slope_would_overflow_has_none(f, size):
+    a, b = tf.constant(size * _A, tf.float32), tf.constant(size * _B, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(a)
+        value = tf.reduce_sum(f(a, b))
+    assert np.isfinite(value)
+    np.testing.assert_array_equal(tape.gradient(value, a), 0)

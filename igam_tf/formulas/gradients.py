@@ -76,6 +76,11 @@ def input_gradient(
         ) from error
 
 
+# The derivative of J's direction is 1 / J: below this, what is back-propagated overflows float32. A
+# softmax whose highest logit is 62 above the others has such a J.
+LEAST_SIZE = 2.0**-90
+
+
 def flatten(j: tf.Tensor) -> tf.Tensor:
     """[B, ...] -> [B, everything else]."""
     return tf.reshape(j, [tf.shape(j)[0], -1])
@@ -85,7 +90,7 @@ def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(J flattened and scaled to a largest entry in 1..2, the divisor), so that no square underflows.
 
     The divisor is a power of two, so the division is exact; it is 1 where J is 0. It is treated as
-    a constant in derivatives.
+    a constant in derivatives, which are 0 where it is below `LEAST_SIZE`.
 
     Args:
         j: [B,...], computed in at least float32.
@@ -101,6 +106,7 @@ def of_unit_size(j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     )  # integer type of the same width, mask of the exponent
     power = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(largest, integer), exponent), flat.dtype)
     power = tf.where(power > 0, power, tf.ones_like(power))
+    flat = tf.where(power < LEAST_SIZE, tf.stop_gradient(flat), flat)
     return flat / power, power
 
 
