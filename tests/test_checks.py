@@ -68,3 +68,16 @@ def test_what_is_right_passes():
 
 def test_the_example_runs():
     assert doctest.testmod(checks).failed == 0
+
+
+def test_a_network_of_pytorch_is_told_the_bridge():
+    network = type("Net", (), {"__module__": "torch.nn"})()
+    x, y = np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int64)
+    for call in (
+        lambda: igam_tf.evaluate(network, x, y, "clean", eps=0.1, pixel_max=1.0),
+        lambda: igam_tf.audit_model(network, x, y, eps=0.1, pixel_max=1.0),
+        lambda: igam_tf.Teacher(network, num_classes=10),
+        lambda: igam_tf.trainer("standard", network, pixel_max=1.0),
+    ):
+        with pytest.raises(igam_tf.UserError, match=r"received a Net: igam_tf\.from_torch"):
+            call()

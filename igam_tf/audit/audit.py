@@ -22,6 +22,7 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
+from igam_tf.common.checks import check_model
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, write_json
 from igam_tf.common.private_api import reason_of
@@ -160,6 +161,7 @@ def audit_model(
     if budget not in BUDGETS:
         raise UserError(f"expected a budget among {', '.join(BUDGETS)}; received {budget!r}")
     names = check_names(checks)
+    check_model(model, "model")
     model = as_called(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )

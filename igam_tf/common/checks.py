@@ -159,10 +159,12 @@ def check_labels(
 
 def check_model(model: Any, what: str, kind: type | None = None) -> None:
     """Checks that this is a Keras model, or a layer if that is allowed; the sentence calls it `what`."""
+    remedy = "put what it computes into the call(self, x, training=False) of a keras.Model"
+    if any(part.__module__.startswith("torch.") for part in type(model).__mro__):
+        remedy = "igam_tf.from_torch makes one of a PyTorch network"
     expect(
         isinstance(model, kind or keras.layers.Layer),
-        f"a keras.Model as the {what}", f"a {type(model).__name__}",
-        "put what it computes into the call(self, x, training=False) of a keras.Model",
+        f"a keras.Model as the {what}", f"a {type(model).__name__}", remedy,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ flags.disclaim_key_flags()
 
 NAMES_OF_MODELS = (
     "run folder, .keras file, MadryLab checkpoint folder, module:function, or a network of PyTorch: "
-    "torch:module:function, robustbench:<name>, robustbench:<name>:<file>, .pt or .safetensors file"
+    "torch:module:function, robustbench:<name>, robustbench:<name>:<file>, .pt, .pth or .safetensors "
+    "file"
 )
 DOUBTFUL_STATUS = 3
 DATA_FLAGS = (

@@ -396,7 +396,7 @@ def _other_convention(
     if here.mean() < NATS:  # nothing is to be gained
         return None
     names = _ALTERNATIVES.get(u.shape[-1], _ALTERNATIVES[1][:3])
-    best = None
+    likelier = []
     for name in names:
         other = Preprocess(name)(u).numpy()
         if np.abs(other - now).max() <= SAME * np.ptp(now):
@@ -407,19 +407,24 @@ def _other_convention(
         there = log_loss(z_there, y)
         gain = here - there
         if gain.mean() >= NATS and paired_t(gain) <= SIGNIFICANT / len(names):
-            found = (there.mean(), z_there, name)
-            best = min(best or found, found, key=lambda found: found[0])
-    if best is None:
+            likelier.append((there, z_there, name))
+    if not likelier:
         return None
-    nats, z_there, name = best
+    best, z_there, name = min(likelier, key=lambda found: found[0].mean())
+    alike = [
+        other for l, _, other in likelier if other != name and paired_t(l - best) > SIGNIFICANT
+    ]
     there, as_called = 100 * hits(z_there) / n, 100 * hits(z) / n
+    remedy = f"Set --preprocess={name}; in Python preprocess={name!r}."
+    if alike:
+        remedy += f" Or {' or '.join(alike)}, if it was trained so: these images do not tell."
     return Doubt(
         code="input_convention",
         sentence=f"The model takes another input: {there:.1f} % of {n} clean images are right "
         f"with --preprocess={name}, {as_called:.1f} % as it is called, and the labels have a "
-        f"log-loss of {nats:.2f} instead of {here.mean():.2f} nats, each with the logits fitted to "
-        "them.",
-        remedy=f"Set --preprocess={name}; in Python preprocess={name!r}.",
+        f"log-loss of {best.mean():.2f} instead of {here.mean():.2f} nats, each with the logits "
+        "fitted to them.",
+        remedy=remedy,
     )
 
 

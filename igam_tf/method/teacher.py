@@ -57,6 +57,7 @@ class Teacher(keras.Model):
         features: str = "",
         **kwargs,
     ):
+        check_model(network, "network of a Teacher")
         super().__init__(autocast=False, **kwargs)
         expect(num_classes >= 1, "num_classes of at least 1", num_classes)
         self.network, self.transform = network, transform or Identity()

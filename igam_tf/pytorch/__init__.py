@@ -25,6 +25,6 @@ def import_torch() -> Any:
     except ImportError as error:
         raise UserError(
             "expected PyTorch, which runs such networks and reads their files; "
-            f"{error}: pip install igam_tf[torch]"
+            f"{error}: pip install -e .[torch], in the folder of igam_tf"
         ) from error
     return torch

@@ -252,7 +252,7 @@ def _safetensors(path: Path) -> Opened:
     except ImportError as error:
         raise UserError(
             f"expected safetensors, which reads {path}; it is not installed: "
-            "pip install igam_tf[torch]"
+            "pip install -e .[torch], in the folder of igam_tf"
         ) from error
 
     def opened(use: Callable[[Any], Any]) -> Any:
