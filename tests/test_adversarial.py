@@ -356,7 +356,10 @@ def l1_distance(x: np.ndarray, margin: float) -> float:
     return length
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+_SLOW = [pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1")]
+
+
+@pytest.mark.parametrize("norm", ["linf", *_SLOW])
 def test_the_smallest_eps_of_a_linear_model_in_closed_form(norm):
     """The distance to the plane of margin 0: |<w, x - 0.5>| over the dual norm of w, but for bounds."""
     n = 11
