@@ -3,17 +3,15 @@
 Markers, labels or positions say what the colours say, so that the plots can be read without colour.
 """
 
-import io
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from igam_tf.evaluation.evaluate import fraction_text
-from igam_tf.evaluation.palette import BLUE, GREEN, GREY, VERMILION
+from igam_tf.evaluation.palette import BLUE, GREEN, GREY, VERMILION, error_bars, svg_text
 
 _STYLE = {"svg.hashsalt": "audit", "svg.fonttype": "none", "font.size": 11}
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def _figure(height: float = 3.6) -> tuple[Figure, Any]:
@@ -26,17 +24,8 @@ def _figure(height: float = 3.6) -> tuple[Figure, Any]:
 
 
 def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=_NO_METADATA)
-    whole = text.getvalue()
+    whole = svg_text(figure)
     return whole[whole.index("<svg") :]  # a page has no place for an XML declaration
-
-
-def _errors(rows: list[dict]) -> list[list[float]]:
-    return [
-        [max(0.0, row["accuracy"] - row["ci95"][0]) for row in rows],
-        [max(0.0, row["ci95"][1] - row["accuracy"]) for row in rows],
-    ]
 
 
 def _against(report: dict, check: str, setting: str) -> tuple[Figure, Any, list]:
@@ -45,8 +34,8 @@ def _against(report: dict, check: str, setting: str) -> tuple[Figure, Any, list]
     values = [row[setting] for row in rows]
     figure, axes = _figure()
     axes.errorbar(
-        values, [row["accuracy"] for row in rows], yerr=_errors(rows), color=BLUE, marker="o", capsize=4,
-        label="accuracy, 95 % interval",
+        values, [row["accuracy"] for row in rows], yerr=error_bars(rows), color=BLUE, marker="o",
+        capsize=4, label="accuracy, 95 % interval",
     )  # fmt: skip
     return figure, axes, values
 
@@ -87,7 +76,7 @@ def every_attack(report: dict) -> str:
     figure, axes = _figure(1.2 + 0.26 * len(names))
     places = range(len(names))
     axes.barh(
-        places, [row["accuracy"] for row in values], xerr=_errors(values), capsize=3,
+        places, [row["accuracy"] for row in values], xerr=error_bars(values), capsize=3,
         color=[BLUE] * len(ordered) + [VERMILION], ecolor="black",
     )  # fmt: skip
     axes.set_yticks(places, labels=names, fontsize=9)
@@ -119,7 +108,7 @@ def batch_norm_modes(report: dict) -> str:
     for k, (label, colour, hatch) in enumerate((("clean", BLUE, ""), ("PGD", VERMILION, "//"))):
         axes.bar(
             [p + 0.4 * k - 0.2 for p in places], [row["accuracy"] for row in rows[k::2]], 0.38,
-            yerr=_errors(rows[k::2]), capsize=4, label=label, color=colour, hatch=hatch,
+            yerr=error_bars(rows[k::2]), capsize=4, label=label, color=colour, hatch=hatch,
             edgecolor="white",
         )  # fmt: skip
     axes.set_xticks(places, labels=[name.replace(" of", "\nof") for name in modes])

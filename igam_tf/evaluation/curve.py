@@ -1,9 +1,17 @@
 """The plot of accuracy over eps, as SVG text: the same bytes for the same figures."""
 
-import io
-
 from igam_tf.evaluation.evaluate import WORST_CASE
-from igam_tf.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from igam_tf.evaluation.palette import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    error_bars,
+    svg_text,
+)
 
 _COLOURS, _MARKERS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), "osD^vX"
 
@@ -27,9 +35,8 @@ def curve(report: dict) -> str:
             rows = [*([clean] if clean else []), *(part["results"][name] for part in parts)]
             worst = name == WORST_CASE
             accuracy = [row["accuracy"] for row in rows]
-            ends = [[abs(row["accuracy"] - row["ci95"][end]) for row in rows] for end in (0, 1)]
             axes.errorbar(
-                [row["eps"] for row in rows], accuracy, yerr=ends, capsize=3,
+                [row["eps"] for row in rows], accuracy, yerr=error_bars(rows), capsize=3,
                 color=BLACK if worst else _COLOURS[i % len(_COLOURS)],
                 linestyle="--" if worst else "-", marker=_MARKERS[i % len(_MARKERS)],
                 label="worst case" if worst else name,
@@ -39,7 +46,4 @@ def curve(report: dict) -> str:
         axes.set(ylim=(-3, 103))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-        text = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing)
-    return text.getvalue()
+        return svg_text(figure)
