@@ -22,13 +22,13 @@ from igam_tf.audit.checks import (
     Finding,
     not_applicable,
 )
-from igam_tf.common.checks import check_model
+from igam_tf.common.checks import check_model, eps_unit
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import read_json, write_json
 from igam_tf.common.private_api import reason_of
 from igam_tf.datasets import data_text
 from igam_tf.evaluation.arrays import Data
-from igam_tf.evaluation.evaluate import eps_unit, figures, fraction_text, split_of_arrays
+from igam_tf.evaluation.evaluate import figures, fraction_text, split_of_arrays
 from igam_tf.evaluation.loading import as_called
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import as_json

@@ -18,6 +18,11 @@ from igam_tf.common.private_api import reason_of
 NORM_TEXT = {"linf": "l-inf", "l2": "l2", "l1": "l1"}
 
 
+def eps_unit(norm: str) -> str:
+    """The unit of eps and step_size in a report."""
+    return f"{NORM_TEXT[norm]}, fraction of the pixel range"
+
+
 def expect(ok: Any, what: str, received: Any, remedy: str = "") -> None:
     """Raises a UserError in the form above unless `ok`."""
     if not ok:

@@ -11,13 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from igam_tf.common.checks import expect
+from igam_tf.common.checks import eps_unit, expect
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import replacing
 from igam_tf.common.tables import with_interval
 from igam_tf.datasets import Split, data_text, in_pixel_range
 from igam_tf.evaluation.adversarial import distances, logits_of_images
-from igam_tf.evaluation.evaluate import eps_unit, figures
+from igam_tf.evaluation.evaluate import figures
 from igam_tf.method.look import doubtful_lines
 from igam_tf.storage.journal import MASK_KEY, text_of_mask
 

@@ -20,13 +20,13 @@ import tensorflow as tf
 
 from igam_tf.attacks import BATCH_NORMS, AttackSpec, attack_names, attack_specs
 from igam_tf.common.checks import (
-    NORM_TEXT,
     check_batch_size,
     check_eps,
     check_images,
     check_labels,
     check_model,
     check_radii,
+    eps_unit,
     expect,
     logits_of,
     radii_of,
@@ -94,11 +94,6 @@ def settings_dict(spec: AttackSpec) -> dict[str, Any]:
     names = ("eps", "step_size", "steps", "restarts", "loss", "kind", "targets", "after")
     common = {"eps_unit": eps_unit(spec.norm)} | {name: getattr(spec, name) for name in names}
     return common | spec.rare()
-
-
-def eps_unit(norm: str) -> str:
-    """The unit of eps and step_size in a report."""
-    return f"{NORM_TEXT[norm]}, fraction of the pixel range"
 
 
 def evaluate(

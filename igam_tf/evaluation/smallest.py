@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from igam_tf.attacks import KINDS, attack_specs, fab, random_inputs
 from igam_tf.attacks.attack_losses import class_of_rank
-from igam_tf.common.checks import NORM_TEXT, traced
+from igam_tf.common.checks import NORM_TEXT, eps_unit, traced
 from igam_tf.datasets import Split, in_pixel_range
 from igam_tf.evaluation.adversarial import distances, logits_of_images
 from igam_tf.formulas.losses import at_least_float32
@@ -175,7 +175,7 @@ def _distribution(best: dict[str, np.ndarray], norm: str) -> dict:
     names = [name for name in best if name != "clean"]
     return {
         "norm": norm,
-        "unit": f"{NORM_TEXT[norm]}, fraction of the pixel range",
+        "unit": eps_unit(norm),
         "n": len(each),
         "misclassified_clean": int((best["clean"] == 0).sum()),
         "not_found": int(np.isinf(each).sum()),

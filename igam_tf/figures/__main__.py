@@ -203,7 +203,8 @@ def main(argv: list[str]) -> None:
         raise UserError("expected --output=<new folder>; received none")
     import matplotlib
 
-    from igam_tf.evaluation.evaluate import eps_unit, look_at
+    from igam_tf.common.checks import eps_unit
+    from igam_tf.evaluation.evaluate import look_at
     from igam_tf.evaluation.loading import as_called, find_model, model_and_images
     from igam_tf.figures import drawing
     from igam_tf.figures.composing import Composer
