@@ -13,6 +13,10 @@ from igam_tf.common.lazy import tf
 
 STEPS = 100  # of APGD and FAB, as in AutoAttack
 BATCH_NORMS = ("inference", "batch")  # by moving averages, or by each batch's statistics
+_RARE = {
+    "eot": 1,
+    "aim": None,
+}  # name of a setting that few attacks have -> what it is in the others
 TARGETS = 9  # classes that a targeted attack tries, those of the highest logits first
 
 
@@ -57,8 +61,18 @@ class AttackSpec:
 
     def rare(self) -> dict[str, Any]:
         """The settings that few attacks have, by name, where this one has them."""
-        rare = {"eot": self.eot} if self.eot > 1 else {}
-        return rare | ({"aim": self.aim} if self.aim else {})
+        return {
+            name: getattr(self, name) for name, none in _RARE.items() if getattr(self, name) != none
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What affects its result, by name: all but its name and its place in the order.
+
+        Rare ones count where it has them, so that journals from before them remain in use.
+        """
+        left_out = {"name", "after"} | _RARE.keys()
+        common = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
+        return common | self.rare()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from igam_tf.evaluation.adversarial import Adversarial
 from igam_tf.formulas.losses import at_least_float32
 from igam_tf.formulas.statistics import wilson_interval
 from igam_tf.method.look import LOOKED_AT
-from igam_tf.storage.journal import Journal, journaled, journaled_arrays, settings_of
+from igam_tf.storage.journal import Journal, journaled, journaled_arrays
 
 REVISION = 3  # version of the attacks' results: with another one, older journals are not used
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -129,7 +129,7 @@ def robust_flags(
                 batch = indices[begin : begin + batch_size]
                 work = functools.cache(functools.partial(in_batch, group, run, batch))
                 for i, spec in enumerate(group):
-                    parts = [settings_of(spec), *common, batch, y[batch], images[batch]]
+                    parts = [spec.settings(), *common, batch, y[batch], images[batch]]
                     here = found[:, i, begin : begin + len(batch)]
 
                     def of_spec(work=work, i=i) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import json
@@ -250,15 +249,3 @@ def model_identity(model: keras.Model) -> str:
     for weight in model.get_weights():
         digest.update(f"{weight.dtype} {weight.shape} ".encode() + weight.tobytes())
     return digest.hexdigest()
-
-
-def settings_of(spec: Any) -> dict[str, Any]:
-    """The settings of an attack that affect its result: all but its name and its place in the order.
-
-    Rare ones count where an attack has them, so older journals, which know none, remain in use.
-    """
-    rare = ("eot", "aim")
-    common = {
-        k: v for k, v in dataclasses.asdict(spec).items() if k not in ("name", "after", *rare)
-    }
-    return common | spec.rare()
