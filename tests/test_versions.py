@@ -1,5 +1,8 @@
 """AutoAttack's versions: what they are made of, untargeted FAB, and averaged gradients."""
 
+import math
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +12,6 @@ import igam_tf
 from igam_tf.attacks import apgd, attack_names, attack_specs, fab
 from igam_tf.attacks.direction import mean_direction
 from igam_tf.evaluation.robust import robust_flags
-from igam_tf.storage.journal import settings_of
 
 RNG = np.random.default_rng(0)
 CLASSES, N = 5, 30
@@ -71,8 +73,8 @@ def test_versions_as_published():
 
 def test_older_journals_remain_in_use():
     (old,), (_, new) = specs_of("apgd-dlr"), specs_of("autoattack-rand")
-    assert "eot" not in settings_of(old)
-    assert settings_of(new) == settings_of(old) | {"eot": 20}
+    assert "eot" not in old.settings()
+    assert new.settings() == old.settings() | {"eot": 20}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -150,6 +152,43 @@ def test_a_random_network_is_searched_to_the_end():
     assert float(x_adv[0, 0]) == 0.5
     never = Cycle(5.0, 0.0)  # its last draw is right everywhere
     assert float(apgd(never, x, y, loss=lambda z, y: z[:, 1], **how)[0, 0]) == 0.0
+
+
+def test_the_version_for_random_networks_in_closed_form():
+    """Normal noise of known size on the margin of a linear network: each look is a draw of its own.
+
+    Its first attack goes to the corner of the ball, where the margin is eps |w|_1 lower, and looks
+    there in each step. If no draw is misclassified, it returns the image.
+    """
+    rng, n, eps, noise = np.random.default_rng(3), 1500, 0.05, 0.3
+    w = 2 * rng.normal(size=8)
+    x = rng.uniform(0.3, 0.7, size=(n, 2, 2, 2)).astype("float32")
+    margin = (x.reshape(n, 8) - 0.5) @ w
+    y = (margin < 0).astype(int)
+    margin = np.abs(margin)
+
+    def noisy(x):
+        z = tf.reshape(x - 0.5, [-1, 8]) @ tf.constant(w[:, None], x.dtype)
+        z += noise * tf.random.normal(tf.shape(z), seed=1)
+        return tf.concat([z, 0 * z, 0 * z - 9], 1)
+
+    tf.random.set_seed(0)
+    no_attack, first, _ = specs_of("clean,autoattack-rand", eps=eps, num_classes=3)
+    steps = 8
+    found = robust_flags(
+        noisy, x, y, attacks=[no_attack, replace(first, steps=steps)],
+        pixel_max=1.0, seed=0, batch_size=n, batch_norm="inference", progress=False, scale=1.0,
+    )  # fmt: skip
+    clean, corner = (
+        np.array([0.5 + 0.5 * math.erf(m / noise / 2**0.5) for m in margins])
+        for margins in (margin, margin - eps * np.abs(w).sum())
+    )
+    missed = corner**steps
+    expected = (clean, clean * ((1 - missed) * corner + missed * clean))
+    for right, share in zip(found.values(), expected, strict=True):
+        deviation = np.sqrt((share * (1 - share)).sum()) / n
+        assert abs(right.mean() - share.mean()) < 3.5 * deviation
+    assert expected[0].mean() - expected[1].mean() > 0.05
 
 
 class Noisy(keras.layers.Layer):
