@@ -271,8 +271,9 @@ class Bench:
         y = torch.from_numpy(self.labels)
 
         def call(n: int) -> np.ndarray:
-            x_adv, _ = attack.run_standard_evaluation(x[:n], y[:n], batch_size=FLAGS.batch_size)
-            return self._robust(pixels(x_adv))
+            # Its own verdict: another look at a broken image is another draw of a random network.
+            _, found = attack.run_standard_evaluation(x[:n], y[:n], batch_size=FLAGS.batch_size)
+            return (found == y[:n]).numpy()
 
         return call
 
