@@ -95,6 +95,16 @@ def test_l2_steps_along_the_gradient():
     np.testing.assert_allclose(x_adv, x + 0.2 * sign * w / np.linalg.norm(w), atol=1e-9)
 
 
+@pytest.mark.parametrize(("clip_first", "end"), [(False, [1.0, 0.74]), (True, [1.0, 0.8])])
+def test_the_order_of_ball_and_bounds_in_l2_by_hand(clip_first, end):
+    """A step of 1 along (0.6, 0.8) from (1, 0.5); the second pixel alone may rise, by up to 0.3."""
+    x_adv = pgd(
+        lambda x: tf.concat([0 * x[:, :1], x @ [[0.6], [0.8]]], 1), tf.constant([[1.0, 0.5]]), [0],
+        eps=0.3, step_size=1.0, steps=1, bounds=(0.0, 1.0), norm="l2", clip_first=clip_first,
+    )  # fmt: skip
+    np.testing.assert_allclose(x_adv[0], end, atol=1e-6)
+
+
 def test_a_targeted_loss_has_its_target():
     """Up the margin of the target alone: x + eps sign(w_target - w_y)."""
     w, x = RNG.normal(size=(9, 4)), RNG.uniform(0.3, 0.7, size=(5, 9))

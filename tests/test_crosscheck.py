@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from igam_tf import datasets
-from igam_tf.attacks import attack_names, attack_specs, pgd
+from igam_tf.attacks import KINDS, attack_names, attack_specs, pgd, random_inputs
 from igam_tf.attacks.attack_losses import xent
 from igam_tf.evaluation.evaluate import logits_function
 from igam_tf.evaluation.robust import robust_flags
@@ -73,12 +73,12 @@ def test_pgd_is_foolbox_pgd(model, images, ours):
     _agree(ours, theirs.numpy(), model, images[1])
 
 
-def _art_classifier(model):
+def _art_classifier(model, shape=(28, 28, 1), classes=10):
     estimators = _import("art.estimators.classification")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return estimators.TensorFlowV2Classifier(
         lambda x, training=False: model(x, training=False),
-        nb_classes=10, input_shape=(28, 28, 1), loss_object=loss, clip_values=(0.0, 1.0),
+        nb_classes=classes, input_shape=shape, loss_object=loss, clip_values=(0.0, 1.0),
     )  # fmt: skip
 
 
@@ -89,6 +89,85 @@ def test_pgd_is_art_pgd(model, images, ours):
         batch_size=N, verbose=False,
     )  # fmt: skip
     _agree(ours, attack.generate(images[0], images[1]), model, images[1])
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network of five classes on 6x6 pixels, and images with pixels at the ends of the range."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((6, 6, 1)), keras.layers.Conv2D(8, 3, activation="tanh"), keras.layers.Flatten(),
+        keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(5, kernel_initializer="normal"),
+    ])  # fmt: skip
+    model.layers[-1].set_weights([40 * w for w in model.layers[-1].get_weights()])
+    x = np.clip(np.random.default_rng(0).normal(0.5, 0.5, (20, 6, 6, 1)), 0, 1).astype("float32")
+    return model, x, model(x).numpy().argmax(1)
+
+
+def _by_name(small, name: str, norm: str, eps: float, noise=None) -> np.ndarray:
+    """What `pgd<steps>:<library>` returns, from the images themselves where there is no noise."""
+    model, x, y = small
+    (spec,) = attack_specs(
+        [name], eps=eps, step_size=1.0, restarts=3, loss="cw", num_classes=5, norm=norm
+    )
+    assert spec.random_start == ("foolbox" in name)
+    x_adv = KINDS["pgd"].run(
+        logits_function(model, "inference"), tf.constant(x), tf.constant(y), spec, eps=eps,
+        step_size=spec.step_size, steps=spec.steps, bounds=(0.0, 1.0), target=None, noise=noise,
+    )  # fmt: skip
+    return x_adv.numpy()
+
+
+def _same(ours: np.ndarray, theirs: np.ndarray, small) -> None:
+    """The same points, and the same images are still right, some of them but not all."""
+    model, _, y = small
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    right = [model(x).numpy().argmax(1) == y for x in (ours, theirs)]
+    np.testing.assert_array_equal(*right)
+    assert 0 < right[0].sum() < len(y)
+
+
+BALLS = [("linf", 0.05), ("l2", 0.3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), BALLS)
+def test_pgd_by_the_name_of_foolbox_has_its_defaults(small, norm, eps):
+    """The points without the random start, and where it is uniform: its mean square."""
+    foolbox = _import("foolbox")
+    model, x, y = small
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    assert kind().random_start
+    fmodel = foolbox.TensorFlowModel(model, bounds=(0, 1), device="/device:CPU:0")
+    attack = kind(steps=20, random_start=False)
+    _, theirs, _ = attack(fmodel, tf.constant(x), tf.constant(y), epsilons=eps)
+    _same(_by_name(small, "pgd20:foolbox", norm, eps), theirs.numpy(), small)
+    tf.random.set_seed(0)
+    middle = np.full((500, 6, 6, 1), 0.5, "float32")
+    start = kind().get_random_start(_import("eagerpy").astensor(tf.constant(middle)), eps)
+    start = start.numpy() - middle
+    (spec,) = attack_specs(
+        ["pgd20:foolbox"], eps=eps, step_size=1.0, restarts=1, loss="xent", norm=norm
+    )
+    own = random_inputs(
+        spec, (6, 6, 1), range(500), eps=eps, seed=0, restart=0, dtype=np.float32
+    )["noise"]  # fmt: skip
+    assert np.square(own).mean() == pytest.approx(np.square(start).mean(), rel=0.02)
+    assert np.abs(own).max() == pytest.approx(np.abs(start).max(), rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), BALLS)
+def test_pgd_by_the_name_of_art_has_its_defaults(small, norm, eps):
+    """Also in l2, where the Toolbox clips to the pixel range before it projects."""
+    evasion = _import("art.attacks.evasion")
+    model, x, y = small
+    attack = evasion.ProjectedGradientDescent(
+        _art_classifier(model, (6, 6, 1), 5), norm={"linf": np.inf, "l2": 2}[norm], eps=eps,
+        max_iter=20, verbose=False,
+    )  # fmt: skip
+    assert attack.num_random_init == 0
+    _same(_by_name(small, "pgd20:art", norm, eps), attack.generate(x, y), small)
 
 
 def _robust(model, images, name: str, seed: int = 0) -> int:

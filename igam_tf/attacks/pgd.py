@@ -30,6 +30,7 @@ def pgd(
     start: tf.Tensor | None = None,
     target: tf.Tensor | None = None,
     norm: str = "linf",
+    clip_first: bool = False,
 ) -> tf.Tensor:
     """Ascends the sum over the batch of loss(logits, y) in signed steps, projecting after each.
 
@@ -51,6 +52,8 @@ def pgd(
         start: point of the ball to begin at, such as what another call returned; None: x + noise.
         target: classes [B] of a targeted loss.
         norm: "linf", or "l2", where the step is along the gradient itself. In l1, take `apgd`.
+        clip_first: in l2, whether the bounds come before the ball, as in the Adversarial Robustness
+            Toolbox; this leaves a longer perturbation.
 
     Returns:
         x_adv, as x; no gradient flows back through it.
@@ -80,7 +83,10 @@ def pgd(
 
     def step(t: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         gradient = direction(logits_fn, x_adv, y, loss, *aim).gradient
-        return t + 1, project(x_adv + step_size * steepest(gradient, norm), x, **threat)
+        moved = x_adv + step_size * steepest(gradient, norm)
+        if clip_first:
+            moved = tf.clip_by_value(moved, *limits)
+        return t + 1, project(moved, x, **threat)
 
     if start is None:
         start = x if noise is None else project(x + noise, x, **threat)
@@ -98,9 +104,13 @@ LIBRARIES: dict[str, Callable[[Threat], dict]] = {
         "step_size": {"linf": 0.01 / 0.3, "l2": 0.025}[threat.norm] * threat.eps,
         "random_start": True,
     },
-    # art/attacks/evasion/projected_gradient_descent of the Toolbox 1.20.1: eps_step, num_random_init;
-    # the step is in the pixel unit there, here that of 0..1
-    "art": lambda threat: {"step_size": 0.1, "random_start": False},
+    # art/attacks/evasion/projected_gradient_descent of the Toolbox 1.20.1: eps_step, num_random_init,
+    # _apply_perturbation; the step is in the pixel unit there, here that of 0..1
+    "art": lambda threat: {
+        "step_size": 0.1,
+        "random_start": False,
+        "clip_first": threat.norm == "l2",
+    },
 }
 
 
@@ -140,7 +150,9 @@ def _begin(x, spec: AttackSpec, *, eps, bounds, noise) -> tf.Tensor:
 
 def _run(logits_fn, x, y, spec: AttackSpec, **inputs) -> tf.Tensor:
     loss = aimed_loss(spec.loss) if spec.aim else spec.loss
-    return pgd(logits_fn, x, y, loss=loss, norm=spec.norm, **inputs)
+    return pgd(
+        logits_fn, x, y, loss=loss, norm=spec.norm, clip_first=spec.clip_first, **inputs
+    )  # fmt: skip
 
 
 KIND = Kind(

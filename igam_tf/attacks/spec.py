@@ -16,6 +16,7 @@ BATCH_NORMS = ("inference", "batch")  # by moving averages, or by each batch's s
 _RARE = {
     "eot": 1,
     "aim": None,
+    "clip_first": False,
 }  # name of a setting that few attacks have -> what it is in the others
 TARGETS = 9  # classes that a targeted attack tries, those of the highest logits first
 
@@ -36,6 +37,7 @@ class AttackSpec:
         random_start: whether the first start is at a random point too, not at the image.
         eot: draws of a random network over which each gradient is averaged.
         aim: the class that has to be reached: "random", "least_likely" or a number; None: any.
+        clip_first: of PGD in l2, see `igam_tf.attacks.pgd`.
         after: name of an earlier attack; examples that it broke are not attacked again, and count as
             broken by this attack too.
     """
@@ -53,6 +55,7 @@ class AttackSpec:
     after: str | None = None
     eot: int = 1
     aim: str | None = None
+    clip_first: bool = False
 
     @property
     def runs(self) -> int:

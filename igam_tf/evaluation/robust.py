@@ -93,7 +93,8 @@ def robust_flags(
         inputs = {"x": x, "y": y[batch]} | drawn, scalars
         steps = spec.steps if KINDS[spec.kind].traced_by_steps else 0
         keep = adversarial is not None
-        kind = (spec.kind, spec.norm, spec.loss, steps, spec.targets, spec.eot, spec.aim, keep)
+        own = (spec.kind, spec.norm, spec.loss, steps, spec.targets, *spec.rare().items())
+        kind = (*own, keep)
         if kind not in compiled:
             compiled[kind] = _compiled(
                 logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch", images=keep
