@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from igam_tf.common.errors import UserError
+from igam_tf.common.files import read_json
 from igam_tf.common.program import called_as, run_entry_point
 from igam_tf.common.tables import Table, with_interval
 
@@ -35,7 +36,11 @@ def report(folders: list[Path]) -> str:
     from igam_tf.evaluation.results import read_results, settings_text
     from igam_tf.method.look import doubtful_lines
 
-    found = [(folder, model, r) for folder in folders for model, r in read_results(folder).items()]
+    found = [
+        (folder, f"{model}{_control(folder, model)}", r)
+        for folder in folders
+        for model, r in read_results(folder).items()
+    ]
     settings = [settings_text(r) for _, _, r in found]
     if len({*settings}) > 1:
         parts = [text.split(", ") for text in settings]
@@ -61,6 +66,14 @@ def report(folders: list[Path]) -> str:
         f"{model} ({folder}): {line}" for folder, model, r in found for line in doubtful_lines(r)
     ]
     return "\n".join(lines)
+
+
+def _control(folder: Path, model: str) -> str:
+    """What stood in the place of J_t, if a run's student did not get its teacher's; else ""."""
+    settings = folder / "config.json"
+    found = read_json(settings) if settings.is_file() and model != "teacher" else {}
+    control = found.get("teacher_gradient", "teacher")
+    return "" if control == "teacher" else f" --teacher_gradient={control}"
 
 
 def main(argv: list[str]) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,17 @@ def test_two_runs_make_one_table(finished):
     assert sum(line.startswith("igam (") for line in rows) == 2
     assert "builtin (synthetic)" in text
     assert "eps 8/255" in text
+
+
+def test_a_table_tells_a_control_from_its_method(finished, tmp_path):
+    for name in ("config.json", "results.json"):
+        shutil.copy(finished / name, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"teacher_gradient": "zero"}))
+    rows = report.report([finished, tmp_path]).splitlines()
+    assert sum(row.startswith(f"igam --teacher_gradient=zero ({tmp_path})  ") for row in rows) == 1
+    assert sum(row.startswith(f"teacher ({tmp_path})  ") for row in rows) == 1
+    assert sum("--teacher_gradient" in row for row in rows if "DOUBTFUL" not in row) == 1
 
 
 def test_a_mistake_is_one_sentence_and_status_1(tmp_path):
