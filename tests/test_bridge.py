@@ -1,6 +1,7 @@
 """PyTorch networks as Keras models: the same numbers as PyTorch, and one sentence where it ends."""
 
 import sys
+from functools import partial
 
 import keras
 import numpy as np
@@ -320,8 +321,34 @@ def test_a_network_that_it_cannot_call(module, said):
 def test_wrong_arguments():
     with pytest.raises(igam_tf.UserError, match=r"expected image_shape \(H, W, C\)"):
         igam_tf.from_torch(convolutional(), (None, 8, 3))
+    with pytest.raises(igam_tf.UserError, match=r"last, .* \(3, 8, 8\): set \(8, 8, 3\)"):
+        igam_tf.from_torch(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), (3, 8, 8))
     with pytest.raises(igam_tf.UserError, match="expected pixel_max above 0"):
         igam_tf.from_torch(convolutional(), SHAPE, pixel_max=0)
+
+
+def test_images_in_the_order_of_pytorch(images):
+    """Flattened, they would have other logits, and no error."""
+    first = images.transpose(0, 3, 1, 2)
+    flat = igam_tf.from_torch(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), SHAPE)
+    keras_model = keras.Sequential(
+        [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)]
+    )
+    keras_model(images)
+    told = r"\[.*3, 8, 8\].*: x.transpose\(0, 2, 3, 1\) puts the channels last$"
+    for model in (flat, keras_model):
+        igam = igam_tf.IGAM(keras_model, model, pixel_max=1.0)
+        igam.compile("adam")
+        tuner = igam_tf.FineTune(igam_tf.Teacher(model, num_classes=5))
+        tuner.compile("adam")
+        for call in (
+            partial(igam_tf.evaluate, model, first, LABELS, "clean", eps=0.1, pixel_max=1.0),
+            partial(igam_tf.audit_model, model, first, LABELS, eps=0.1, pixel_max=1.0),
+            partial(igam.fit, first, LABELS),
+            partial(tuner.fit, first, LABELS),
+        ):
+            with pytest.raises(igam_tf.UserError, match=told):
+                call()
 
 
 def test_second_derivatives_and_students_are_refused(images):

@@ -112,6 +112,17 @@ def check_images(x: np.ndarray, pixel_max: float | None, *, uint8: bool = False)
     check_pixels(x, pixel_max)
 
 
+def channels_last(shape: Sequence) -> str:
+    """What to do with images whose channels come first, as the end of a sentence; "" for others.
+
+    Example:
+        >>> channels_last((3, 32, 32)), channels_last((32, 32, 3))
+        (': x.transpose(0, 2, 3, 1) puts the channels last', '')
+    """
+    first = len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2] not in (1, 3)
+    return ": x.transpose(0, 2, 3, 1) puts the channels last" if first else ""
+
+
 def check_pixels(x: np.ndarray, pixel_max: float | None, *, some: bool = False) -> None:
     """Checks that pixels are finite, in 0..pixel_max (None: in any range), and not those of 0..1.
 
@@ -211,11 +222,13 @@ def logits_of(
     try:
         x = tf.convert_to_tensor(x)
         z = model(x, training=False) if isinstance(model, keras.Model) else model(x)
+    except UserError as error:  # without what Keras writes around it
+        raise UserError(reason_of(error)) from error
     except Exception as error:  # on such images a model can fail in any way
         kind = getattr(model, "__name__", type(model).__name__)
         raise UserError(
             f"expected a {what} for images {list(x.shape[1:])}; received a {kind} that "
-            f"fails on them: {reason_of(error)}"
+            f"fails on them: {reason_of(error)}{channels_last(x.shape[1:])}"
         ) from error
     check_logits(z, f"the {what}", n=len(x), classes=classes)
     return np.asarray(z)

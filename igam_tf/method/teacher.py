@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igam_tf.common.checks import check_model, expect, logits_of
+from igam_tf.common.checks import channels_last, check_model, expect, logits_of
 from igam_tf.common.errors import UserError
 from igam_tf.common.private_api import layers_of, reason_of
 from igam_tf.method.look import misplaced_range, refuse
@@ -85,6 +85,7 @@ class Teacher(keras.Model):
                 f"expected a map from images {list(input_shape[1:])} to those of this "
                 f"{type(self.network).__name__}, which fails on the output of "
                 f"{type(self.transform).__name__}: {reason_of(error)}"
+                f"{channels_last(input_shape[1:])}"
             ) from error
         self.logits_layer.build((None, features.shape[-1]))
         self.built = True

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igam_tf.common.checks import check_pixel_max, expect
+from igam_tf.common.checks import channels_last, check_pixel_max, expect
 from igam_tf.common.errors import UserError
 from igam_tf.common.private_api import reason_of
 from igam_tf.method.preprocess import preprocessed
@@ -111,7 +111,7 @@ class TorchModel(keras.Model):
             expect(False, what, f"a {type(z).__name__}{held}", remedy)
         fits = z.ndim == 2 and len(z) == 2 and z.is_floating_point()
         expect(fits, what, f"{z.dtype} {list(z.shape)}")
-        self.num_classes = z.shape[1]
+        self.num_classes, self._channels = z.shape[1], image_shape[-1]
         if z.requires_grad:
             (found,) = torch.autograd.grad(z.sum(), x, allow_unused=True)
         self._differentiable = z.requires_grad and found is not None
@@ -161,6 +161,11 @@ class TorchModel(keras.Model):
             replicas == 1, "one device for a PyTorch network", f"a batch for {replicas} devices",
             "set --replicas=1, or leave out the strategy",
         )  # fmt: skip
+        if x.shape[-1] not in (None, self._channels):  # flattened, other images pass unseen
+            raise UserError(
+                f"expected images [B,H,W,{self._channels}] for this {type(self.module).__name__}; "
+                f"received {x.shape.as_list()}{channels_last(x.shape[1:])}"
+            )
         x = tf.cast(x, tf.float32)
         place = _Place(self, of_last)
 
@@ -400,6 +405,8 @@ def from_torch(
     shape = tuple(image_shape)
     fits = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
     expect(fits, "image_shape (H, W, C) of whole numbers above 0", repr(image_shape))
+    what = "image_shape (H, W, C) with the channels last, whatever the network takes"
+    expect(not channels_last(shape), what, shape, f"set {(*shape[1:], shape[0])}")
     plain = preprocess is None
     model = TorchModel(
         module, channels_first=channels_first, pixel_max=pixel_max if plain else None
