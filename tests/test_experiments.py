@@ -134,6 +134,9 @@ def test_no_convolution_of_the_discriminator_sees_one_pixel(side, count, monkeyp
 def test_igam_start_beyond_the_end():
     with pytest.raises(UserError, match=r"within the 10 training steps; received 11"):
         resolve({"train_steps": 10, "igam_start": 11})
+    told = r"4 training steps; received 500 \(flags/presets/cpu.flags:\d+\): give --igam_start too"
+    with pytest.raises(UserError, match=told):
+        resolve({"train_steps": 4, "preset": "cpu"})
 
 
 @pytest.mark.parametrize(

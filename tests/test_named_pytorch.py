@@ -37,6 +37,12 @@ def whole():
 
 def number():
     return 3
+
+def of_classes(num_classes, *, width=3):
+    return torch.nn.Linear(width, num_classes)
+
+def broken():
+    raise KeyError("fc.weight")
 """
 # RobustBench's registry and loader, as far as they are called.
 ROBUSTBENCH = {
@@ -81,6 +87,8 @@ BUILTIN = ("--dataset=cifar10", "--data=builtin", "--attacks=clean", "--num_exam
 @pytest.fixture(autouse=True)
 def _working_directory(tmp_path, monkeypatch):
     (tmp_path / "nets_of_pytorch.py").write_text(NETS)
+    (tmp_path / "raises.py").write_text("raise RuntimeError('no weights')")
+    (tmp_path / "unfinished.py").write_text("def net(:")
     (tmp_path / "robustbench").mkdir()
     for name, text in ROBUSTBENCH.items():
         (tmp_path / "robustbench" / name).write_text(text)
@@ -180,8 +188,12 @@ def test_a_weight_file_is_measured_and_teaches(caplog):
              "--preprocess=0..1")  # fmt: skip
     with pytest.raises(igam_tf.UserError, match="--architecture, such as wrn-28-10, with the weig"):
         find_model("net.pt")
-    with pytest.raises(igam_tf.UserError, match="--teacher_network, such as wrn-28-10, with the w"):
-        run_here(train, *QUICK, "--teacher_checkpoint=net.pt", "--workdir=run")
+    alone = (*QUICK, "--teacher_checkpoint=net.pt", "--workdir=run")
+    for more in ((), ("--source=mnist", "--transform=grey_crop")):  # whose recipe has a network
+        with pytest.raises(
+            igam_tf.UserError, match=r"--teacher_network, .* none: igam-convert --list"
+        ):
+            run_here(train, *alone, *more)
     recipe = (f"--flagfile={FOLDER / 'robust_teacher.flags'}", *QUICK, "--method=igam")
     with caplog.at_level("INFO", logger="absl"):
         run_here(train, *recipe, "--teacher_checkpoint=net.pt", "--teacher_network=wrn-10-1",
@@ -191,6 +203,22 @@ def test_a_weight_file_is_measured_and_teaches(caplog):
     assert (settings["fidelity"], settings["diff_norm"]) == ("best", "l1")
     Path("net.pt").unlink()
     assert type(load_model(Path("run/teacher.keras")).network).__name__ == "Port"
+
+
+def test_an_architecture_of_no_file_is_refused():
+    """But one command can name a file and other models."""
+    bare = "torch:nets_of_pytorch:bare"
+    told = "only with a file of weights, .pt, .pth, .safetensors; received wrn-10-1 with"
+    for name in (bare, "robustbench:One2020:net.pt", "run", "net.keras"):
+        with pytest.raises(igam_tf.UserError, match=f"--architecture {told} {name}"):
+            find_model(name, architecture="wrn-10-1")
+    find_model(bare, architecture="wrn-10-1", beside=["net.pt"])
+    for name in (bare, "teacher.keras"):
+        given = (f"--teacher_checkpoint={name}", "--teacher_network=wrn-10-1")
+        with pytest.raises(
+            igam_tf.UserError, match=f"only with a teacher .*=wrn-10-1 with .*{name}"
+        ):
+            run_here(train, *QUICK, *given, "--workdir=run")
 
 
 def test_a_weight_file_is_drawn(tmp_path):
@@ -234,6 +262,18 @@ def test_a_network_of_robustbench(tmp_path):
         ),
         ("torch:nets_of_pytorch:absent", "has no attribute 'absent'"),
         ("torch:absent:net", "No module named 'absent'"),
+        ("torch:nets_of_pytorch", "expected torch:module:function; received 'torch:nets_of_pyt"),
+        ("torch::bare", "expected torch:module:function; received 'torch::bare'"),
+        (
+            "torch:nets_of_pytorch:of_classes",
+            "without arguments; received .* needs num_classes: wri",
+        ),
+        (
+            "torch:nets_of_pytorch:broken",
+            "expected a network from torch:nets_of_pytorch:broken; received KeyError: 'fc.weight'",
+        ),
+        ("torch:raises:net", "can be imported; received 'torch:raises:net': RuntimeError: no weig"),
+        ("torch:unfinished:net", "received 'torch:unfinished:net': SyntaxError: "),
         ("robustbench:One2021", "received 'One2021': did you mean One2020"),
         (
             "robustbench:Both2021",
@@ -248,8 +288,9 @@ def test_a_network_of_robustbench(tmp_path):
     ],
 )
 def test_a_name_of_nothing(name, said):
-    with pytest.raises(igam_tf.UserError, match=said):
+    with pytest.raises(igam_tf.UserError, match=said) as refused:
         named.load_named(name)
+    assert "\n" not in str(refused.value)
 
 
 def test_without_robustbench_one_sentence_says_how_to_install_it(monkeypatch):

@@ -25,7 +25,7 @@ ROOMS = {
     "method": {"attacks", "formulas"},
     "pytorch": {"method"},
     "evaluation": {"pytorch", "method", "attacks", "datasets", "storage", "formulas"},
-    "experiments": {"method", "attacks", "datasets", "storage", "formulas"},
+    "experiments": {"pytorch", "method", "attacks", "datasets", "storage", "formulas"},
     "training": {
         "evaluation", "experiments", "pytorch", "method", "attacks", "datasets", "storage", "formulas"
     },

@@ -132,10 +132,11 @@ def _audit(names: list[str], eps: float | None, step_size: float | None) -> int:
     transfers = {}
     for name in FLAGS.transfer_from:
         load_other, other_path, _ = find_model(
-            name, "transfer_from", architecture=FLAGS.architecture
-        )
+            name, "transfer_from",
+            architecture=FLAGS.architecture, beside=[*FLAGS.transfer_from, FLAGS.model or ""],
+        )  # fmt: skip
         transfers[name] = partial(load_other, other_path)
-    model, everything, _, run = chosen_model(FLAGS)
+    model, everything, _, run = chosen_model(FLAGS, *FLAGS.transfer_from)
     teacher = Path(FLAGS.model).expanduser() / "teacher.keras"
     if run and teacher.is_file():
         transfers["teacher.keras"] = partial(load_model, teacher)

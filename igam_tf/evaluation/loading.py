@@ -25,7 +25,11 @@ from madry_models.tf1_checkpoint import from_tf1_checkpoint
 
 
 def find_model(
-    name: str | None, flag: str = "model", *, architecture: str | None = None
+    name: str | None,
+    flag: str = "model",
+    *,
+    architecture: str | None = None,
+    beside: Sequence[str] = (),
 ) -> tuple[Callable[[Any], keras.Model], Path | str, dict]:
     """(function that loads the model, its path, settings of its run); loads nothing itself.
 
@@ -33,15 +37,17 @@ def find_model(
         name: a run folder, a `.keras` file, a MadryLab checkpoint, `module:function`, or a PyTorch
             network, see `igam_tf.pytorch.named`.
         flag: name of its flag, for error messages.
-        architecture: of a PyTorch weight file.
+        architecture: of a PyTorch weight file, this one or another of the command.
+        beside: names of the command's other models.
 
     Raises:
-        UserError: there is no model, or the run has not finished its student.
+        UserError: there is no model, or the run has not finished its student; or an architecture is
+            missing, or of no file.
     """
     if not name:
         raise UserError(f"expected --{flag}=<{NAMES_OF_MODELS}>; received none")
+    check_architecture(architecture, name, *beside)
     if is_pytorch(name):
-        check_architecture(name, architecture or "", "architecture")
         return partial(load_named, architecture=architecture or ""), name, {}
     if ":" in name and not Path(name).expanduser().exists():
         return from_function, name, {}
@@ -144,13 +150,17 @@ def model_and_images(
     return model, images.in_class_order(class_order), seed
 
 
-def chosen_model(values: Any) -> tuple[keras.Model, Split, int, dict]:
+def chosen_model(values: Any, *beside: str) -> tuple[keras.Model, Split, int, dict]:
     """(model, images, seed of synthetic images, settings of its run), from the flags.
+
+    Args:
+        values: of the flags.
+        *beside: names of the command's other models.
 
     Raises:
         UserError: as `find_model`, `data_settings` and `model_and_images`.
     """
-    load, path, run = find_model(values.model, architecture=values.architecture)
+    load, path, run = find_model(values.model, architecture=values.architecture, beside=beside)
     return *model_and_images(partial(load, path), run, **data_settings(values)), run
 
 

@@ -21,6 +21,7 @@ from igam_tf.method.objectives import METHODS
 from igam_tf.method.preprocess import Preprocess
 from igam_tf.method.settings import PUBLISHED_TO_MEAN_UNIT
 from igam_tf.method.transforms import Compose, Identity, Scale, map_between
+from igam_tf.pytorch.named import is_weight_file
 
 FINETUNE_EPOCHS = 100  # in the paper's FT-* rows
 
@@ -157,6 +158,8 @@ def explained(
     found |= files["teacher"]
     if "teacher_checkpoint" in chosen:
         found["teacher"] = "load", "computed: a --teacher_checkpoint is given"
+        if is_weight_file(base.teacher_checkpoint):  # the recipe's network is of no such file
+            found["teacher_network"] = "", "default"
     elif base.data == "builtin":
         found["teacher"] = "train", "computed: nothing is fetched for synthetic images"
     found |= files["control"]
@@ -245,14 +248,21 @@ def resolve(chosen: dict[str, Any], places: Mapping[str, str] | None = None) -> 
         UserError: data that cannot be used, or settings that contradict each other.
     """
     names = {n: checked_name(chosen[n], n) for n in ("source", "target") if chosen.get(n)}
-    config = Config(
-        **{name: value for name, (value, _) in explained(chosen | names, places).items()}
-    )
-    _check(config)
+    found = explained(chosen | names, places)
+    config = Config(**{name: value for name, (value, _) in found.items()})
+    _check(config, found)
     if config.teacher == "train" and chosen.get("teacher_checkpoint"):
         raise UserError(
             "expected --teacher_checkpoint without --teacher=train and --teacher_gradient=plain, which "
             f"train a teacher here; received --teacher_checkpoint={config.teacher_checkpoint}"
+        )
+    both = chosen.get("teacher_checkpoint") and chosen.get("teacher_network")
+    if both and not is_weight_file(config.teacher_checkpoint):
+        raise UserError(
+            "expected --teacher_network only with a teacher that is trained here, or with weights in "
+            "a .pt, .pth or .safetensors file; received "
+            f"--teacher_network={config.teacher_network} with "
+            f"--teacher_checkpoint={config.teacher_checkpoint}, which has a network of its own"
         )
     if config.teacher == "train" and config.teacher_preprocess:
         raise UserError(
@@ -263,8 +273,14 @@ def resolve(chosen: dict[str, Any], places: Mapping[str, str] | None = None) -> 
     return config
 
 
-def _check(config: Config) -> None:
-    """Raises a UserError where settings contradict each other."""
+def _check(config: Config, found: Found) -> None:
+    """Raises a UserError where settings contradict each other; `found` says where each comes from."""
+
+    def received(name: str) -> str:
+        """Its value; of one that was not given, where it comes from and what to do."""
+        value, place = found[name]
+        return str(value) if place == "flag" else f"{value} ({place}): give --{name} too"
+
     if config.image_size and {config.source, config.target} <= SPECS.keys():
         raise UserError(
             "expected --image_size only with tfds:, folder: or npz: images; received "
@@ -274,7 +290,7 @@ def _check(config: Config) -> None:
     if method.matched_to and config.igam_start > config.train_steps:
         raise UserError(
             f"expected --igam_start within the {config.train_steps} training steps; "
-            f"received {config.igam_start}"
+            f"received {received('igam_start')}"
         )
     control = config.teacher_gradient
     if control != "teacher" and method.matched_to != "teacher":
@@ -297,5 +313,5 @@ def _check(config: Config) -> None:
             if getattr(config, name) > most:
                 raise UserError(
                     f"expected --{name} of at most {most}, for {spec.name} has {train} images to train "
-                    f"on and {spec.test_images} to test; received {getattr(config, name)}"
+                    f"on and {spec.test_images} to test; received {received(name)}"
                 )

@@ -215,7 +215,7 @@ def main(argv: list[str]) -> None:
     eps = parse_fraction("eps", FLAGS.eps)
     paths = labelled(FLAGS.runs)
     found = {
-        label: find_model(path, "runs", architecture=FLAGS.architecture)
+        label: find_model(path, "runs", architecture=FLAGS.architecture, beside=[*paths.values()])
         for label, path in paths.items()
     }
     runs = {label: run for label, (_, _, run) in found.items()}

@@ -6,11 +6,12 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 
+from igam_tf.common.checks import expect
 from igam_tf.common.errors import UserError
 from igam_tf.common.private_api import reason_of
 from igam_tf.common.quiet import is_program
@@ -98,34 +99,53 @@ def _imported(module: str, name: str):
         sys.path.append(os.getcwd())
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except UserError:
+        raise
+    except Exception as error:  # a module of the user's can fail in any way
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise UserError(
-            f"expected module:function with a module that can be imported; received {name!r}: {error}"
+            f"expected module:function with a module that can be imported; received {name!r}: {reason}"
         ) from error
 
 
-def called_by_name(name: str, **offered: Any) -> Any:
+def called_by_name(name: str, offered: Mapping[str, Any] | None = None, *, prefix: str = "") -> Any:
     """What `module:function` returns; the module can lie in the working directory.
 
     Args:
         name: of module and function.
-        **offered: arguments that the function gets if it has some of these names.
+        offered: arguments that the function gets if it has some of these names.
+        prefix: what stands before the name on the command line.
 
     Raises:
-        UserError: there is no such function, or it needs other arguments.
+        UserError: there is no such function, it needs other arguments, or it fails.
     """
+    offered, shown = offered or {}, f"{prefix}{name}"
     module, _, function = name.partition(":")
+    form = f"{prefix}module:function"
+    expect(module and function, form, repr(shown), "name the function that returns the network")
+    imported = _imported(module, shown)
     try:
-        build = getattr(_imported(module, name), function)
-        wanted = inspect.signature(build).parameters
-        return build(**{k: v for k, v in offered.items() if k in wanted})
+        build = getattr(imported, function)
+        wanted = inspect.signature(build).parameters.values()
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"expected {form}; received {shown!r}: {reason_of(error)}") from error
+    needed = [
+        p.name
+        for p in wanted
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    what = f"{form}, a function without arguments" + (
+        ", or of shape and num_classes" if offered else ""
+    )
+    received = f"{shown!r}, which needs {', '.join(needed)}"
+    expect({*needed} <= offered.keys(), what, received, "write one that fills them in")
+    try:
+        return build(**{p.name: offered[p.name] for p in wanted if p.name in offered})
     except UserError:
         raise
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            "expected module:function, a function without arguments, or of shape and num_classes; "
-            f"received {name!r}: {reason_of(error)}"
-        ) from error
+    except Exception as error:  # a function of the user's can fail in any way
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise UserError(f"expected a network from {shown}; received {reason}") from error
 
 
 def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, **_) -> keras.Model:
@@ -134,7 +154,7 @@ def from_function(name: str, shape: Shape | None = None, num_classes: int = 0, *
     Raises:
         UserError: it returns no model; or as `called_by_name`.
     """
-    model = called_by_name(name, **({"shape": shape, "num_classes": num_classes} if shape else {}))
+    model = called_by_name(name, {"shape": shape, "num_classes": num_classes} if shape else None)
     if not isinstance(model, keras.Model):
         raise UserError(
             f"expected a function that returns a keras.Model; {name} returns {type(model).__name__}"

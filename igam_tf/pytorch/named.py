@@ -40,15 +40,28 @@ def allow(name: str) -> None:
         _asked.add(name)
 
 
+def is_weight_file(name: str) -> bool:
+    """Whether this is the name of a file with the weights of a port."""
+    return name.endswith(SUFFIXES) and not is_bridged(name)
+
+
 def is_pytorch(name: str) -> bool:
     """Whether `load_named` takes this name."""
-    return is_bridged(name) or name.endswith(SUFFIXES)
+    return is_bridged(name) or is_weight_file(name)
 
 
-def check_architecture(name: str, architecture: str, flag: str) -> None:
-    """Raises a UserError if a weight file comes without an architecture, from this flag."""
-    told = architecture or is_bridged(name)
-    expect(told, f"--{flag}, such as wrn-28-10, with the weights in {name}", "none")
+def check_architecture(architecture: str | None, *names: str, flag: str = "architecture") -> None:
+    """Raises a UserError if a weight file among the names comes without an architecture, or it alone.
+
+    Args:
+        architecture: from `flag`.
+        *names: of all models that it could be of.
+    """
+    (*files,) = filter(is_weight_file, names)
+    what = f"--{flag}, such as wrn-28-10, with the weights in {', '.join(files)}"
+    expect(architecture or not files, what, "none", "igam-convert --list prints the names")
+    what = f"--{flag} only with a file of weights, {', '.join(SUFFIXES)}"
+    expect(files or not architecture, what, f"{architecture} with {', '.join(names)}")
 
 
 def load_named(name: str, *, architecture: str = "", preprocess: str | None = None) -> keras.Model:
@@ -102,7 +115,7 @@ def _bridged(name: str, *, weights: bool = True) -> tuple[Any, str]:
     if kind == "robustbench":
         return _robustbench(rest, weights=weights)
     torch = import_torch()
-    found = called_by_name(rest)
+    found = called_by_name(rest, prefix="torch:")
     bridged = isinstance(found, keras.Model) and any(
         isinstance(part, TorchModel) for part in layers_of(found)
     )

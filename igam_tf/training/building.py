@@ -21,7 +21,7 @@ from igam_tf.method.optimizers import JoinSchedules, Momentum, schedule
 from igam_tf.method.preprocess import preprocessed
 from igam_tf.method.teacher import Teacher
 from igam_tf.method.trainer import ClassifierTrainer
-from igam_tf.pytorch.named import check_architecture, is_pytorch, load_named
+from igam_tf.pytorch.named import check_architecture, is_pytorch, is_weight_file, load_named
 from igam_tf.storage.run_folder import load_model
 
 
@@ -40,7 +40,8 @@ def load_source_network(
         UserError: it is none of them, or the network takes other images or another input.
     """
     if is_pytorch(path):
-        check_architecture(path, architecture, "teacher_network")
+        if is_weight_file(path):
+            check_architecture(architecture, path, flag="teacher_network")
         network = load_named(path, architecture=architecture, preprocess=preprocess)
     elif path.endswith(".keras"):
         network = load_model(Path(path).expanduser())
