@@ -74,6 +74,17 @@ def test_the_examples_of_pytorch_run(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_lines_that_load_images_run(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir / "tensorflow_datasets"))
+    text = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", text, re.S)
+    code += "\nprint(x.dtype, x.shape, y.dtype, y.shape)"
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    printed = _run(sys.executable, "example.py", cwd=tmp_path)
+    assert printed == "uint8 (10000, 32, 32, 3) int64 (10000,)\n"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A data set", "A student"])
 def test_the_commands_of_extending_run(name, tmp_path):
     code = _write_files(SECTIONS[name], tmp_path)
