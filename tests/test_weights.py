@@ -87,6 +87,18 @@ def test_other_precisions_are_cast_to_float32(dtype, tmp_path):
     assert {array.dtype for array in found.arrays.values()} == {np.dtype("float32")}
 
 
+def test_parameters_views_and_other_strides(tmp_path):
+    tensors = {name: torch.nn.Parameter(t) for name, t in _without().items() if "num" not in name}
+    _equal(saved(tmp_path, tensors))
+    flat = torch.cat([t.detach().ravel() for t in tensors.values()])
+    parts = flat.split([t.numel() for t in tensors.values()])
+    views = {
+        name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)
+    }
+    last = views["conv1.weight"].contiguous(memory_format=torch.channels_last)
+    _equal(saved(tmp_path, views | {"conv1.weight": last}))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_safetensors(dtype, tmp_path):
     torch_files = pytest.importorskip("safetensors.torch", reason="no safetensors")
@@ -162,6 +174,37 @@ def test_a_whole_module_is_refused(tmp_path):
 
 def _without(*names: str) -> dict:
     return {k: v for k, v in state().items() if k not in names}
+
+
+def _arrays() -> dict:
+    return {k: v.numpy() for k, v in state().items()}
+
+
+def _save_safetensors(tensors: dict, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path)
+
+
+def _other(dtype, value: float = 0) -> dict:
+    """With logits in numbers that are no weights as they are."""
+    return state() | {"fc.weight": torch.full((10, 64), value).to(dtype)}
+
+
+def _within_itself(path: Path) -> None:
+    content: dict = {}
+    content["model"] = [content]
+    torch.save(content, path)
+
+
+def _zeros(path: Path) -> None:
+    """An array of which only the header is there: its numbers are not read."""
+    with (
+        zipfile.ZipFile(path, "w") as bundle,
+        bundle.open("zeros.npy", "w") as file,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**12,)}
+        np.lib.format.write_array_header_1_0(file, header)
 
 
 def _zip_without_pickle(path: Path) -> None:
@@ -257,7 +300,45 @@ DAMAGED = {
     "text.npz": (lambda path: path.write_text("hello"), "no code, in .*received damaged or unsupp"),
     "object.npz": (
         lambda path: np.savez(path, a=np.array([Code(path.parent / "x")], dtype=object)),
-        "no code, in .*Object arrays cannot be loaded",
+        "no code, in .*received Python objects in a",
+    ),
+    "zeros.npz": (_zeros, "a tensor called fc.weight in .*; received zeros"),
+    "complex.npz": (
+        lambda path: np.savez(path, **_arrays() | {"fc.weight": np.ones((10, 64), complex)}),
+        "; received complex128 numbers in fc.weight: save them in float32",
+    ),
+    "text_numbers.npz": (
+        lambda path: np.savez(path, **_arrays() | {"fc.weight": np.full((10, 64), "1")}),
+        "received str32 numbers in fc.weight",
+    ),
+    "int8.pt": (lambda path: torch.save(_other(torch.int8), path), "int8 numbers in fc.weight: s"),
+    "complex.pt": (lambda path: torch.save(_other(torch.complex64), path), "complex64 numbers in"),
+    "meta.pt": (
+        lambda path: torch.save({k: v.to("meta") for k, v in state().items()}, path),
+        "PyTorch cannot read, TypeError: can't convert meta device type tensor",
+    ),
+    "float8.safetensors": (
+        lambda path: _save_safetensors(_other(torch.float8_e4m3fn, 1), path),
+        "received f8_e4m3 numbers in fc.weight",
+    ),
+    "within_itself.pt": (_within_itself, "received more than 10 containers in each other"),
+    "named_otherwise.pt": (
+        lambda path: torch.save({"epoch": 3, "ema": state()}, path),
+        "no tensor below epoch, ema: save ema in a file of its own",
+    ),
+    "long_name.pt": (
+        lambda path: torch.save(state() | {"a\n" * 9999: torch.ones(3)}, path),
+        "no other tensors in .*; received a a a ",
+    ),
+    "bytes_mean.pt": (
+        lambda path: torch.save(
+            state() | {"mu": torch.full((3,), 125.0), "sigma": torch.full((3,), 63.0)}, path
+        ),
+        "mean and deviation of pixels in 0..1 in .*; received 125.0,125.0,125.0 and 63.0,",
+    ),
+    "no_deviation.pt": (
+        lambda path: torch.save(state() | {"mu": torch.ones(3), "sigma": torch.zeros(3)}, path),
+        "deviation of pixels in 0..1 in .*; received 1.0,1.0,1.0 and 0.0,0.0,0.0",
     ),
     "text.safetensors": (lambda path: path.write_text("hello"), "received a damaged file: "),
     "network.h5": (lambda path: path.touch(), r"a file ending in \.pt, .*; received .*network\.h5"),

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,6 +26,9 @@ from igam_tf.pytorch.architectures import Plan, candidates, plan_of
 Opened = tuple[dict[str, tuple[int, ...]], Callable[[Iterable[str]], dict[str, np.ndarray]]]
 # Where training programs keep the weights among other things; the first that is there.
 _KEYS = ("state_dict", "model_state_dict", "model", "net", "last")
+MOST = 10.0  # of a mean or a deviation of pixels in 0..1
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_NESTED = 10  # containers in each other, at most; a file can hold one that contains itself
 # Mean and deviation of the channels, as RobustBench and MadryLab's `robustness` call them.
 _STATISTICS = (
     re.compile(r"(?:^|\.)(?:mu|mean|new_mean)$"),
@@ -126,6 +130,11 @@ def read(path: str | Path, architecture: str, num_classes: int | None = None) ->
     for name, array in arrays.items():
         expect(np.isfinite(array).all(), f"finite numbers in {path}", f"NaN or infinity in {name}")
     texts = [",".join(map(repr, arrays[name].ravel().tolist())) for name in fit.statistics]
+    if texts:  # of pixels in 0..255 they are far above
+        mean, std = (arrays[name] for name in fit.statistics)
+        fits = np.abs(mean).max() <= MOST and 0 < std.min() <= std.max() <= MOST
+        what = f"mean and deviation of pixels in 0..1 in {path}"
+        expect(fits, what, " and ".join(texts), "save those of pixels in 0..1")
     preprocess = "mean={}/std={}".format(*texts) if texts else None
     own = {ours: arrays[theirs] for theirs, ours in fit.own.items()}
     return Weights(fit.plan, own, preprocess, fit.unused)
@@ -149,7 +158,7 @@ class _Misfit(Exception):
 
 def _some(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
-    first, more = [*names][:3], len([*names]) - 3
+    first, more = [" ".join(name.split())[:60] for name in [*names][:3]], len([*names]) - 3
     return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
@@ -202,31 +211,47 @@ def _pytorch(path: Path) -> Opened:
     """Opens a file of `torch.save`: names and sizes first, without memory for the numbers."""
     torch = import_torch()
 
-    def load(**where: Any) -> Any:
+    def load(use: Callable[[dict[str, Any]], Any], **where: Any) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 content = torch.load(path, weights_only=True, **where)
+                return use(_tensors(content, path, torch.Tensor))
+        except UserError:
+            raise
         except Exception as error:  # a file of unknown origin can raise any error
             code = re.search(r"GLOBAL (\S+)|TorchScript", str(error))
+            reason = str(error).rsplit("WeightsUnpickler error: ", 1)[-1]
             _refuse(
                 path,
                 f"a pickle that calls {code[1] or code[0]}: have its author save the state_dict alone"
                 if code
-                else f"what PyTorch cannot read, {type(error).__name__}: {error}",
+                else f"what PyTorch cannot read, {type(error).__name__}: {reason}",
             )
-        return _tensors(content, path, torch.Tensor)
+
+    def shapes(tensors: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(t.shape) for name, t in tensors.items()}
 
     def arrays(names: Iterable[str]) -> dict[str, np.ndarray]:
-        tensors = load(map_location="cpu", mmap=zipfile.is_zipfile(path))
-        return {name: tensors[name].to(torch.float32).numpy() for name in names}
+        def read(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+            for name in names:
+                _check_type(path, name, str(tensors[name].dtype).removeprefix("torch."))
+            return {n: tensors[n].detach().to(torch.float32).numpy() for n in names}
 
-    return {name: tuple(t.shape) for name, t in load(map_location="meta").items()}, arrays
+        return load(read, map_location="cpu", mmap=zipfile.is_zipfile(path))
+
+    return load(shapes, map_location="meta"), arrays
+
+
+def _check_type(path: Path, name: str, dtype: str) -> None:
+    """Refuses numbers that are no weights as they are: integers of a quantised network, complex ones."""
+    if dtype not in _FLOATS:
+        _refuse(path, f"{dtype} numbers in {name}: save them in float32")
 
 
 def _tensors(content: Any, path: Path, kind: type) -> dict[str, Any]:
     """The tensors in what a training program saved: by name, in one of `_KEYS`, or a list of one."""
-    while True:
+    for _ in range(_NESTED):
         if isinstance(content, list | tuple) and len(content) == 1:
             (content,) = content
         elif isinstance(content, list | tuple):
@@ -239,9 +264,13 @@ def _tensors(content: Any, path: Path, kind: type) -> dict[str, Any]:
             content = content[key]
         else:
             break
+    else:
+        _refuse(path, f"more than {_NESTED} containers in each other")
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, kind)}
     if not tensors:
-        _refuse(path, f"no tensor below {', '.join(map(str, content)) or 'no name'}")
+        found = f"no tensor below {', '.join(map(str, content)) or 'no name'}"
+        nested = [k for k, v in content.items() if isinstance(v, dict)]
+        _refuse(path, found + (f": save {nested[0]} in a file of its own" if nested else ""))
     return tensors
 
 
@@ -263,7 +292,13 @@ def _safetensors(path: Path) -> Opened:
             _refuse(path, f"a damaged file: {error}")
 
     def arrays(names: Iterable[str]) -> dict[str, np.ndarray]:
-        return opened(lambda f: {n: f.get_tensor(n).astype(np.float32) for n in names})
+        def read(file: Any) -> dict[str, np.ndarray]:
+            for name in names:
+                short = file.get_slice(name).get_dtype()
+                _check_type(path, name, re.sub(r"^(B?)F(?=\d\d$)", r"\1float", short).lower())
+            return {n: file.get_tensor(n).astype(np.float32) for n in names}
+
+        return opened(read)
 
     def shapes(file: Any) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
@@ -274,17 +309,43 @@ def _safetensors(path: Path) -> Opened:
 def _npz(path: Path) -> Opened:
     def opened(use: Callable[[Any], Any]) -> Any:
         try:
-            with archive_errors(), open_zip(path), np.load(path, allow_pickle=False) as arrays:
-                return use(arrays)
+            with archive_errors(), open_zip(path) as bundle:
+                return use(bundle)
         except (ValueError, OSError, KeyError) as error:  # UserError is a ValueError
             _refuse(path, str(error))
 
-    return (
-        opened(lambda arrays: {n: arrays[n].shape for n in arrays.files}),
-        lambda names: opened(lambda arrays: {n: arrays[n].astype(np.float32) for n in names}),
-    )
+    def shapes(bundle: zipfile.ZipFile) -> dict[str, tuple[int, ...]]:
+        """From the headers alone: an array of zeros can be a thousand times its file."""
+        found = {}
+        for entry in bundle.namelist():
+            with bundle.open(entry) as file:
+                header = _HEADERS.get(np.lib.format.read_magic(file))
+                if header is None:
+                    raise ValueError(f"an array of an unknown version, {entry}")
+                shape, _, dtype = header(file)
+            name = entry.removesuffix(".npy")
+            if dtype.hasobject:
+                raise ValueError(f"Python objects in {name}")
+            found[name] = shape
+        return found
+
+    def read(_: zipfile.ZipFile, names: Iterable[str]) -> dict[str, np.ndarray]:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+
+    def arrays(names: Iterable[str]) -> dict[str, np.ndarray]:
+        found = opened(partial(read, names=names))
+        for name, array in found.items():
+            _check_type(path, name, array.dtype.name)
+        return {name: array.astype(np.float32) for name, array in found.items()}
+
+    return opened(shapes), arrays
 
 
+_HEADERS: dict[tuple[int, int], Callable[[Any], tuple]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _READERS: dict[str, Callable[[Path], Opened]] = {
     ".pt": _pytorch, ".pth": _pytorch, ".safetensors": _safetensors, ".npz": _npz
 }  # fmt: skip
