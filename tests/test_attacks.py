@@ -117,6 +117,29 @@ def test_a_targeted_loss_has_its_target():
     np.testing.assert_allclose(x_adv, x + 0.1 * np.sign(w[:, target] - w[:, y]).T, atol=1e-12)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_apgd_with_a_radius_of_each_image(norm):
+    """Each image gets what it gets alone, also after others have left."""
+    w, x = RNG.normal(size=(9, 4)), RNG.uniform(0.3, 0.7, size=(4, 9))
+    y, eps = (
+        np.argmax(x @ w, 1),
+        {"linf": 1, "l2": 3, "l1": 9}[norm] * np.array([0, 0.01, 0.02, 0.3]),
+    )
+    noise = RNG.uniform(-1, 1, size=x.shape)
+
+    def attacked(i, eps):
+        x_i, y_i, noise_i = (tf.constant(a[list(i)]) for a in (x, y, noise))
+        how = {"bounds": (0.0, 1.0), "steps": 6, "norm": norm, "noise": noise_i}
+        return apgd(lambda x: x @ w, x_i, y_i, eps=eps, **how).numpy()
+
+    together = attacked(range(4), eps)
+    for i in (1, 3):
+        np.testing.assert_allclose(together[i], attacked([i], eps[i])[0], atol=1e-12)
+    size = np.linalg.norm(together - x, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
+    assert (size <= eps + 1e-9).all()
+    assert size[1] > 0.5 * eps[1]
+
+
 def test_unknown_norm():
     with pytest.raises(UserError, match="expected a norm among linf, l2, l1; received 'l0'"):
         pgd(

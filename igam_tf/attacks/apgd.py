@@ -56,7 +56,7 @@ def apgd(
     x: tf.Tensor,
     y: tf.Tensor,
     *,
-    eps: float,
+    eps: float | tf.Tensor,
     bounds: tuple[float, float],
     steps: int = STEPS,
     loss: str | Callable[..., tf.Tensor] = "xent",
@@ -76,7 +76,7 @@ def apgd(
         logits_fn: x [B,...] -> logits [B,K]; each example's alone, without batch statistics.
         x: images [B,...], float32 or float64, within `bounds`.
         y: labels [B], of any integer type.
-        eps: radius, in the pixel unit of x.
+        eps: radius, in the pixel unit of x; one, or one for each image [B].
         bounds: lowest and highest pixel value.
         steps: gradient steps, at least 1.
         loss: name in `igam_tf.attacks.LOSSES`, or (logits, y) -> [B], or (logits, y, target) -> [B]
@@ -119,6 +119,7 @@ def apgd(
         )["noise"]  # fmt: skip
     noise = tf.convert_to_tensor(noise, x.dtype)
     eps, *limits = (tf.convert_to_tensor(value, x.dtype) for value in (eps, *bounds))
+    eps = tf.broadcast_to(eps, tf.shape(y))
 
     def look(s: State) -> State:
         """Loss and gradient at s["x_adv"], and whether it is misclassified (`done`)."""
@@ -133,7 +134,7 @@ def apgd(
 
     def begun(start: tf.Tensor) -> State:
         """The state of a search at its start."""
-        state = {"x": x, "y": y, "x_adv": start, "answer": start if eot == 1 else x}
+        state = {"x": x, "y": y, "eps": eps, "x_adv": start, "answer": start if eot == 1 else x}
         if target is not None:
             state["target"] = target
         state = look(state)
@@ -143,8 +144,8 @@ def apgd(
             "best_loss": state["loss"],
         }
 
-    def into_ball(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return project(x_adv, x, eps=eps, bounds=limits, norm=norm)
+    def into_ball(x_adv: tf.Tensor, s: State) -> tf.Tensor:
+        return project(x_adv, s["x"], eps=s["eps"], bounds=limits, norm=norm)
 
     def keep_best(s: State) -> State:
         better = s["loss"] > s["best_loss"]
@@ -181,17 +182,17 @@ def apgd(
         }
 
     def step(t: tf.Tensor, s: State) -> State:
-        x, x_adv, before = s["x"], s["x_adv"], s["loss"]
+        x_adv, before = s["x_adv"], s["loss"]
         momentum = tf.where(t > 0, tf.constant(MOMENTUM, x.dtype), tf.constant(1, x.dtype))
-        z = into_ball(x_adv + per_example(s["step_size"], x) * steepest(s["gradient"], norm), x)
+        z = into_ball(x_adv + per_example(s["step_size"], x) * steepest(s["gradient"], norm), s)
         moved = x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - s["last"])
-        s = look(s | {"x_adv": into_ball(moved, x), "last": x_adv})
+        s = look(s | {"x_adv": into_ball(moved, s), "last": x_adv})
         s = keep_best(s | {"rises": s["rises"] + tf.cast(s["loss"] > before, x.dtype)})
         due = tf.equal(reviews, t + 1)
         period = t + 1 - tf.reduce_sum(tf.where(due, first_of_period, 0))
         return tf.cond(tf.reduce_any(due), lambda: review(s, period), lambda: s)
 
-    start = into_ball(x + eps * unit(noise, norm), x)
+    start = into_ball(x + per_example(eps, x) * unit(noise, norm), {"x": x, "eps": eps})
     state = begun(start)
     state |= {"last": start, "reviewed_loss": state["loss"]}
     none = tf.zeros_like(state["loss"])

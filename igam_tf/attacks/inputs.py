@@ -43,7 +43,8 @@ def checked(
     check_labels(y)
     unit = "in the pixel unit of x"
     if not tf.is_tensor(eps):
-        expect(eps >= 0 and np.isfinite(eps), f"eps of at least 0, {unit}", repr(eps))
+        fits = np.all(np.isfinite(eps) & np.greater_equal(eps, 0))
+        expect(fits, f"eps of at least 0, {unit}", repr(eps))
     if not tf.is_tensor(steps):
         expect(steps >= least, f"at least {least} steps", repr(steps))
     if not any(map(tf.is_tensor, bounds)):
@@ -51,7 +52,7 @@ def checked(
         most = bounds[1] - bounds[0]
         if norm == "linf" and not tf.is_tensor(eps):
             what = f"eps of at most {most:g}, the pixel range of the bounds, {unit}"
-            expect(eps <= most * (1 + 1e-6), what, repr(eps))
+            expect(np.max(eps) <= most * (1 + 1e-6), what, repr(eps))
 
     def logits(x: tf.Tensor) -> tf.Tensor:
         z = logits_fn(x)

@@ -69,12 +69,13 @@ def steepest(gradient: tf.Tensor, norm: str) -> tf.Tensor:
 
 
 def project(x_adv: tf.Tensor, x: tf.Tensor, *, eps, bounds, norm: str) -> tf.Tensor:
-    """x_adv within eps of x and within the bounds; [B,...] each.
+    """x_adv within eps of x and within the bounds; [B,...] each, eps one or [B].
 
     In l2, projects to the ball, then clips to the bounds; clipping cannot leave the ball. In l1 and
     in l-inf it is the nearest point of ball and bounds together.
     """
     if norm == "linf":
+        eps = per_example(tf.convert_to_tensor(eps, x.dtype), x)
         return tf.clip_by_value(
             x_adv, tf.maximum(x - eps, bounds[0]), tf.minimum(x + eps, bounds[1])
         )

@@ -72,7 +72,7 @@ def sparse_ascent(
         begun: start [B,...] -> the state there.
         start: points anywhere, as x.
         x: the images, [B,...].
-        eps: l1 radius.
+        eps: l1 radii, [B].
         bounds: lowest and highest pixel value.
         steps: in all balls together.
         radii: of the balls, in eps.
@@ -80,20 +80,20 @@ def sparse_ascent(
     for i, (radius, part) in enumerate(zip(radii, schedule(steps, radii), strict=True)):
         start = _in_one_ball(
             look, keep_best, begun, start, x,
-            radius=radius * eps, bounds=bounds, steps=part, alone=len(radii) == 1,
+            eps=eps, factor=radius, bounds=bounds, steps=part, alone=len(radii) == 1,
             last=i == len(radii) - 1,
         )  # fmt: skip
     return tf.stop_gradient(start)
 
 
 def _in_one_ball(
-    look, keep_best, begun, start, x, *, radius, bounds, steps: int, alone: bool, last: bool
+    look, keep_best, begun, start, x, *, eps, factor, bounds, steps: int, alone: bool, last: bool
 ) -> tf.Tensor:
     """The best point of one ball; in the last one an example leaves once it is misclassified."""
     size = x.shape[1:].num_elements()
 
-    def into_ball(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return project(x_adv, x, eps=radius, bounds=bounds, norm="l1")
+    def into_ball(x_adv: tf.Tensor, s: State) -> tf.Tensor:
+        return project(x_adv, s["x"], eps=factor * s["eps"], bounds=bounds, norm="l1")
 
     def going_on(s: State) -> State:
         """No point of a larger ball is an answer."""
@@ -106,6 +106,7 @@ def _in_one_ball(
         now = changed(s["best_x_adv"], s["x"])
         sparser = now / s["changed"] < SPARSER
         back = per_example(sparser, s["x"])
+        radius = factor * s["eps"]
         smaller = tf.maximum(s["step_size"] / SHRINK, radius / LEAST)
         return s | {
             "step_size": tf.where(sparser, radius, smaller),
@@ -119,14 +120,14 @@ def _in_one_ball(
 
     def step(t: tf.Tensor, s: State) -> State:
         move = per_example(s["step_size"], s["x"]) * sparse_step(s["gradient"], s["share"])
-        s = keep_best(look(s | {"x_adv": into_ball(s["x_adv"] + move, s["x"])}))
+        s = keep_best(look(s | {"x_adv": into_ball(s["x_adv"] + move, s)}))
         s = tf.cond(tf.equal((t + 1) % period, 0), lambda: review(s), lambda: dict(s))
         return going_on(s)
 
-    start = into_ball(start, x)
+    start = into_ball(start, {"x": x, "eps": eps})
     state = begun(start)
     full = tf.zeros_like(state["loss"]) + size
     count = full if alone else changed(start, x)
     share = FIRST_SHARE + 0 * full if alone else count / size / FEWER
-    state |= {"step_size": 0 * full + radius, "share": share, "changed": count}
+    state |= {"step_size": factor * eps, "share": share, "changed": count}
     return shrinking_loop(step, going_on(state), steps=steps)

@@ -84,12 +84,12 @@ def smallest_eps(
 
     x_spec = tf.TensorSpec([None, *shape], dtype)
     y_spec, rank_spec = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
-    # Concrete functions, one graph for each attack whatever its radius.
+    # Concrete functions, one graph for each attack whatever its radii.
     graphs = {
         "fab": traced(tf.function(nearest, autograph=False), x_spec, y_spec, rank_spec),
         "apgd": traced(
             tf.function(in_ball, autograph=False),
-            x_spec, y_spec, tf.TensorSpec([], dtype), x_spec,
+            x_spec, y_spec, tf.TensorSpec([None], dtype), x_spec,
         ),
     }  # fmt: skip
 
@@ -105,22 +105,23 @@ def smallest_eps(
         given = map(tf.constant, (y[batch], *arguments))
         return distance(graphs[name](x, *given).numpy(), batch)
 
-    def searched(name: str, indices: np.ndarray, setting: float, work: Callable) -> np.ndarray:
-        """work(batch) for all indices, in batches that the journal keeps."""
+    def searched(name: str, indices: np.ndarray, setting: np.ndarray, work: Callable) -> np.ndarray:
+        """work(batch) for all indices, in batches that the journal keeps; setting: [n]."""
         found = []
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            key = ["smallest_eps", name, setting, norm, seed, pixel_max, scale, batch, y[batch]]
+            key = ["smallest_eps", name, setting[batch], norm, seed, pixel_max, scale]
+            key += [batch, y[batch], images[batch]]
 
             def measured(batch: np.ndarray = batch) -> dict[str, np.ndarray]:
                 return {"distance": work(batch)}
 
-            found.append(journaled_arrays(journal, [*key, images[batch]], measured)["distance"])
+            found.append(journaled_arrays(journal, key, measured)["distance"])
         return np.concatenate(found)
 
     everything = np.arange(n)
     clean = searched(
-        "clean", everything, 0.0, lambda i: distance(in_pixel_range(images[i], pixel_max), i)
+        "clean", everything, 0.0 * y, lambda i: distance(in_pixel_range(images[i], pixel_max), i)
     )
     best = {"clean": clean, "fab": np.full(n, np.inf), "apgd": np.full(n, np.inf)}
     right = np.flatnonzero(np.isinf(clean))
@@ -133,7 +134,7 @@ def smallest_eps(
     ) as bar:
         for rank in range(by_fab.targets if len(right) else 0):
             work = partial(lambda i, rank: run("fab", i, np.int32(rank)), rank=rank)
-            found = searched("fab", right, float(rank), work)
+            found = searched("fab", right, 0.0 * y + rank, work)
             best["fab"][right] = np.minimum(best["fab"][right], found)
             bar.update(len(right))
         # The indices of the largest radius where APGD failed, and of the smallest where it need not
@@ -141,21 +142,19 @@ def smallest_eps(
         low, high = np.full(n, -1), np.searchsorted(radii, best["fab"])
         while len(left := right[(high - low)[right] > 1]):
             middle = (low + high) // 2
-            for k in np.unique(middle[left]):
-                chosen = left[middle[left] == k]
-                eps = dtype(radii[k] * pixel_max)
 
-                def at_radius(batch: np.ndarray, eps=eps) -> np.ndarray:
-                    drawn = random_inputs(
-                        by_apgd, shape, batch, eps=eps, seed=seed, restart=0, dtype=dtype
-                    )
-                    return run("apgd", batch, eps, drawn["noise"])
+            def at_radii(batch: np.ndarray, middle: np.ndarray = middle) -> np.ndarray:
+                drawn = random_inputs(
+                    by_apgd, shape, batch, eps=1.0, seed=seed, restart=0, dtype=dtype
+                )  # fmt: skip
+                return run("apgd", batch, dtype(radii[middle[batch]] * pixel_max), drawn["noise"])
 
-                found = searched("apgd", chosen, float(radii[k]), at_radius)
-                best["apgd"][chosen] = np.minimum(best["apgd"][chosen], found)
-                broken = np.isfinite(found)
-                low[chosen[~broken]] = k
-                high[chosen[broken]] = np.minimum(k, np.searchsorted(radii, found[broken]))
+            found = searched("apgd", left, radii[middle], at_radii)
+            best["apgd"][left] = np.minimum(best["apgd"][left], found)
+            broken = np.isfinite(found)
+            low[left[~broken]] = middle[left[~broken]]
+            nearer = np.searchsorted(radii, found[broken])
+            high[left[broken]] = np.minimum(middle[left[broken]], nearer)
             bar.update(len(left))
     return _distribution(best, norm)
 
