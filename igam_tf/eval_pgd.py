@@ -143,14 +143,16 @@ def _file(name: str) -> Path | None:
 
 def _check_scored(several: bool) -> None:
     """Raises a UserError where flags do not go with --adversarial."""
-    other = [
-        f"--{name}" for name in ("save_adversarial", "curve", "smallest_eps") if FLAGS[name].value
-    ]
+    files = ("save_adversarial", "curve")
+    other = [f"--{name}" for name in files if FLAGS[name].value]
     other += [
         f"--{name}={FLAGS[name].value}"
-        for name in ("norm", "batch_norm")
-        if not FLAGS[name].using_default_value
-    ]
+        for name in (
+            "attacks", "norm", "step_size", "loss", "restarts", "targets", "individual",
+            "smallest_eps", "batch_norm",
+        )
+        if FLAGS[name].value != FLAGS[name].default
+    ]  # fmt: skip
     other += ["several --eps"] * several
     expect(not other, "--adversarial with one l-inf eps and inference alone", ", ".join(other))
 
@@ -184,7 +186,7 @@ def _evaluate(
     if FLAGS.adversarial:
         return _score(model, chosen, eps, pixel_max, about | synthetic, output)
     if output:
-        check_earlier(output, about | expected | synthetic)
+        check_earlier(output, about | expected | synthetic | {"smallest_eps": FLAGS.smallest_eps})
     place, adversarial = output or images, None
     with journal_beside(place, model_identity(model)) if place else nullcontext() as journal:
         if images:
@@ -252,6 +254,7 @@ def check_earlier(file: Path, settings: dict) -> None:
     rows, new = before.pop("results"), settings["results"]
     changed = [(name, value, settings.get(name)) for name, value in before.items()]
     changed += [("attacks", ",".join(rows), ",".join(new))]
+    changed += [("smallest_eps", "smallest_eps" in earlier, settings["smallest_eps"])]
     for attack in filter(new.get, rows):
         common = rows[attack].keys() & new[attack].keys()  # not `logits_scale`, which is measured
         changed += [(f"{k} of {attack}", rows[attack][k], new[attack][k]) for k in sorted(common)]

@@ -155,9 +155,16 @@ def command(command_of, monkeypatch, tmp_path):
 
     def called(*arguments: str) -> int:
         eval_pgd.FLAGS.unparse_flags()
-        for name in ("json", "save_adversarial", "adversarial", "curve", "eps"):
-            eval_pgd.FLAGS[name].value = None
-        eval_pgd.FLAGS["batch_norm"].value = "inference"
+        for name in (
+            "json",
+            "save_adversarial",
+            "adversarial",
+            "curve",
+            "eps",
+            "batch_norm",
+            "attacks",
+        ):
+            eval_pgd.FLAGS[name].value = eval_pgd.FLAGS[name].default
         return program(f"--model={tmp_path / 'model.keras'}", "--dataset=mnist", *arguments)
 
     return called
@@ -321,7 +328,8 @@ def test_several_radii_in_one_run(command, tmp_path, capsys):
         *common, "--eps=0.02,0.05,0.1", f"--json={tmp_path / 'all.json'}",
         f"--curve={tmp_path / 'curve.svg'}",
     )  # fmt: skip
-    printed = capsys.readouterr().out
+    printed, bars = capsys.readouterr()
+    assert "fgsm at eps 0.1:" in bars
     report = json.loads((tmp_path / "all.json").read_text())
     drawn = (tmp_path / "curve.svg").read_text()
     assert drawn == curve(report)
@@ -338,6 +346,9 @@ def test_several_radii_in_one_run(command, tmp_path, capsys):
         assert text in drawn
     with pytest.raises(UserError, match=r"attacks was clean at eps 0.02,.* is clean at eps 0.02"):
         command(*common, "--eps=0.02,0.05", f"--json={tmp_path / 'all.json'}")
+    (tmp_path / "all.json").write_text(json.dumps(report | {"smallest_eps": {}}))
+    with pytest.raises(UserError, match="same settings; smallest_eps was True, is False"):
+        command(*common, "--eps=0.02,0.05,0.1", f"--json={tmp_path / 'all.json'}")
     ours = run("fgsm", eps=[0.02, 0.1])
     theirs = [report["radii"][i]["results"]["fgsm"]["robust_mask"] for i in (0, 2)]
     assert [part["results"]["fgsm"]["robust_mask"] for part in ours["radii"]] == theirs
@@ -425,6 +436,10 @@ def test_success_is_of_checked_images_too():
         (["--save_adversarial=x.npz", "--eps=0.1,0.2"], r"one eps where .*; received \[0.1, 0.2\]"),
         (["--adversarial=x.npy", "--save_adversarial=y.npy"], "alone; received --save_adversarial"),
         (["--adversarial=x.npy", "--eps=0.1,0.2"], "alone; received several --eps"),
+        (
+            ["--adversarial=x.npy", "--attacks=pgd5", "--targets=1"],
+            "alone; received --attacks=pgd5, --targets=1",
+        ),
         (["--eps=0.1,0.1"], r"expected each eps once; received \[0.1, 0.1\]"),
         (["--eps=0.1,"], "expected --eps as a fraction of the pixel range"),
         (["--curve=x.svg", "--eps=0.1"], "expected several --eps with --curve; received 0.1"),

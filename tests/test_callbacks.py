@@ -88,10 +88,12 @@ def test_what_it_cannot_use_is_one_sentence():
     for settings, message in (
         ({"attacks": "pgd20"}, "fgsm among the attacks, and PGD as the last; received 'pgd20'"),
         ({"attacks": "pgd20,fgsm"}, "PGD as the last; received 'pgd20,fgsm'"),
+        ({"attacks": ["pgd20", "fgsm"]}, "PGD as the last; received"),
         ({"gap": 20}, r"gap within 0\.\.1; received 20"),
+        ({"eps": [0.1, 0.2]}, r"eps as a fraction of the pixel range, .*; received \[0.1, 0.2\]"),
     ):
         with pytest.raises(UserError, match=message):
-            igam_tf.OverfittingStop(X, Y, eps=EPS, **settings)
+            igam_tf.OverfittingStop(X, Y, **({"eps": EPS} | settings))
 
 
 def test_the_examples_run():

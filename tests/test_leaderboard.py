@@ -102,6 +102,13 @@ def test_the_command(report, command_of, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             command("--format=robustbench", *given)
+    for other, message in (
+        ({"radii": [{"eps": 0.1, "results": report["results"]}]}, "of several eps"),
+        ({"adversarial": "attack.npy", "accuracy": 1.0}, "of the images of --adversarial"),
+    ):
+        file.write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"of attacks of one eps; received .*json {message}"):
+            command("--format=robustbench", str(file))
     damaged = changed(report, clean={"accuracy": 50.0})
     file.write_text(json.dumps(damaged))
     with pytest.raises(UserError, match=r"clean says 50\.0 %"):

@@ -154,6 +154,9 @@ def test_success_is_reported_beside_the_accuracy():
     shown = table(report)
     assert "success %" in shown
     assert f"{row['success']:.2f}" in shown
+    several = table(report | {"radii": [{"eps": 0.1, "results": report["results"]}] * 2})
+    (line,) = (line for line in several.splitlines() if line.startswith("pgd20, success"))
+    assert line.count(f" {row['success']:.2f} (") == 2
     same = Y == 1
     nothing = evaluate(
         linear, X[same], Y[same], attacks=specs_of("pgd5", 0.1, targets=1), pixel_max=1.0, seed=0,
@@ -183,6 +186,7 @@ WRONG = {
     "no part": ({"attacks": "autoattack:"}, "different ones of apgd-ce"),
     "another version": ({"attacks": "autoattack-fast"}, "expected attacks separated by commas"),
     "another library": ({"attacks": "pgd20:cleverhans"}, "expected attacks separated by commas"),
+    "no radius": ({"eps": []}, "eps, one or several; received none"),
     "no steps": ({"attacks": "pgd:art"}, "expected attacks separated by commas"),
 }  # fmt: skip
 

@@ -74,8 +74,8 @@ def _kind_of(name: str) -> Kind | None:
     return next((kind for kind in KINDS.values() if re.fullmatch(kind.names, name)), None)
 
 
-def attack_names(text: str) -> list[str]:
-    """Names out of "clean,fgsm,pgd20": "clean", one of an ensemble, or one of an attack in `KINDS`.
+def attack_names(text: str | Sequence[str]) -> list[str]:
+    """Names out of "clean,fgsm,pgd20", or of a list: "clean", an ensemble, or an attack in `KINDS`.
 
     The ensembles are those of `ENSEMBLES`, and "autoattack:apgd-ce+square" of any parts of them.
 
@@ -86,6 +86,7 @@ def attack_names(text: str) -> list[str]:
         >>> attack_names("clean, pgd20")
         ['clean', 'pgd20']
     """
+    text = text if isinstance(text, str) else ",".join(text)
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name != "clean" and _ensemble(name) is None and _kind_of(name) is None:

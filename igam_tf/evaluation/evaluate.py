@@ -310,7 +310,8 @@ def model_report(
     for doubt in doubts:
         refuse(doubt, "probabilities")
     attacking = [spec for spec in specs if spec.loss]
-    if attacking and all(spec.eot > 1 for spec in attacking):  # what the remedy asks for
+    averaged = attacking and all(spec.eot > 1 for spec in attacking)  # what the remedy asks for
+    if averaged and not smallest:
         doubts = [doubt for doubt in doubts if doubt.code != "random"]
     if float16_layers(model):
         about["computed_in"] = "float32"
@@ -513,23 +514,22 @@ def evaluate_model(
         >>> {name: row["accuracy"] for name, row in report["results"].items()}
         {'clean': 100.0, 'pgd5': 0.0, 'worst_case': 0.0}
     """
-    names = attack_names(attacks if isinstance(attacks, str) else ",".join(attacks))
+    names = attack_names(attacks)
     check_model(model, "model")
     expect(
         isinstance(restarts, Integral) and restarts > 0, "restarts of at least 1", repr(restarts)
     )
     positive = step_size is None or (isinstance(step_size, Real) and step_size > 0)
     expect(positive, "a step_size above 0, as a fraction of the pixel range", repr(step_size))
-    largest, *others = radii_of(eps)
-    if others:
+    radii = radii_of(eps)
+    if len(radii) != 1:
         check_radii(eps, norm)
-        largest = max(largest, *others)
     model = as_called(
         model, pixel_max, from_probabilities=from_probabilities, preprocess=preprocess
     )
     split, logits = split_of_arrays(
         model, images, labels,
-        eps=largest, pixel_max=pixel_max, norm=norm, batch_norm=batch_norm,
+        eps=max(radii), pixel_max=pixel_max, norm=norm, batch_norm=batch_norm,
         batch_size=batch_size, num_examples=num_examples, class_order=class_order,
     )  # fmt: skip
     adversarial = Adversarial(model, split, pixel_max=pixel_max) if return_adversarial else None
@@ -662,4 +662,8 @@ def _over_radii(parts: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         figures = [with_interval(each["accuracy"], each["ci95"], ".2f") for each in of_name]
         steps, _, runs = attack_texts(row)
         lines.append([name, *figures, steps, runs])
+        if "aim" in row:
+            got = map(success_texts, of_name)
+            shares = [f"{share} ({interval})" if share else "" for share, interval in got]
+            lines.append([f"{name}, success", *shares, "", ""])
     return [*head, "steps", "restarts"], lines

@@ -22,12 +22,16 @@ def report_of(path: Path) -> dict[str, Any]:
     """The report of a file of `igam-eval --json`, or of a run's student.
 
     Raises:
-        UserError: it is damaged, or no such file.
+        UserError: it is damaged, of several eps or of --adversarial, or no such file.
     """
     if path.is_dir():
         return next(iter(read_results(path).values()))
     expect(path.is_file(), "a run folder, or a file of igam-eval --json", str(path))
-    return checked({"model": read_json(path)}, path)["model"]
+    report = read_json(path)
+    what = "a report of attacks of one eps"
+    for key, kind in (("radii", "several eps"), ("adversarial", "the images of --adversarial")):
+        expect(not isinstance(report, dict) or key not in report, what, f"{path} of {kind}")
+    return checked({"model": report}, path)["model"]
 
 
 def robustbench(report: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -14,7 +14,7 @@ from igam_tf.attacks.attack_losses import aimed_at, class_of_rank
 from igam_tf.common import devices
 from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of, traced
 from igam_tf.common.errors import UserError
-from igam_tf.datasets import in_pixel_range
+from igam_tf.datasets import fraction_text, in_pixel_range
 from igam_tf.evaluation.adversarial import Adversarial
 from igam_tf.formulas.losses import at_least_float32
 from igam_tf.formulas.statistics import wilson_interval
@@ -121,6 +121,7 @@ def robust_flags(
             [2,len(group),len(indices)] bool; without an aim none reaches it.
         """
         title = ",".join(spec.name for spec in group)
+        title += f" at eps {fraction_text(group[0].eps)}" if group[0].loss else ""
         title += f" {run + 1}/{group[0].runs}" if group[0].runs > 1 else ""
         found = np.zeros((2, len(group), len(indices)), bool)
         common = [run, seed, pixel_max, batch_norm, scale, REVISION]

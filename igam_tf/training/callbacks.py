@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from igam_tf.attacks import attack_names, attack_specs
-from igam_tf.common.checks import expect
+from igam_tf.common.checks import check_eps, expect
 from igam_tf.common.private_api import directions, metrics_of
 from igam_tf.evaluation.arrays import Data, in_memory
 from igam_tf.evaluation.evaluate import logits_function, look_at, split_of_arrays
@@ -34,7 +34,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         labels: [n] int.
         eps: l-inf radius, as a fraction of the pixel range.
         step_size: of PGD, as such a fraction too; None means a quarter of eps.
-        attacks: names separated by commas, see `igam_tf.attacks.attack_names`.
+        attacks: "clean,pgd20", or a list of names; see `igam_tf.attacks.attack_names`.
         pixel_max: highest pixel value of the model's input; None means that of the trained model.
         preprocess: the input that the model expects instead of pixels in 0..pixel_max, see
             `igam_tf.evaluate`.
@@ -67,7 +67,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         *,
         eps: float,
         step_size: float | None = None,
-        attacks: str = "pgd20",
+        attacks: str | Sequence[str] = "pgd20",
         pixel_max: float | None = None,
         preprocess: str | None = None,
         num_examples: int | None = None,
@@ -78,6 +78,7 @@ class RobustAccuracy(keras.callbacks.Callback):
     ):
         super().__init__()
         expect(every >= 1, "every of at least 1", every)
+        check_eps(eps, "linf")
         self._images, self._labels = in_memory(images, labels, num_examples)
         self._eps, self._step_size = eps, eps / 4 if step_size is None else step_size
         self._names = attack_names(attacks)
@@ -176,7 +177,7 @@ class OverfittingStop(RobustAccuracy):
         labels: np.ndarray | None = None,
         *,
         gap: float = 0.2,
-        attacks: str = "fgsm,pgd20",
+        attacks: str | Sequence[str] = "fgsm,pgd20",
         **settings: Any,
     ):
         super().__init__(images, labels, attacks=attacks, **settings)
