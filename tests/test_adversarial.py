@@ -221,7 +221,10 @@ eval_pgd.program()
 
 
 @pytest.mark.slow
-def test_sigkill(command_of, tmp_path):
+@pytest.mark.parametrize(
+    "attacks", [(*ATTACKS, "--eps=0.1"), ("--attacks=clean,apgd-ce", "--norm=l1", "--eps=0.01")]
+)
+def test_sigkill(attacks, command_of, tmp_path):
     """A process is killed amid its images; another goes on, and a third is left alone."""
     keras.Sequential([
         keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)
@@ -229,8 +232,8 @@ def test_sigkill(command_of, tmp_path):
 
     def flags(name: str) -> list[str]:
         return [
-            f"--model={tmp_path / 'model.keras'}", "--dataset=mnist", "--data=builtin", *ATTACKS,
-            "--num_examples=20", "--eps=0.1", f"--json={tmp_path / name}.json",
+            f"--model={tmp_path / 'model.keras'}", "--dataset=mnist", "--data=builtin", *attacks,
+            "--num_examples=20", "--batch_size=8", f"--json={tmp_path / name}.json",
             f"--save_adversarial={tmp_path / name}.npz", "--allow_doubts",
         ]  # fmt: skip
 
@@ -310,8 +313,12 @@ def test_a_file_that_breaks_the_rules(command, tmp_path, monkeypatch):
         (np.where(low, -0.0002, IMAGES), r"pixels in 0\.\.1 in .*; received -0\.0002\.\."),
         (np.where(low, np.nan, IMAGES), r"pixels in 0\.\.1 in .*; received nan\.\.nan"),
         (IMAGES.astype(str), "numbers in --adversarial="),
+        ({"x_adv": IMAGES}, r"received several arrays: --save_adversarial=<file>\.npy writes one"),
     ):
-        if array is not None:
+        if isinstance(array, dict):
+            with open("attack.npy", "wb") as file:
+                np.savez(file, **array)
+        elif array is not None:
             np.save("attack.npy", array)
         with pytest.raises(UserError, match=message):
             command("--adversarial=attack.npy")

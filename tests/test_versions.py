@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import igam_tf
-from igam_tf.attacks import apgd, attack_names, attack_specs, fab
+from igam_tf.attacks import apgd, attack_names, attack_specs, fab, kinds
 from igam_tf.attacks.direction import mean_direction
 from igam_tf.evaluation.robust import robust_flags
 
@@ -202,8 +202,11 @@ class Noisy(keras.layers.Layer):
         return x + 0.4 * keras.random.normal(keras.ops.shape(x), seed=self.seeds)
 
 
-def test_the_remedy_for_a_random_network():
-    """The doubt names autoattack-rand; with it the doubt is gone, and rows and table say eot=20."""
+def test_the_remedy_for_a_random_network(monkeypatch):
+    """The doubt names autoattack-rand; with it the doubt is gone, and rows and table say eot=20.
+
+    The smallest eps is of single draws all the same.
+    """
     flat = keras.layers.Flatten()
     model = keras.Sequential([keras.Input((2, 2, 3)), Noisy(), flat, keras.layers.Dense(CLASSES)])
     model.layers[-1].set_weights([W, -0.5 * W.sum(0)])
@@ -211,9 +214,16 @@ def test_the_remedy_for_a_random_network():
     report = igam_tf.evaluate(model, x, Y, "clean,pgd2", eps=0.05, pixel_max=1.0)
     (doubt,) = (d for d in report["doubts"] if d["code"] == "random")
     assert "--attacks=autoattack-rand" in doubt["remedy"]
+    half = kinds.Ensemble(("apgd-ce",), eot=20)
+    monkeypatch.setitem(kinds.ENSEMBLES, "autoattack-rand", half)
     report = igam_tf.evaluate(model, x, Y, "clean,autoattack-rand", eps=0.05, pixel_max=1.0)
     assert "random" not in {d["code"] for d in report["doubts"]}
     results = report["results"]
     assert results["autoattack-rand"]["eot"] == 20
     assert results["autoattack-rand"]["accuracy"] < results["clean"]["accuracy"]
     assert "eot=20" in igam_tf.evaluation.evaluate.table(report)
+    monkeypatch.setattr(igam_tf.evaluation.evaluate, "smallest_eps", lambda *_, **__: {})
+    report = igam_tf.evaluate(
+        model, x[:2], Y[:2], "autoattack-rand", eps=0.05, pixel_max=1.0, smallest_eps=True
+    )
+    assert "random" in {d["code"] for d in report["doubts"]}

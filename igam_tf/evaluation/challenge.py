@@ -69,7 +69,8 @@ def perturbed_images(
     shape = split.images.shape
     flat = (shape[0], int(np.prod(shape[1:])))
     what = f"an array {list(flat)} or {list(shape)} in --adversarial={path}"
-    expect(isinstance(x_adv, np.ndarray), what, "several arrays")
+    remedy = "--save_adversarial=<file>.npy writes one"
+    expect(isinstance(x_adv, np.ndarray), what, "several arrays", remedy)
     expect(x_adv.shape in (flat, shape), what, list(x_adv.shape))
     expect(np.issubdtype(x_adv.dtype, np.number), f"numbers in --adversarial={path}", x_adv.dtype)
     x_adv, largest = x_adv.reshape(shape), 0.0
