@@ -184,6 +184,39 @@ def test_a_pass_is_run_once_for_its_gradient(images):
     np.testing.assert_array_equal(first, second)
 
 
+def test_a_buffer_in_float64_leaves_the_images_in_float32(images):
+    module = convolutional()
+    module.register_buffer("seconds", torch.ones((), dtype=torch.float64))
+    model = igam_tf.from_torch(module, SHAPE)
+    np.testing.assert_allclose(model(images), of_torch(module, images)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_fails_later_is_one_sentence(images):
+    """In a graph, where TensorFlow writes pages around it, too: as an attack calls it, and as fit."""
+
+    def failing(z):
+        if len(z) == 3:  # the second batch
+            raise RuntimeError("out of memory\nat some place")
+        return z
+
+    model = igam_tf.from_torch(Written(failing), SHAPE)
+    tuner = igam_tf.FineTune(igam_tf.Teacher(model, num_classes=5))
+    tuner.compile("adam")
+    clean = dict(eps=0.1, pixel_max=1.0, batch_size=4)
+    specs = attack_specs(["fgsm"], eps=0.1, step_size=0.1, restarts=1, loss="xent", num_classes=5)
+    logits_fn = logits_function(model, "inference")
+    attacked = dict(attacks=specs, pixel_max=1.0, seed=0, batch_size=4)
+    attacked |= dict(batch_norm="inference", progress=False)
+    said = "^expected a PyTorch network for 3 images; this Written fails: out of memory$"
+    for call in (
+        partial(igam_tf.evaluate, model, images, LABELS, "clean", **clean),
+        partial(robust_flags, logits_fn, images, LABELS, **attacked),
+        partial(tuner.fit, images, LABELS, batch_size=4, verbose=0),
+    ):
+        with pytest.raises(igam_tf.UserError, match=said):
+            call()
+
+
 def test_a_network_cut_off_from_its_input_has_no_gradient(images):
     model = igam_tf.from_torch(Written(torch.Tensor.detach), SHAPE)
     assert of_model(model, tf.constant(images))[1] is None
@@ -199,6 +232,26 @@ def test_the_features_are_what_the_last_linear_reads(images):
     last = module[-1]
     z = features @ last.weight.detach().numpy().T + last.bias.detach().numpy()
     np.testing.assert_allclose(z, model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_features_are_those_of_the_logits_as_they_were_read(images):
+    """Another head is called after them, and their memory is used again."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.other = nn.Linear(192, 5), nn.Linear(9, 5)
+
+        def forward(self, x):
+            h = x.flatten(1) * 2
+            z = self.main(h)
+            h.zero_()
+            self.told = self.other(h[:, :9])
+            return z
+
+    model = igam_tf.from_torch(Heads().requires_grad_(False), SHAPE)
+    features = model.igam_features(tf.constant(images))
+    np.testing.assert_array_equal(features, 2 * images.transpose(0, 3, 1, 2).reshape(7, 192))
 
 
 # --- in the project ------------------------------------------------------------------------------------
@@ -309,7 +362,12 @@ def test_an_audit_attacks_the_network_inside_a_defence(images):
         (convolutional().half(), "expected a PyTorch network of float32 or float64 weights; "
          r"received torch.float16: call its float\(\) first"),
         (nn.Linear(7, 5), r"expected a PyTorch network for images \[8, 8, 3\], given to it as "
-         r"\[C,H,W\], channels_first; this Linear fails on them: mat1 and mat2"),
+         r"\[C,H,W\], channels_first; this Linear fails: mat1 and mat2"),
+        (Written(torch.squeeze), r"logits \[1,K\] of one image from this Written; received \[5\]: k"),
+        (Written(lambda z: z.sigmoid().mul_(z.sigmoid_())), "whose logits PyTorch differentiates; t"
+         "his Written fails: one of the variables needed for gradient computation has been modi"),
+        (Written(torch.Tensor.to_sparse), "this Written fails: can't convert Sparse layout"),
+        (convolutional().to("meta"), "received the device meta: load them first"),
         (keras.layers.Dense(2), "expected a torch.nn.Module; received a Dense"),
     ],
 )  # fmt: skip
@@ -418,7 +476,7 @@ def test_new_logits_need_a_last_linear(images):
 
 def test_without_pytorch_one_sentence_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(igam_tf.UserError, match=r"expected PyTorch.*pip install igam_tf\[torch\]"):
+    with pytest.raises(igam_tf.UserError, match=r"expected PyTorch.*pip install -e \.\[torch\]"):
         TorchModel(object())
 
 

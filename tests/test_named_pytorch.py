@@ -1,5 +1,6 @@
 """PyTorch networks that a command names: teachers of runs, models to measure, what is refused."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -43,6 +44,17 @@ def of_classes(num_classes, *, width=3):
 
 def broken():
     raise KeyError("fc.weight")
+"""
+BLOCKS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.last((2 * x).flatten(1))
 """
 # RobustBench's registry and loader, as far as they are called.
 ROBUSTBENCH = {
@@ -291,6 +303,24 @@ def test_a_name_of_nothing(name, said):
     with pytest.raises(igam_tf.UserError, match=said) as refused:
         named.load_named(name)
     assert "\n" not in str(refused.value)
+
+
+def test_code_that_has_changed_since_is_told(tmp_path, caplog):
+    """The weights are those of the file, but what is computed with them is another thing."""
+    (tmp_path / "own_blocks_of_pytorch.py").write_text(BLOCKS)
+    name = "torch:own_blocks_of_pytorch:Net"
+    model = named.load_named(name)
+    x = np.ones((2, 8, 8, 3), "float32")
+    before = model(x)
+    model.save("net.keras")
+    np.testing.assert_array_equal(load_model(Path("net.keras"))(x), before)
+    assert "DOUBTFUL" not in caplog.text
+    (tmp_path / "own_blocks_of_pytorch.py").write_text(BLOCKS.replace("2 * x", "3 * x"))
+    del sys.modules["own_blocks_of_pytorch"]
+    importlib.invalidate_caches()
+    assert np.abs(load_model(Path("net.keras"))(x) - before).max() > 0.01
+    assert f"DOUBTFUL: the code of {name} is not what it was" in caplog.text
+    del sys.modules["own_blocks_of_pytorch"]
 
 
 def test_without_robustbench_one_sentence_says_how_to_install_it(monkeypatch):

@@ -242,6 +242,12 @@ def not_finite(error: tf.errors.OpError) -> str | None:
     return found[1] if found else None
 
 
+def raised_within(error: tf.errors.OpError) -> str | None:
+    """The sentence of a UserError of a Python function that a graph called; None without one."""
+    found = re.search(r"\bUserError: (.+)", error.message)
+    return found[1] if found else None
+
+
 def label_outside(error: tf.errors.OpError) -> tuple[str, str] | None:
     """(label, range of the classes) if a cross-entropy had a label outside the classes; else None."""
     found = re.search(

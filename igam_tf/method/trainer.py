@@ -24,6 +24,7 @@ from igam_tf.common.private_api import (
     layers_of,
     metrics_of,
     not_finite,
+    raised_within,
 )
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.first_batch import with_first
@@ -561,11 +562,13 @@ def _training_errors() -> Iterator[None]:
     """Context that turns a graph error of a step into one sentence.
 
     Raises:
-        UserError: a term is not finite, or a label is none of the classes.
+        UserError: a term is not finite, a label is none of the classes, or a network of PyTorch fails.
     """
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except tf.errors.OpError as error:
+        if told := raised_within(error):
+            raise UserError(told) from error
         if term := not_finite(error):
             raise UserError(
                 f"expected finite losses; {term} is NaN or infinite: lower the learning rate, or look "

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from igam_tf.common.checks import channels_last, check_pixel_max, expect
 from igam_tf.common.errors import UserError
@@ -62,7 +63,10 @@ class TorchModel(keras.Model):
         expect(
             isinstance(module, torch.nn.Module), "a torch.nn.Module", f"a {type(module).__name__}"
         )
-        own = [t.dtype for t in _tensors(module).values() if t.is_floating_point()]
+        tensors = _tensors(module).values()
+        empty = any(t.is_meta for t in tensors)
+        expect(not empty, "a PyTorch network with weights", "the device meta", "load them first")
+        own = [t.dtype for t in tensors if t.is_floating_point()]
         for dtype in own:
             expect(
                 dtype in (torch.float32, torch.float64),
@@ -72,19 +76,22 @@ class TorchModel(keras.Model):
         self.supports_jit = False  # XLA cannot call Python
         self.module, self.channels_first = module.train(False), channels_first
         self.pixel_max, self.source = pixel_max, source
-        self._float = np.float64 if torch.float64 in own else np.float32
+        weights = [p.dtype for p in module.parameters() if p.is_floating_point()] or own
+        self._float = np.float64 if {*weights} == {torch.float64} else np.float32
         self._alone = threading.RLock()  # the hook below sees one call
         self._differentiable, self._no_features = True, ""
         self._last: Any = None  # the torch.nn.Linear that returns the logits
+        self._written = ""  # its identity when the file that it comes from was written
 
     def build(self, input_shape: tuple) -> None:
-        """Calls the network once on grey images [B,H,W,C], to see what it returns.
+        """Calls the network on two grey images [B,H,W,C] and on one, to see what it returns.
 
         Raises:
             UserError: it fails on such images, or does not return logits [B,K].
         """
         torch, kind, image_shape = import_torch(), type(self.module).__name__, input_shape[1:]
-        x = np.full((2, *image_shape), (self.pixel_max or 1.0) / 2, np.float32)
+        images = np.full((2, *image_shape), (self.pixel_max or 1.0) / 2, np.float32)
+        order = "[C,H,W], channels_first" if self.channels_first else "[H,W,C]"
         called: list[tuple] = []
         hooks = [
             part.register_forward_hook(lambda part, args, out: called.append((part, args, out)))
@@ -92,15 +99,8 @@ class TorchModel(keras.Model):
             if isinstance(part, torch.nn.Linear)
         ]
         try:
-            x, z = self.forward_in_torch(x, keep=True)
-        except UserError:
-            raise
-        except Exception as error:  # on such images a network can fail in any way
-            order = "[C,H,W], channels_first" if self.channels_first else "[H,W,C]"
-            raise UserError(
-                f"expected a PyTorch network for images {list(image_shape)}, given to it as {order}; "
-                f"this {kind} fails on them: {reason_of(error)}"
-            ) from error
+            with self.failures(f"for images {list(image_shape)}, given to it as {order}"):
+                x, z = self.forward_in_torch(images, keep=True)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -112,9 +112,16 @@ class TorchModel(keras.Model):
         fits = z.ndim == 2 and len(z) == 2 and z.is_floating_point()
         expect(fits, what, f"{z.dtype} {list(z.shape)}")
         self.num_classes, self._channels = z.shape[1], image_shape[-1]
-        if z.requires_grad:
-            (found,) = torch.autograd.grad(z.sum(), x, allow_unused=True)
-        self._differentiable = z.requires_grad and found is not None
+        with self.failures("whose logits PyTorch differentiates"):
+            if z.requires_grad:
+                (found,) = torch.autograd.grad(z.sum(), x, allow_unused=True)
+            self._differentiable = z.requires_grad and found is not None
+            one = _array(self.forward_in_torch(images[:1], keep=False)[1])
+        expect(
+            one.shape == (1, self.num_classes), f"logits [1,K] of one image from this {kind}",
+            list(one.shape), "keep the axis of the batch, which squeeze() removes",
+        )  # fmt: skip
+        called.sort(key=lambda call: call[2] is z)  # an auxiliary head can be called after it
         if not called:
             self._no_features = f"this {kind} calls no torch.nn.Linear"
         elif (last := called[-1])[2].shape != z.shape:
@@ -167,7 +174,7 @@ class TorchModel(keras.Model):
                 f"received {x.shape.as_list()}{channels_last(x.shape[1:])}"
             )
         x = tf.cast(x, tf.float32)
-        place = _Place(self, of_last)
+        place = _Place(self, of_last, width)
 
         @tf.custom_gradient
         def outputs(x: tf.Tensor):
@@ -214,12 +221,31 @@ class TorchModel(keras.Model):
             if not of_last:
                 return tensor, self.module(given)
             read: list = []
-            hook = self._last.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+            hook = self._last.register_forward_pre_hook(
+                lambda _, args: read.append(args[0].clone())
+            )
             try:
                 self.module(given)
             finally:
                 hook.remove()
         return tensor, read[-1]
+
+    @contextlib.contextmanager
+    def failures(self, what: str) -> Iterator[None]:
+        """Context that turns errors of the network, which can fail in any way, into one sentence.
+
+        Raises:
+            UserError: expected a PyTorch network `what`; the reason.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"expected a PyTorch network {what}; this {type(self.module).__name__} fails: "
+                f"{reason_of(error)}"
+            ) from error
 
     @contextlib.contextmanager
     def networks_inside(self) -> Iterator[list[tuple[TorchModel, np.ndarray]]]:
@@ -273,8 +299,11 @@ class TorchModel(keras.Model):
         """
         from igam_tf.pytorch.named import module_again
 
-        config = {name: value for name, value in config.items() if name != "identity"}
-        return cls(module_again(config["source"]), **config)
+        config = dict(config)
+        written = config.pop("identity", "")
+        model = cls(module_again(config["source"]), **config)
+        model._written = written
+        return model
 
     def save_own_variables(self, store: dict) -> None:
         """Writes PyTorch's weights.
@@ -296,6 +325,12 @@ class TorchModel(keras.Model):
         torch = import_torch()
         tensors = {name: torch.from_numpy(np.array(store[name])) for name in store.keys()}  # noqa: SIM118
         self.module.load_state_dict(tensors)
+        if self._written not in ("", identity_of(self.module)):
+            logging.warning(
+                "DOUBTFUL: the code of %s is not what it was when its weights were saved. What it "
+                "computes may be something else: take the code as it was, or start anew.",
+                self.source,
+            )
 
 
 class _Place:
@@ -306,8 +341,8 @@ class _Place:
             outside, each pass is kept as long as the tape is.
     """
 
-    def __init__(self, model: TorchModel, of_last: bool):
-        self._model, self._of_last = model, of_last
+    def __init__(self, model: TorchModel, of_last: bool, width: int):
+        self._model, self._of_last, self._width = model, of_last, width
         self.differentiated = tf.executing_eagerly()
         self._kept: collections.OrderedDict = collections.OrderedDict()
         self._numbers = itertools.count()
@@ -315,22 +350,27 @@ class _Place:
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, np.int64]:
         """(outputs, number of the pass)."""
         keep, number = self.differentiated, next(self._numbers)
-        pair = self._model.forward_in_torch(x, keep=keep, of_last=self._of_last)
+        with self._model.failures(f"for {len(x)} images"):
+            pair = self._model.forward_in_torch(x, keep=keep, of_last=self._of_last)
+            # A copy: TensorFlow may write into what it gets, and PyTorch needs its own.
+            z = _array(pair[1]).copy()
+        what = f"outputs {[len(x), self._width]} of a PyTorch network"
+        expect(z.shape == (len(x), self._width), what, list(z.shape))
         if keep:
             self._kept[number] = pair
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        # A copy: TensorFlow may write into what it gets, and PyTorch needs its own for the gradient.
-        return _array(pair[1]).copy(), np.int64(number)
+        return z, np.int64(number)
 
     def backward(self, x: np.ndarray, dz: np.ndarray, number: np.ndarray) -> np.ndarray:
         """The gradient of <dz, outputs> with respect to x."""
         torch = import_torch()
         pair = self._kept.pop(int(number), None)
-        tensor, z = pair or self._model.forward_in_torch(x, keep=True, of_last=self._of_last)
-        dz = torch.from_numpy(np.array(dz)).to(z.device, z.dtype)
-        (j,) = torch.autograd.grad(z, tensor, dz)
-        return self._model.images_of(j)
+        with self._model.failures(f"whose outputs for {len(x)} images PyTorch differentiates"):
+            tensor, z = pair or self._model.forward_in_torch(x, keep=True, of_last=self._of_last)
+            dz = torch.from_numpy(np.array(dz)).to(z.device, z.dtype)
+            (j,) = torch.autograd.grad(z, tensor, dz)
+            return self._model.images_of(j)
 
 
 def _array(tensor: Any) -> np.ndarray:
@@ -357,6 +397,7 @@ def identity_of(module: Any) -> str:
             if not k.startswith("_") and isinstance(v, int | float | str)
         }
         digest.update(json.dumps(held, sort_keys=True).encode())
+        digest.update(str(getattr(part, "code", "")).encode())  # of TorchScript, and of graphs
     for name, tensor in _tensors(module).items():
         array = tensor.detach().cpu().numpy()
         digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
