@@ -81,7 +81,7 @@ class TorchModel(keras.Model):
         self._alone = threading.RLock()  # the hook below sees one call
         self._differentiable, self._no_features = True, ""
         self._last: Any = None  # the torch.nn.Linear that returns the logits
-        self._written = ""  # its identity when the file that it comes from was written
+        self.written = ""  # its identity when the file that it comes from was written
 
     def build(self, input_shape: tuple) -> None:
         """Calls the network on two grey images [B,H,W,C] and on one, to see what it returns.
@@ -302,7 +302,7 @@ class TorchModel(keras.Model):
         config = dict(config)
         written = config.pop("identity", "")
         model = cls(module_again(config["source"]), **config)
-        model._written = written
+        model.written = written
         return model
 
     def save_own_variables(self, store: dict) -> None:
@@ -325,7 +325,7 @@ class TorchModel(keras.Model):
         torch = import_torch()
         tensors = {name: torch.from_numpy(np.array(store[name])) for name in store.keys()}  # noqa: SIM118
         self.module.load_state_dict(tensors)
-        if self._written not in ("", identity_of(self.module)):
+        if self.written not in ("", identity_of(self.module)):
             logging.warning(
                 "DOUBTFUL: the code of %s is not what it was when its weights were saved. What it "
                 "computes may be something else: take the code as it was, or start anew.",
