@@ -396,21 +396,44 @@ def test_steps_that_cannot_search_the_ball(rows, doubtful):
         ([], 50, False),
     ],
 )
-def test_what_the_ratio_breaks_beyond_cross_entropy_and_margin(losses, broken, doubtful):
+def test_what_a_targeted_attack_breaks_beyond_cross_entropy_and_margin(losses, broken, doubtful):
     specs = [AttackSpec(name="clean")]
     specs += [AttackSpec(name=f"pgd20 {loss}", steps=20, loss=loss) for loss in losses]
     tried = []
 
     def attack(spec, chosen):
-        tried.append((spec.loss, spec.steps, len(chosen)))
+        tried.append((spec.loss, spec.steps, spec.targets, len(chosen)))
         return np.arange(len(chosen)) >= broken
 
     specs.append(AttackSpec(name="square", kind="square", steps=5000, loss="cw"))
     found = weak_loss(specs, np.arange(100) < 50, attack, 10)
     assert (found.code if found else None) == ("weak_loss" if doubtful else None)
-    assert tried == [("dlr", 20, 50)] * ("xent" in losses and "dlr" not in losses)
-    weak_loss(specs, np.arange(100) < 50, attack, 2)  # of two classes there is no third logit
-    assert tried[1:] == [("cw", 20, 50)] * (losses == ["xent"])
+    assert tried == [("dlr", 20, 9, 50)] * ("xent" in losses and "dlr" not in losses)
+    if losses == ["xent"]:
+        for classes in (2, 3, 4):  # of two classes there is no third logit, of three no fourth
+            weak_loss(specs, np.arange(300) < 250, attack, classes)
+        assert tried[1:] == [("cw", 20, 0, 100), ("dlr", 20, 0, 100), ("dlr", 20, 3, 100)]
+
+
+def test_a_class_that_the_cross_entropy_leads_away_from():
+    """Of one pixel: class 1 is likelier and out of reach upwards, class 2 is within reach downwards.
+
+    From the starts above -0.02 PGD climbs to 0.1, where the logit of class 1 is still 0.2 below.
+    """
+    model = keras.Sequential(
+        [keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+    )
+    slopes = np.array([[0.0, 10.0, -40.0, 0.0]])
+    model.set_weights([slopes, np.array([0.0, -1.2, -3.6, -9.0]) - 0.5 * slopes[0]])
+    x, y = np.full((60, 1, 1, 1), 0.5, np.float32), np.zeros(60, int)
+    how = {"pixel_max": 1.0, "step_size": 0.025, "progress": False}
+    for eps, true, doubts in ((0.1, 0, ["weak_loss"]), (0.08, 60, [])):
+        report = igam_tf.evaluate(model, x, y, eps=eps, attacks="clean,pgd20", **how)
+        left = 60 * report["results"]["pgd20"]["accuracy"] / 100
+        assert (25 < left < 55) if true == 0 else left == true
+        assert [doubt["code"] for doubt in report["doubts"]] == doubts
+    exact = igam_tf.evaluate(model, x, y, eps=0.1, attacks="clean,apgd-t", **how)
+    assert exact["results"]["apgd-t"]["accuracy"] == 0
 
 
 def test_mcnemar_by_hand():
