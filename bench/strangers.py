@@ -95,40 +95,20 @@ def radii(network: Network, norm: str) -> np.ndarray:
 
 @functools.cache
 def small(colour: bool = False, n: int = 100) -> Network:
-    """A plain network for built-in digits, or objects in colour, trained here in seconds.
-
-    In float64, so that the rounding of a processor makes no other network.
-    """
-    name, linf, l2 = ("cifar10", 3 / 255, 0.4) if colour else ("mnist", 0.08, 0.9)
+    """A plain network for built-in digits, or objects in colour, trained here in seconds."""
+    name, linf, l2 = ("cifar10", 4 / 255, 0.5) if colour else ("mnist", 0.08, 0.9)
     images, labels = builtin.draw(name, "train", 0, num=4000)
     keras.utils.set_random_seed(0)
     mean, std, size, channels = (0.5,), (0.25,), images.shape[1], images.shape[3]
     shapes = [(4, 4, channels, 8), (4, 4, 8, 16), ((size // 4) ** 2 * 16, 32), (32, 10)]
     weights = [part for s in shapes for part in (np.zeros(s), np.zeros(s[-1]))]
-    layers = layers_of(weights, dtype="float64")
-    model = keras.Sequential([keras.Input(images.shape[1:], dtype="float64"), *layers])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64")
-    optimizer = keras.optimizers.AdamW(3e-3, weight_decay=1e-2)
-    optimizer.build(model.trainable_variables)
-
-    @tf.function(autograph=False)
-    def step(x: tf.Tensor, y: tf.Tensor, eps: tf.Tensor) -> None:
-        """One of fast adversarial training, for a smoother network."""
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = loss(y, model(x))
-        x += eps * tf.sign(tape.gradient(value, x))
-        with tf.GradientTape() as tape:
-            value = loss(y, model(x))
-        gradients = tape.gradient(value, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-
-    rng, x = np.random.default_rng(0), (images / 255.0 - mean) / std
-    batches = [b for _ in range(8) for b in rng.permutation(len(x)).reshape(-1, 100)]
-    for i, batch in enumerate(batches):
-        eps = np.float64(linf / std[0] * min(1, 2 * i / len(batches)))
-        near = x[batch] + eps * rng.uniform(-1, 1, x[batch].shape)
-        step(*map(tf.constant, (near, labels[batch], eps)))
+    noise = keras.layers.GaussianNoise(1.0)  # smoother: a weak attack finds what a strong one does
+    model = keras.Sequential([keras.Input(images.shape[1:]), noise, *layers_of(weights)])
+    model.compile(
+        keras.optimizers.AdamW(3e-3, weight_decay=1e-2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit((images / 255.0 - mean) / std, labels, batch_size=100, epochs=4, verbose=0)
     test = builtin.draw(name, "test", 0, num=n)
     return Network(model.get_weights(), *test, {"linf": linf, "l2": l2}, mean, std)
 
@@ -527,7 +507,7 @@ them. The table shows whether `igam_tf.evaluate` prints the true figure, or a li
 it may be false.
 
 Figures are robust accuracy in % under l-inf, of {n} built-in (synthetic) images: digits with eps
-0.08, of which {digits:g} % are robust, or objects in colour with eps 3/255, of which {objects:g}
+0.08, of which {digits:g} % are robust, or objects in colour with eps 4/255, of which {objects:g}
 %. These true figures come from a separate attack in float64 on the bare weights, which shares no
 code with `igam_tf.attacks`. The column "printed" is under PGD-20. If there is a doubt, the
 program also prints a line `DOUBTFUL` and ends with status 3. A "?" means that no way of calling
@@ -538,7 +518,12 @@ tests the same in l2, under APGD, and with weights of Wong et al. 2018 on real i
 
 The logits of "logits / 4", a network that is only a little less confident than it is accurate,
 are not scaled. PGD on the cross-entropy, as it is published, is weak on it, which `weak_loss`
-marks. On objects in colour PGD-20 is at the edge of that mark.
+marks: `apgd` gives the true 35, `--loss=cw` 37.
+
+The table is of one processor and of a `weak_loss` with a weaker attack. Rounding makes another
+network on another processor. There PGD-20 left 43 in l2 where 39 are robust, which `weak_loss` now
+marks, and 42 of the digits in l-inf where 39 are, which it does not mark: it finds at
+most two of the three.
 
 | network | called with | true | printed | doubts |
 |---|---|---|---|---|
@@ -560,6 +545,7 @@ def rows() -> Iterator[str]:
 
 def main() -> None:
     """Writes docs/strangers.md."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # as the tests: the same weights
     known = {"digits": truth(small(), "linf"), "objects": truth(small(colour=True), "linf")}
     with open(Path(__file__).parents[1] / "docs" / "strangers.md", "w", encoding="utf-8") as page:
         page.write(PAGE.format(n=len(small().labels), **known))
