@@ -249,7 +249,6 @@ def still_right(
 
 
 @functools.cache
-@functools.cache
 def truth(network: Network, norm: str, **options) -> float:
     """Robust accuracy in percent; options of `still_right`."""
     x = network.images / 255.0

@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import igam_tf
 from igam_tf.common import checks
@@ -81,3 +82,14 @@ def test_a_network_of_pytorch_is_told_the_bridge():
     ):
         with pytest.raises(igam_tf.UserError, match=r"received a Net: igam_tf\.from_torch"):
             call()
+
+
+def test_a_sentence_within_a_graph_is_told_alone():
+    def failing(x):
+        raise igam_tf.UserError("expected rain; received sun")
+
+    graph = checks.traced(
+        tf.function(lambda x: tf.numpy_function(failing, [x], tf.float32)), tf.TensorSpec([])
+    )
+    with pytest.raises(igam_tf.UserError, match=r"^expected rain; received sun$"):
+        graph(tf.constant(1.0))

@@ -12,7 +12,6 @@ import numpy as np
 from igam_tf.attacks.attack_losses import (
     aimed_loss,
     as_loss,
-    dlr_targeted,
     misclassified,
     reached,
 )
@@ -236,7 +235,7 @@ def _draws(spec: AttackSpec, shape, generator: np.random.Generator, eps: float, 
 def _run(
     logits_fn, x, y, spec: AttackSpec, *, eps, bounds, step_size, steps, target, noise
 ) -> tf.Tensor:
-    loss = dlr_targeted if spec.targets else aimed_loss(spec.loss) if spec.aim else spec.loss
+    loss = aimed_loss(spec.loss) if spec.targeted else spec.loss
     return apgd(
         logits_fn, x, y, eps=eps, bounds=bounds, steps=spec.steps, noise=noise, norm=spec.norm,
         loss=loss, target=target, eot=spec.eot, aimed=spec.aim is not None,

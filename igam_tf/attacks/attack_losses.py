@@ -162,10 +162,12 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 def aimed_loss(name: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     """(logits, y, target) -> [B] of an attack towards a target: minus the loss of the target as label.
 
-    "dlr" is `dlr_targeted`, as in AutoAttack.
+    "dlr" is `dlr_targeted`, as in AutoAttack, and so is the name that APGD-T has for it.
     """
+    if name in ("dlr", "dlr_targeted"):
+        return dlr_targeted
     loss = loss_named(name)
-    return dlr_targeted if name == "dlr" else lambda logits, y, target: -loss(logits, target)
+    return lambda logits, y, target: -loss(logits, target)
 
 
 _ONE = ": for a single output z of two classes return tf.concat([0 * z, z], 1)"

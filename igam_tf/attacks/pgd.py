@@ -149,10 +149,9 @@ def _begin(x, spec: AttackSpec, *, eps, bounds, noise) -> tf.Tensor:
 
 
 def _run(logits_fn, x, y, spec: AttackSpec, **inputs) -> tf.Tensor:
-    loss = aimed_loss(spec.loss) if spec.aim or spec.targets else spec.loss
-    return pgd(
-        logits_fn, x, y, loss=loss, norm=spec.norm, clip_first=spec.clip_first, **inputs
-    )  # fmt: skip
+    loss = aimed_loss(spec.loss) if spec.targeted else spec.loss
+    clip = spec.clip_first
+    return pgd(logits_fn, x, y, loss=loss, norm=spec.norm, clip_first=clip, **inputs)
 
 
 KIND = Kind(

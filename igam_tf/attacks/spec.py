@@ -13,11 +13,8 @@ from igam_tf.common.lazy import tf
 
 STEPS = 100  # of APGD and FAB, as in AutoAttack
 BATCH_NORMS = ("inference", "batch")  # by moving averages, or by each batch's statistics
-_RARE = {
-    "eot": 1,
-    "aim": None,
-    "clip_first": False,
-}  # name of a setting that few attacks have -> what it is in the others
+# Name of a setting that few attacks have -> what it is in the others.
+_RARE = {"eot": 1, "aim": None, "clip_first": False}
 TARGETS = 9  # classes that a targeted attack tries, those of the highest logits first
 
 
@@ -61,6 +58,11 @@ class AttackSpec:
     def runs(self) -> int:
         """Passes over the examples: one for each restart and target."""
         return self.restarts * max(self.targets, 1)
+
+    @property
+    def targeted(self) -> bool:
+        """Whether its loss has a target: one of several `targets`, or its aim."""
+        return bool(self.targets or self.aim)
 
     def rare(self) -> dict[str, Any]:
         """The settings that few attacks have, by name, where this one has them."""

@@ -5,7 +5,8 @@ Every error is one sentence: "expected <what>; received <what came>: <what to do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import keras, tf
-from igam_tf.common.private_api import reason_of
+from igam_tf.common.private_api import raised_within, reason_of
 
 NORM_TEXT = {"linf": "l-inf", "l2": "l2", "l1": "l1"}
 
@@ -234,14 +235,29 @@ def logits_of(
     return np.asarray(z)
 
 
-def traced(function: Any, *signature: tf.TensorSpec) -> Any:
-    """The one graph of a tf.function that calls a model.
+@contextlib.contextmanager
+def told_alone(where: str = "") -> Iterator[None]:
+    """Context that raises the UserError of a Python function within a graph as it was.
 
     Raises:
-        UserError: it cannot be traced.
+        UserError: `where`, then its sentence, without what TensorFlow writes around it.
     """
     try:
-        return function.get_concrete_function(*signature)
+        yield
+    except tf.errors.OpError as error:
+        if told := raised_within(error):
+            raise UserError(f"{where}{told}") from error
+        raise
+
+
+def traced(function: Any, *signature: tf.TensorSpec) -> Any:
+    """The one graph of a tf.function that calls a model, as a function.
+
+    Raises:
+        UserError: it cannot be traced; or, when called, of a Python function within it.
+    """
+    try:
+        graph = function.get_concrete_function(*signature)
     except UserError:
         raise
     except Exception as error:  # in a graph a model can fail in any way
@@ -250,3 +266,9 @@ def traced(function: Any, *signature: tf.TensorSpec) -> Any:
             "expected a model that works within tf.function, as attacks call it; received one that "
             f"fails there: {reason}"
         ) from error
+
+    def called(*arguments: Any) -> Any:
+        with told_alone():
+            return graph(*arguments)
+
+    return called

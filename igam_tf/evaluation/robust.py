@@ -14,7 +14,6 @@ from igam_tf.attacks.attack_losses import aimed_at, class_of_rank
 from igam_tf.common import devices
 from igam_tf.common.checks import check_labels, check_pixels, expect, logits_of, traced
 from igam_tf.common.errors import UserError
-from igam_tf.common.private_api import raised_within
 from igam_tf.datasets import fraction_text, in_pixel_range
 from igam_tf.evaluation.adversarial import Adversarial
 from igam_tf.formulas.losses import at_least_float32
@@ -100,12 +99,7 @@ def robust_flags(
             compiled[kind] = _compiled(
                 logits_fn, spec, inputs, pixel_max, whole=batch_norm == "batch", images=keep
             )
-        try:
-            predicted, *images_of = (part.numpy() for part in compiled[kind](inputs))
-        except tf.errors.OpError as error:
-            if told := raised_within(error):
-                raise UserError(told) from error
-            raise
+        predicted, *images_of = (part.numpy() for part in compiled[kind](inputs))
         predicted, aims = predicted[: len(group)], predicted[-1]
         for each_spec, count in zip(group, (predicted == _NOT_FINITE).sum(1), strict=True):
             if count:

@@ -121,7 +121,10 @@ def smallest_eps(
 
     everything = np.arange(n)
     clean = searched(
-        "clean", everything, 0.0 * y, lambda i: distance(in_pixel_range(images[i], pixel_max), i)
+        "clean",
+        everything,
+        np.zeros(n),
+        lambda i: distance(in_pixel_range(images[i], pixel_max), i),
     )
     best = {"clean": clean, "fab": np.full(n, np.inf), "apgd": np.full(n, np.inf)}
     right = np.flatnonzero(np.isinf(clean))
@@ -134,7 +137,7 @@ def smallest_eps(
     ) as bar:
         for rank in range(by_fab.targets if len(right) else 0):
             work = partial(lambda i, rank: run("fab", i, np.int32(rank)), rank=rank)
-            found = searched("fab", right, 0.0 * y + rank, work)
+            found = searched("fab", right, np.full(n, float(rank)), work)
             best["fab"][right] = np.minimum(best["fab"][right], found)
             bar.update(len(right))
         # The indices of the largest radius where APGD failed, and of the smallest where it need not

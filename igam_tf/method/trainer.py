@@ -15,7 +15,14 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
-from igam_tf.common.checks import check_images, check_labels, check_model, expect, logits_of
+from igam_tf.common.checks import (
+    check_images,
+    check_labels,
+    check_model,
+    expect,
+    logits_of,
+    told_alone,
+)
 from igam_tf.common.errors import UserError
 from igam_tf.common.private_api import (
     EVALUATED_BY_FIT,
@@ -24,7 +31,6 @@ from igam_tf.common.private_api import (
     layers_of,
     metrics_of,
     not_finite,
-    raised_within,
 )
 from igam_tf.formulas import gradients, losses
 from igam_tf.method.first_batch import with_first
@@ -565,10 +571,9 @@ def _training_errors() -> Iterator[None]:
         UserError: a term is not finite, a label is none of the classes, or a network of PyTorch fails.
     """
     try:
-        yield
+        with told_alone():
+            yield
     except tf.errors.OpError as error:
-        if told := raised_within(error):
-            raise UserError(told) from error
         if term := not_finite(error):
             raise UserError(
                 f"expected finite losses; {term} is NaN or infinite: lower the learning rate, or look "

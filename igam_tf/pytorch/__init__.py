@@ -8,6 +8,8 @@ from typing import Any
 
 from igam_tf.common.errors import UserError
 
+INSTALL = "pip install -e .[torch], in the folder of igam_tf"
+
 
 def import_torch() -> Any:
     """The module `torch`.
@@ -24,7 +26,6 @@ def import_torch() -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            "expected PyTorch, which runs such networks and reads their files; "
-            f"{error}: pip install -e .[torch], in the folder of igam_tf"
+            f"expected PyTorch, which runs such networks and reads their files; {error}: {INSTALL}"
         ) from error
     return torch

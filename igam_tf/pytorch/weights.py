@@ -19,7 +19,7 @@ from igam_tf.common.archives import archive_errors, open_zip
 from igam_tf.common.checks import expect
 from igam_tf.common.errors import UserError
 from igam_tf.common.lazy import keras
-from igam_tf.pytorch import import_torch
+from igam_tf.pytorch import INSTALL, import_torch
 from igam_tf.pytorch.architectures import Plan, candidates, plan_of
 
 # Name -> shape of each tensor of a file, and the function that reads some of them.
@@ -280,8 +280,7 @@ def _safetensors(path: Path) -> Opened:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise UserError(
-            f"expected safetensors, which reads {path}; it is not installed: "
-            "pip install -e .[torch], in the folder of igam_tf"
+            f"expected safetensors, which reads {path}; it is not installed: {INSTALL}"
         ) from error
 
     def opened(use: Callable[[Any], Any]) -> Any:

@@ -18,9 +18,10 @@ from absl import logging
 from tqdm import tqdm
 
 from igam_tf.common import devices
+from igam_tf.common.checks import told_alone
 from igam_tf.common.errors import UserError
 from igam_tf.common.files import write_text
-from igam_tf.common.private_api import not_finite, raised_within
+from igam_tf.common.private_api import not_finite
 from igam_tf.formulas import losses
 from igam_tf.method.trainer import ClassifierTrainer
 from igam_tf.storage.checkpoints import Checkpoints
@@ -151,10 +152,9 @@ def train(
     with stop, tqdm(initial=done, total=steps, desc=stage, unit="step") as bar:
         for step in range(done + 1, steps + 1):
             try:
-                train_function(data)
+                with told_alone(f"stage {stage}, step {step}: "):
+                    train_function(data)
             except tf.errors.OpError as error:
-                if told := raised_within(error):
-                    raise UserError(f"stage {stage}, step {step}: {told}") from error
                 term = not_finite(error)
                 if not term:
                     raise
